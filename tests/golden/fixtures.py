@@ -1,0 +1,87 @@
+"""Reads recorded numbers and compares with one table of tolerances."""
+
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.golden import tolerances
+
+_HERE = pathlib.Path(__file__).parent
+_DEFAULT = _HERE.parents[1] / '..' / 'shared' / 'golden'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixture:
+  """Arrays, hyperparameters and weights of one recorded run."""
+
+  name: str
+  meta: dict[str, Any]
+  arrays: dict[str, np.ndarray]
+  weights: dict[str, np.ndarray]
+
+
+def _find(kind: str, name: str) -> pathlib.Path:
+  """The fixture's file: GOLDEN, else the shared folder, else our copies."""
+  explicit = os.environ.get('GOLDEN')
+  file = f'{name}.npz'
+  if explicit:
+    path = pathlib.Path(explicit) / kind / file
+    if not path.exists():
+      pytest.fail(f'GOLDEN={explicit} has no {kind}/{file}')
+    return path
+  for path in (_DEFAULT / kind / file, _HERE / 'data' / kind / file):
+    if path.exists():
+      return path
+  pytest.skip(
+    f'{kind}/{file} is neither in {_DEFAULT} nor among the copies in '
+    'tests/golden/data; set GOLDEN to the folder of recorded numbers'
+  )
+
+
+def load(kind: str, name: str) -> Fixture:
+  """Reads fixture `name` of `kind` ('tokenizer' or 'generator')."""
+  path = _find(kind, name)
+  with np.load(path, allow_pickle=False) as file:
+    arrays = {k: file[k] for k in file.files if k != 'meta_json'}
+    meta = json.loads(str(file['meta_json']))
+  weights = {}
+  for suffix in ('.safetensors', '.weights.safetensors'):
+    beside = path.with_suffix('').with_name(name + suffix)
+    if beside.exists():
+      weights = safetensors.numpy.load_file(beside)
+  return Fixture(name, meta, arrays, weights)
+
+
+def check(fixture: str, array: str, actual, expected) -> None:
+  """Asserts `actual` within the tolerance tabled for (fixture, array)."""
+  atol, rtol, rel_l2 = _tolerance(fixture, array)
+  actual, expected = np.asarray(actual), np.asarray(expected)
+  label = f'{fixture}:{array}'
+  assert actual.shape == expected.shape, (label, actual.shape, expected.shape)
+  if atol is not None or rtol is not None:
+    np.testing.assert_allclose(
+      actual, expected, atol=atol or 0.0, rtol=rtol or 0.0, err_msg=label
+    )
+  if rel_l2 is not None:
+    wide = actual.astype(np.float64) - expected.astype(np.float64)
+    norm = np.linalg.norm(expected.astype(np.float64).ravel())
+    ratio = np.linalg.norm(wide.ravel()) / max(norm, 1e-300)
+    assert ratio <= rel_l2, f'{label}: relative L2 {ratio:.2e} > {rel_l2:.0e}'
+
+
+def _tolerance(fixture: str, array: str):
+  for (fixture_glob, array_glob), bounds in tolerances.TABLE.items():
+    if fnmatch.fnmatchcase(fixture, fixture_glob) and fnmatch.fnmatchcase(
+      array, array_glob
+    ):
+      if all(bound is None for bound in bounds):
+        raise KeyError(f'{fixture}:{array}: a row without a bound')
+      return bounds
+  raise KeyError(f'no tolerance is tabled for {fixture}:{array}')
