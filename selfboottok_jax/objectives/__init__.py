@@ -1,0 +1,1 @@
+"""Training losses: pure functions of arrays, float32 or wider throughout."""

@@ -1,0 +1,1 @@
+"""The machinery of training; it knows no model and no task."""

@@ -1,0 +1,1 @@
+"""Configurations: plain ml_collections, importable without jax."""

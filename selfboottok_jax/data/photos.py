@@ -1,0 +1,172 @@
+"""Photographs of a folder tree, or of a tar of one."""
+
+import functools
+import io
+import os
+import pathlib
+import struct
+import tarfile
+import weakref
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from selfboottok_jax import errors
+from selfboottok_jax.data import layout, transforms
+
+# What Pillow raises on damaged files, by format.
+_DECODE_ERRORS = (
+  OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error,
+  zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class _Photos:
+  """What folder and tar share: a layout, and decoding by index."""
+
+  max_scale = 1.25
+
+  def __init__(self, path: str, split: str, chosen: layout.Layout):
+    self._path = path
+    self._split = split
+    self._files = chosen.files
+    self._labels = np.asarray(chosen.labels, np.int32)
+    self.class_names = chosen.class_names
+    self.fingerprint = chosen.fingerprint
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    name = f'{self._path}/{self._files[index]}'
+    image = decode_image(self._read(index), name)
+    return {'image': image, 'label': int(self._labels[index])}
+
+  # grain prints its sources, and a path is all that a reader wants to see.
+  def __repr__(self) -> str:
+    return f'{self._path} ({self._split})'
+
+  def _read(self, index: int) -> bytes:
+    raise NotImplementedError
+
+
+class FolderSource(_Photos):
+  """Pictures of a folder tree, one file each."""
+
+  def __init__(self, path: str, split: str):
+    """Lists the tree; DataError where `layout.arrange` says so."""
+    sizes, folders = _list_folder(path)
+    super().__init__(path, split, layout.arrange(sizes, folders, split, path))
+
+  def _read(self, index: int) -> bytes:
+    file = pathlib.Path(self._path, self._files[index])
+    try:
+      return file.read_bytes()
+    except OSError as error:
+      raise errors.DataError(
+        f'cannot read {file}: {error.strerror}; it was there at the start: '
+        'restore it, or start again without it'
+      ) from error
+
+
+class TarSource(_Photos):
+  """Pictures of an uncompressed tar: indexed once, then read by offset.
+
+  Reads are os.pread on one descriptor, which has no shared position, so any
+  number of threads may read; a pickled copy opens the file again.
+  """
+
+  def __init__(self, path: str, split: str):
+    """Reads the headers; DataError if the tar is damaged or has none."""
+    stat = os.stat(path)
+    spans, folders = _index_tar(path, stat.st_size, stat.st_mtime_ns)
+    sizes = {name: size for name, (_, size) in spans.items()}
+    super().__init__(path, split, layout.arrange(sizes, folders, split, path))
+    self._spans = np.asarray([spans[f] for f in self._files], np.int64)
+    self._open()
+
+  def _open(self) -> None:
+    self._descriptor = os.open(self._path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._descriptor)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves the descriptor, which is this process's own, behind."""
+    return {k: v for k, v in vars(self).items() if k != '_descriptor'}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Opens the tar again."""
+    vars(self).update(state)
+    self._open()
+
+  def _read(self, index: int) -> bytes:
+    offset, size = self._spans[index].tolist()
+    return os.pread(self._descriptor, size, offset)
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
+  """Decodes a picture; EXIF orientation is ignored, as in ADM's protocol.
+
+  Raises:
+    DataError: `data` is no image; names `name`.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return np.asarray(transforms.to_rgb(image))
+  except _DECODE_ERRORS as error:
+    raise errors.DataError(
+      f'{name} is no image that can be read ({len(data)} bytes); '
+      'replace it or take it out'
+    ) from error
+
+
+def _list_folder(path: str) -> tuple[dict[str, int], set[str]]:
+  sizes, folders = {}, set()
+  root = pathlib.Path(path)
+  for where, _, names in os.walk(path, followlinks=True):
+    relative = pathlib.Path(where).relative_to(root)
+    folders.add(relative.as_posix())
+    for name in names:
+      file = (relative / name).as_posix()
+      full = os.path.join(where, name)
+      # A dangling link has no size, and a tar of the tree no data for it.
+      if layout.is_image(file) and os.path.isfile(full):
+        sizes[file] = os.path.getsize(full)
+  return sizes, folders
+
+
+# Train and val are mostly opened one after the other, and walking the headers
+# of a large tar takes minutes; size and time tell whether it is the same one.
+@functools.lru_cache(maxsize=2)
+def _index_tar(
+  path: str, size: int, changed: int
+) -> tuple[Mapping[str, tuple[int, int]], frozenset[str]]:
+  """Every picture's (offset, bytes), and all folders."""
+  del changed  # only part of the key
+  spans, folders = {}, set()
+  try:
+    with tarfile.open(path, 'r:') as tar:
+      while (member := tar.next()) is not None:
+        tar.members.clear()  # a million headers are a gigabyte
+        name = pathlib.PurePosixPath(member.name).as_posix().lstrip('/')
+        if member.isdir():
+          folders.add(name)
+        elif layout.is_image(name) and member.islnk():
+          target = pathlib.PurePosixPath(member.linkname).as_posix()
+          if target in spans:
+            spans[name] = spans[target]
+        elif layout.is_image(name) and member.isreg():
+          spans[name] = (member.offset_data, member.size)
+  except tarfile.TarError as error:
+    raise errors.DataError(
+      f'{path} is no tar, or is cut short ({size} bytes, {error}); '
+      'copy or download it again'
+    ) from error
+  if any(offset + length > size for offset, length in spans.values()):
+    raise errors.DataError(
+      f'{path} is cut short at {size} bytes; copy or download it again'
+    )
+  return spans, frozenset(folders)

@@ -1,0 +1,249 @@
+"""Sources to batches, with grain's threads and worker processes.
+
+An iterator's state is never saved: grain 0.2.18 restores one taken under two
+workers with silently wrong batches under four. Order and augmentation are a
+pure function of (seed, step) instead, and a run that goes on is rebuilt at its
+step.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from selfboottok_jax import errors
+from selfboottok_jax.data import sources, transforms
+
+_SHUFFLE, _AUGMENT = range(2)
+
+
+def make_train_dataset(
+  source: sources.Source,
+  *,
+  batch_size: int,
+  image_size: int,
+  seed: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 4,
+  num_workers: int = 0,
+  max_scale: float | None = None,
+  flip: bool = True,
+) -> 'TrainBatches':
+  """Starts endless training batches; call `close()` when done.
+
+  Args:
+    source: the pictures; every epoch comes in a new order, and a source
+      smaller than a batch is repeated within it.
+    batch_size: of all processes together.
+    image_size: pixels a side.
+    seed: of order and augmentation.
+    start_step: the first batch is that of this step of an endless run.
+    process_index: which rows of the global batch: their concatenation in order
+      of the process is the batch of a single process.
+    process_count: how many processes share a batch.
+    num_threads: in this process, or in each worker; 0 works in the caller's.
+    num_workers: processes that prepare batches; 0 for threads alone.
+    max_scale: see `transforms.TrainTransform`; None takes the source's.
+    flip: see there.
+
+  Returns:
+    Iterator of {'image': float32 [b, h, w, 3] in [-1, 1], 'label': int32 [b]},
+    b = batch_size / process_count. A damaged picture raises DataError here.
+
+  Raises:
+    ConfigError: a batch size that processes cannot share.
+  """
+  local = _local_batch(batch_size, process_count)
+  scale = source.max_scale if max_scale is None else max_scale
+  transform = transforms.TrainTransform(image_size, scale, flip)
+  rows = (
+    grain.MapDataset.source(source)
+    .shuffle(seed=_stream(seed, _SHUFFLE))
+    .repeat()
+    .random_map(transform, seed=_stream(seed, _AUGMENT))
+  )
+  share = _Share(rows, start_step, batch_size, local, process_index)
+  batches = grain.MapDataset.source(share).batch(local)
+  return TrainBatches(iter(_prefetch(batches, num_threads, num_workers)))
+
+
+def make_eval_dataset(
+  source: sources.Source,
+  *,
+  batch_size: int,
+  image_size: int,
+  num_images: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 4,
+  num_workers: int = 0,
+) -> 'EvalBatches':
+  """Makes one pass over a source under ADM's centre crop.
+
+  Args:
+    source: the pictures.
+    batch_size: of all processes together.
+    image_size: pixels a side.
+    num_images: at most so many, spread evenly over the source, whose order
+      is by class; None for all.
+    process_index: which rows of each batch, as in `make_train_dataset`.
+    process_count: how many processes share a batch.
+    num_threads: as in `make_train_dataset`.
+    num_workers: as in `make_train_dataset`.
+
+  Raises:
+    ConfigError: a batch size that processes cannot share.
+  """
+  local = _local_batch(batch_size, process_count)
+  count = len(source) if num_images is None else min(num_images, len(source))
+  rows = _Crops(source, count, batch_size, local, process_index, image_size)
+  return EvalBatches(rows, local, num_threads, num_workers)
+
+
+class TrainBatches:
+  """Endless batches; owns the threads and workers that prepare them.
+
+  They end with `close()`, with the object, or with the process.
+  """
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    """Takes over a grain iterator, which nobody else may hold."""
+    # Held in a box that the finaliser empties: a grain iterator that is left
+    # to the interpreter's own shutdown leaks shared memory and complains,
+    # even if it was closed.
+    self._box = [iterator]
+    self._finalizer = weakref.finalize(self, _close, self._box)
+
+  def __iter__(self) -> 'TrainBatches':
+    """Itself."""
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """The next step's batch; ends once closed."""
+    if not self._box:
+      raise StopIteration
+    return next(self._box[0])
+
+  def close(self) -> None:
+    """Stops threads and workers; may be called again."""
+    self._finalizer()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+  """Batches in a fixed order; `len` is their number; may be read again.
+
+  Each is {'image': uint8 [b, h, w, 3], 'label': int32 [b], 'mask': bool [b]};
+  the last one is padded with black, where mask is False. All processes get the
+  same number.
+  """
+
+  rows: '_Crops'
+  local: int
+  num_threads: int
+  num_workers: int
+
+  def __len__(self) -> int:
+    """Number of batches."""
+    return len(self.rows) // self.local
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    """Reads the batches; threads end when the reader stops."""
+    batches = grain.MapDataset.source(self.rows).batch(self.local)
+    iterator = iter(_prefetch(batches, self.num_threads, self.num_workers))
+    with contextlib.closing(iterator):
+      yield from iterator
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+  """One process's rows of the endless stream, from a step on."""
+
+  rows: Any
+  start_step: int
+  batch_size: int
+  local: int
+  process_index: int
+
+  def __len__(self) -> int:
+    # Whole batches, or the last index would wrap within one.
+    return sys.maxsize // self.local * self.local
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    step, row = divmod(index, self.local)
+    first = (self.start_step + step) * self.batch_size
+    return self.rows[first + self.process_index * self.local + row]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Crops:
+  """One process's rows of an evaluation, padded to whole batches."""
+
+  source: Any
+  count: int
+  batch_size: int
+  local: int
+  process_index: int
+  image_size: int
+
+  def __len__(self) -> int:
+    return -(-self.count // self.batch_size) * self.local
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    step, row = divmod(index, self.local)
+    i = step * self.batch_size + self.process_index * self.local + row
+    if i >= self.count:
+      shape = (self.image_size, self.image_size, 3)
+      black = np.zeros(shape, np.uint8)
+      return {'image': black, 'label': np.int32(0), 'mask': np.False_}
+    element = self.source[i * len(self.source) // self.count]
+    return {
+      'image': transforms.center_crop(element['image'], self.image_size),
+      'label': np.int32(element['label']),
+      'mask': np.True_,
+    }
+
+
+def _close(box: list[grain.DatasetIterator]) -> None:
+  box.pop().close()
+
+
+def _prefetch(
+  batches: grain.MapDataset, num_threads: int, num_workers: int
+) -> grain.IterDataset:
+  """Prepares whole batches ahead, one to a thread, and at least two."""
+  options = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=max(2, num_threads)
+  )
+  dataset = batches.to_iter_dataset(options)
+  if num_workers:
+    # grain reads its flags to start workers, and outside an absl main, as in a
+    # notebook, nobody has parsed them: the defaults will do.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+  return dataset
+
+
+def _local_batch(batch_size: int, process_count: int) -> int:
+  if batch_size <= 0 or batch_size % process_count:
+    raise errors.ConfigError(
+      f'a batch of {batch_size} cannot be shared by {process_count} processes;'
+      f' give a multiple of {process_count}'
+    )
+  return batch_size // process_count
+
+
+def _stream(seed: int, purpose: int) -> int:
+  # grain shuffles epoch e with seed + e: without mixing, a run with seed 1
+  # would be that of seed 0 from its second epoch on.
+  mixed = np.random.SeedSequence([seed, purpose]).generate_state(1)
+  return int(mixed[0])

@@ -1,0 +1,187 @@
+"""Built-in scenes: a textured shape on a textured background.
+
+Ten classes need the whole silhouette, the textures need detail, and nothing
+needs a download. A scene is a pure function of (split, index); its geometry is
+in units of the picture, so it is the same scene at every size.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from selfboottok_jax.data import shapes
+
+Colour = Float[np.ndarray, '3']
+
+_VERSION = 1  # raise it when a scene changes: it enters the fingerprint
+_LENGTHS = {'train': 50_000, 'val': 2_000}
+# First half of the random generator's key: the splits share no scene.
+_STREAMS = {'train': 0x7472, 'val': 0x7661}
+_DRAWS = 32
+_OUTLINES = tuple(shapes.SHAPES.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface:
+  """Colour and texture of the shape or of the background.
+
+  Attributes:
+    near: RGB in [0, 1] at one side of the gradient.
+    far: RGB at the other side.
+    direction: of the gradient, radians.
+    texture: a key of `shapes.TEXTURES`.
+    period: of the texture, in picture widths.
+    angle: of the texture, radians.
+    strength: how far the texture lightens and darkens, as a share.
+  """
+
+  near: Colour
+  far: Colour
+  direction: float
+  texture: str
+  period: float
+  angle: float
+  strength: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """Everything about a picture but its size; lengths in half widths."""
+
+  label: int
+  center: tuple[float, float]
+  radius: float
+  angle: float
+  shadow: tuple[float, float]
+  shape: Surface
+  background: Surface
+
+
+def make_scene(split: str, index: int) -> Scene:
+  """Draws the scene of an index: all of its numbers in one call."""
+  generator = np.random.Philox(key=[_STREAMS[split], index])
+  draws = iter(np.random.Generator(generator).random(_DRAWS).tolist())
+  label = int(len(shapes.SHAPES) * next(draws))
+  radius = 0.56 + 0.24 * next(draws)
+  reach = 0.95 - radius
+  center = tuple(reach * (2 * next(draws) - 1) for _ in range(2))
+  angle = 2 * np.pi * next(draws)
+  fall = 2 * np.pi * next(draws)
+  shadow = (0.13 * float(np.cos(fall)), 0.13 * float(np.sin(fall)))
+  # One of the two is light and the other dark, so that the outline always
+  # shows, in hues at least 80 degrees apart.
+  hue, light = next(draws), next(draws) < 0.5
+  other = hue + 0.22 + 0.56 * next(draws)
+  shape = _draw_surface(draws, hue, light, saturation=0.85)
+  background = _draw_surface(draws, other, not light, saturation=0.65)
+  return Scene(label, center, radius, angle, shadow, shape, background)
+
+
+def _draw_surface(
+  draws: Iterator[float], hue: float, light: bool, saturation: float
+) -> Surface:
+  value = 0.84 + 0.13 * next(draws) if light else 0.34 + 0.2 * next(draws)
+  saturation *= (0.7 if light else 1.0) * (0.7 + 0.45 * next(draws))
+  turn = 0.16 * (next(draws) - 0.5)
+  step = 0.16 if light else 0.12
+  return Surface(
+    near=_colour(hue, saturation, value + 0.3 * step),
+    far=_colour(hue + turn, saturation, value - step),
+    direction=2 * np.pi * next(draws),
+    texture=tuple(shapes.TEXTURES)[int(len(shapes.TEXTURES) * next(draws))],
+    # 2.5 to 6 pixels at 32x32.
+    period=(2.5 + 3.5 * next(draws)) / 32,
+    angle=np.pi * next(draws),
+    strength=0.14 + 0.16 * next(draws),
+  )
+
+
+def _colour(hue: float, saturation: float, value: float) -> Colour:
+  """Hue in turns to RGB, by three shifted cosines."""
+  phase = 2 * np.pi * (hue - np.arange(3) / 3)
+  wheel = 0.5 + 0.5 * np.cos(phase)
+  return (value * (1 - saturation * (1 - wheel))).astype(np.float32)
+
+
+def render(scene: Scene, size: int) -> UInt8[np.ndarray, '{size} {size} 3']:
+  """Draws a scene, anti-aliased.
+
+  Small pictures are drawn at twice their size and averaged, which textures of
+  a few pixels need; edges are soft over a pixel at any size.
+  """
+  fine = size * (2 if size <= 64 else 1)
+  line = (np.arange(fine, dtype=np.float32) + 0.5) * (2 / fine) - 1
+  x, y = np.meshgrid(line, -line)
+  x, y = x.astype(np.float32), y.astype(np.float32)
+  pixel = 2 / fine
+  cover = np.clip(0.5 - _distance(scene, x, y) / pixel, 0, 1)
+  moved = _distance(scene, x - scene.shadow[0], y - scene.shadow[1])
+  shade = 1 - 0.4 * np.clip(0.5 - moved / 0.16, 0, 1)
+  back = _paint(scene.background, x, y) * shade[..., None]
+  image = back + cover[..., None] * (_paint(scene.shape, x, y) - back)
+  if fine != size:
+    image = image.reshape(size, 2, size, 2, 3).mean((1, 3))
+  return (255 * np.clip(image, 0, 1) + 0.5).astype(np.uint8)
+
+
+def _distance(scene: Scene, x: shapes.Plane, y: shapes.Plane) -> shapes.Plane:
+  """Signed distance to the scene's outline, in half widths."""
+  c, s = float(np.cos(scene.angle)), float(np.sin(scene.angle))
+  x, y = x - scene.center[0], y - scene.center[1]
+  u = (c * x + s * y) / scene.radius
+  v = (c * y - s * x) / scene.radius
+  return _OUTLINES[scene.label](u, v) * scene.radius
+
+
+def _paint(
+  surface: Surface, x: shapes.Plane, y: shapes.Plane
+) -> Float[np.ndarray, '... 3']:
+  c, s = float(np.cos(surface.direction)), float(np.sin(surface.direction))
+  mix = 0.5 + 0.35 * (c * x + s * y)
+  c, s = float(np.cos(surface.angle)), float(np.sin(surface.angle))
+  scale = 1 / (2 * surface.period)
+  u, v = scale * (c * x + s * y), scale * (c * y - s * x)
+  light = 1 + surface.strength * shapes.TEXTURES[surface.texture](u, v)
+  colour = surface.near + mix[..., None] * (surface.far - surface.near)
+  return colour * light[..., None]
+
+
+class ProceduralSource:
+  """The built-in scenes of a split, drawn when they are asked for.
+
+  Attributes:
+    class_names: names of the ten shapes.
+    fingerprint: sha256 of version, split, length and size.
+    max_scale: 1, as scenes already vary in scale and place, and enlarging
+      them would blur their textures.
+  """
+
+  class_names = tuple(shapes.SHAPES)
+  max_scale = 1.0
+
+  def __init__(self, split: str, image_size: int, length: int | None = None):
+    """Takes pixels a side, and scenes to offer if not the usual number."""
+    self._split = split
+    self._size = image_size
+    self._length = _LENGTHS[split] if length is None else length
+    content = f'scenes {_VERSION} {split} {self._length} {image_size}'
+    self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    """Number of scenes."""
+    return self._length
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Draws a scene: {'image': uint8 [h, w, 3], 'label': int}."""
+    if not 0 <= index < self._length:
+      raise IndexError(index)
+    scene = make_scene(self._split, index)
+    return {'image': render(scene, self._size), 'label': scene.label}
+
+  def __repr__(self) -> str:
+    """Names the split and size, for logs."""
+    return f'built-in scenes, {self._size}x{self._size} ({self._split})'

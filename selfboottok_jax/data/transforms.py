@@ -1,0 +1,89 @@
+"""From a decoded picture to what a model sees."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+Pixels = UInt8[np.ndarray, '_ _ 3']
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+  """Any mode to RGB: transparent parts on white, 16-bit grey scaled down."""
+  if image.mode.startswith('I'):
+    grey = np.asarray(image).astype(np.int64)
+    # 16-bit PNGs open as 'I' or 'I;16' by Pillow's version: 0..65535 in both.
+    return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert(
+      'RGB'
+    )
+  if image.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or (
+    'transparency' in image.info
+  ):
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(white, image)
+  return image.convert('RGB')
+
+
+def resize_shorter(image: Pixels, size: int) -> Pixels:
+  """Resizes so that the shorter side is `size`, as ADM does.
+
+  The picture is halved by box filters while twice as large as wanted, then
+  resized bicubically.
+  """
+  if min(image.shape[:2]) == size:
+    return image
+  picture = Image.fromarray(image)
+  while min(picture.size) >= 2 * size:
+    half = (picture.width // 2, picture.height // 2)
+    picture = picture.resize(half, Image.Resampling.BOX)
+  scale = size / min(picture.size)
+  whole = (round(picture.width * scale), round(picture.height * scale))
+  return np.asarray(picture.resize(whole, Image.Resampling.BICUBIC))
+
+
+def center_crop(
+  image: Pixels, size: int
+) -> UInt8[np.ndarray, '{size} {size} 3']:
+  """ADM's evaluation crop: shorter side to `size`, then the middle."""
+  image = resize_shorter(image, size)
+  top = (image.shape[0] - size) // 2
+  left = (image.shape[1] - size) // 2
+  return image[top : top + size, left : left + size]
+
+
+def to_float(image: UInt8[np.ndarray, '...']) -> Float[np.ndarray, '...']:
+  """Bytes to float32 in [-1, 1]."""
+  return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+  """Random scale, crop and flip, then float32 in [-1, 1].
+
+  Attributes:
+    image_size: pixels a side of the result.
+    max_scale: the shorter side becomes a random integer in
+      [image_size, max_scale * image_size].
+    flip: whether every other picture is mirrored.
+  """
+
+  image_size: int
+  max_scale: float = 1.25
+  flip: bool = True
+
+  def __call__(
+    self, element: dict[str, Any], rng: np.random.Generator
+  ) -> dict[str, Any]:
+    """Augments one element of a source."""
+    size = self.image_size
+    shorter = rng.integers(size, int(self.max_scale * size) + 1)
+    image = resize_shorter(element['image'], int(shorter))
+    top = rng.integers(image.shape[0] - size + 1)
+    left = rng.integers(image.shape[1] - size + 1)
+    image = image[top : top + size, left : left + size]
+    if self.flip and rng.random() < 0.5:
+      image = image[:, ::-1]
+    return {'image': to_float(image), 'label': np.int32(element['label'])}

@@ -1,0 +1,170 @@
+"""What is measured while training: a state in, names and numbers out."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Num, PyTree
+
+from selfboottok_jax.evaluation import scores
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.objectives import velocity
+from selfboottok_jax.tasks import generator as generator_task
+from selfboottok_jax.tasks import parts
+from selfboottok_jax.training import sharding
+from selfboottok_jax.training import state as state_lib
+
+
+class Reconstruction:
+  """PSNR, SSIM and codebook use on held-out images, beside two baselines.
+
+  The baselines are what a tokenizer that says nothing would score: the mean
+  image of the set, and each image's own mean colour.
+  """
+
+  def __init__(
+    self,
+    model: tokenizer_lib.Tokenizer,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+  ):
+    """`batches` can be read again and again, as data.make_eval_dataset's."""
+    self._model, self._batches, self._mesh = model, batches, mesh
+    self._measure = jax.jit(
+      functools.partial(measure_reconstruction, model),
+      out_shardings=sharding.replicated(mesh),
+    )
+    self._mean_image = None
+
+  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
+    """Scores of the running means of a training's parameters."""
+    yield from self.run_params(parts.served_params(state.params, state.ema))
+
+  def run_params(self, params: PyTree) -> Iterator[tuple[str, float]]:
+    """Scores of a tokenizer's parameters."""
+    if self._mean_image is None:
+      self._mean_image = scores.mean_image(
+        batch['image'][batch['mask']] for batch in self._batches
+      )
+    totals = None
+    for batch in self._batches:
+      placed = sharding.put_batch(dict(batch), self._mesh)
+      sums = self._measure(params, placed, self._mean_image)
+      totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+    totals = jax.device_get(totals)
+    for name, total in totals['scores'].items():
+      yield name, float(total / totals['count'])
+    for group, histogram in totals['histograms'].items():
+      used, perplexity = scores.usage(histogram)
+      yield f'codes_used_{group}', float(np.mean(used))
+      yield f'perplexity_{group}', float(np.mean(perplexity))
+
+
+def measure_reconstruction(
+  model: tokenizer_lib.Tokenizer,
+  params: PyTree,
+  batch: dict[str, Array],
+  mean_image: Num[Array, 'h w 3'] | Num[np.ndarray, 'h w 3'],
+) -> dict[str, Any]:
+  """Sums of scores over a batch, and histograms of the codes chosen."""
+  original, mask = batch['image'], batch['mask']
+  images = original.astype(jnp.float32) / 127.5 - 1
+  output = model.apply({'params': params}, images)
+  reconstruction = scores.to_uint8(output.reconstruction)
+  values = scores.image_scores(original, reconstruction)
+  values |= scores.baseline_scores(original, jnp.asarray(mean_image))
+  weight = mask.astype(jnp.float32)
+  histograms = {
+    group: jnp.sum(
+      jax.nn.one_hot(quantized.indices, model.codebook_size)
+      * weight[:, None, None, None],
+      axis=(0, 2),
+    )
+    for group, quantized in output.quantized.items()
+  }
+  return {
+    'scores': {name: jnp.sum(v * weight) for name, v in values.items()},
+    'count': jnp.sum(weight),
+    'histograms': histograms,
+  }
+
+
+class Velocity:
+  """The velocity loss on held-out images, at fixed times and noise.
+
+  Beside it what the best guess for Gaussian codes would score, which knows
+  their mean and deviation and nothing else: the mean over t of
+  1 / (alpha^2 + sigma^2) x (alpha d_sigma - d_alpha sigma)^2, pi / 2 on the
+  linear path.
+  """
+
+  def __init__(
+    self,
+    task: generator_task.GeneratorTask,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    frozen: PyTree,
+  ):
+    """`frozen` are the task's frozen parameters as placed for training."""
+    self._task, self._batches, self._mesh = task, batches, mesh
+    self._frozen = frozen
+    self._measure = jax.jit(self._sums, out_shardings=sharding.replicated(mesh))
+
+  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
+    """Scores of the running means of a training's parameters."""
+    total = count = baseline = 0.0
+    for index, batch in enumerate(self._batches):
+      placed = sharding.put_batch(dict(batch), self._mesh)
+      sums = self._measure(
+        state.ema['generator'],
+        state.stats['latents'],
+        self._frozen,
+        placed,
+        index,
+      )
+      loss, gaussian, images = jax.device_get(sums)
+      total, baseline = total + loss, baseline + gaussian
+      count += images
+    yield 'velocity_loss', float(total / count)
+    yield 'velocity_loss_gaussian', float(baseline / count)
+
+  def _sums(self, params, latents, frozen, batch, index):
+    task = self._task
+    images = batch['image'].astype(jnp.float32) / 127.5 - 1
+    codes = task.tokenizer.apply(
+      {'params': frozen['tokenizer']}, images, method='encode'
+    )
+    x = generator_task.normalise(codes, latents)
+    time_key, noise_key = jax.random.split(
+      jax.random.fold_in(jax.random.key(0), index)
+    )
+    # One draw for each stratum: less noise between evaluations.
+    b = x.shape[0]
+    t = (jnp.arange(b) + jax.random.uniform(time_key, (b,))) / b
+    noise = jax.random.normal(noise_key, x.shape)
+    prediction = task.model.apply(
+      {'params': params},
+      task.path.interpolate(x, noise, t),
+      t,
+      batch['label'],
+    )
+    loss = velocity.velocity_loss(prediction, x, noise, t, task.path)
+    weight = batch['mask'].astype(jnp.float32)
+    return (
+      jnp.sum(loss * weight),
+      jnp.sum(_gaussian_loss(task.path, t) * weight),
+      jnp.sum(weight),
+    )
+
+
+def _gaussian_loss(path, t: Float[Array, ' b']) -> Float[Array, ' b']:
+  """Residual of the best linear guess of the velocity for unit data."""
+  power = path.alpha(t) ** 2 + path.sigma(t) ** 2
+  determinant = path.alpha(t) * path.d_sigma(t) - path.d_alpha(t) * path.sigma(
+    t
+  )
+  return determinant**2 / power

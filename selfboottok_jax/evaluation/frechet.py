@@ -1,0 +1,126 @@
+"""Frechet distance between Gaussian fits of features, in float64.
+
+It is called FID only for the pool features of Inception-v3; on any other
+network it is `FD (network)`, and its numbers compare with no FID.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+
+from selfboottok_jax import errors
+
+
+def name_of(network: str) -> str:
+  """What a report calls the distance on the features of `network`."""
+  return f'FD ({network})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+  """Mean, sample covariance (n - 1) and count of a set of features."""
+
+  mean: Float[np.ndarray, 'd']
+  covariance: Float[np.ndarray, 'd d']
+  count: int
+
+
+@dataclasses.dataclass
+class Moments:
+  """Running mean and scatter (Chan et al., 1983): stable, order-free.
+
+  Attributes:
+    count: features so far.
+    mean: their mean [d]; None before the first.
+    scatter: sum of outer products of deviations [d, d]; None before the first.
+  """
+
+  count: int = 0
+  mean: Float[np.ndarray, 'd'] | None = None
+  scatter: Float[np.ndarray, 'd d'] | None = None
+
+  def add(
+    self, features: Float[Array, 'b d'] | Float[np.ndarray, 'b d']
+  ) -> None:
+    """Adds a batch; drop padding rows before."""
+    features = np.asarray(features, np.float64)
+    if not len(features):
+      return
+    if not np.isfinite(features).all():
+      raise errors.DataError(
+        'features of an image are not finite numbers, so no Frechet distance '
+        'exists; look for NaN in the images'
+      )
+    mean = features.mean(axis=0)
+    centred = features - mean
+    self.merge(Moments(len(features), mean, centred.T @ centred))
+
+  def merge(self, other: 'Moments') -> None:
+    """Adds what another one, e.g. of another process, has seen."""
+    if other.mean is None or other.scatter is None:
+      return
+    if self.mean is None or self.scatter is None:
+      self.count = other.count
+      self.mean, self.scatter = other.mean.copy(), other.scatter.copy()
+      return
+    total = self.count + other.count
+    shift = other.mean - self.mean
+    weight = self.count * other.count / total
+    self.scatter = self.scatter + other.scatter
+    self.scatter += weight * np.outer(shift, shift)
+    self.mean = self.mean + shift * (other.count / total)
+    self.count = total
+
+  def gaussian(self) -> Gaussian:
+    """The fit; needs two features or more."""
+    if self.mean is None or self.scatter is None or self.count < 2:
+      raise errors.DataError(
+        f'a Gaussian fit of {self.count} images; give 2 or more'
+      )
+    return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
+
+
+def fit(
+  batches: Iterable[Float[Array, '_ d'] | Float[np.ndarray, '_ d']],
+) -> Gaussian:
+  """Mean, covariance and count of batches of features."""
+  moments = Moments()
+  for batch in batches:
+    moments.add(batch)
+  return moments.gaussian()
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+  """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of covariances A, B.
+
+  The trace of the root is the sum of the singular values of A^(1/2) B^(1/2),
+  which is real, non-negative and exact for singular covariances too, where
+  the usual `sqrtm` needs an offset or returns complex numbers. With fewer
+  images than features (count < d) the covariances are singular: the number is
+  well defined, but it is biased upwards and falls as the count grows, so
+  compare it only at equal counts.
+  """
+  if a.mean.shape != b.mean.shape:
+    raise errors.UserError(
+      f'Frechet distance of {a.mean.size} against {b.mean.size} features; '
+      'take both from the same network'
+    )
+  shift = a.mean - b.mean
+  product = _square_root(a.covariance) @ _square_root(b.covariance)
+  overlap = scipy.linalg.svdvals(product).sum()
+  traces = np.trace(a.covariance) + np.trace(b.covariance)
+  return max(float(shift @ shift + traces - 2 * overlap), 0.0)
+
+
+def _square_root(
+  covariance: Float[np.ndarray, 'd d'],
+) -> Float[np.ndarray, 'd d']:
+  values, vectors = scipy.linalg.eigh(covariance)
+  # The root would turn eigenvalues that are only round-off, 1e-16 of the
+  # largest, into 1e-8 of its root.
+  noise = len(values) * np.finfo(values.dtype).eps * np.abs(values).max()
+  roots = np.sqrt(np.where(values > noise, values, 0.0))
+  return (vectors * roots) @ vectors.T

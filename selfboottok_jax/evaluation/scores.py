@@ -1,0 +1,215 @@
+"""Scores of reconstructions against originals, both uint8.
+
+All are per image, averaged over images afterwards (`MeanScores`). Sums over
+windows and rows are exact integers; only their quotients are float32.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
+
+from selfboottok_jax import errors
+
+# Pixels, by any of the two libraries; jax.jit sees the first.
+Images = UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
+
+# What an image equal to its original counts as, and the most that any can
+# reach: infinity would be the mean of them all.
+PSNR_CAP = 100.0
+
+SSIM_WINDOW = 7
+_K1, _K2 = 0.01, 0.03
+
+ROUNDINGS = {'truncate': 0.0, 'round': 0.5}
+
+
+def to_uint8(
+  x: Float[Array, '*b h w c'] | Float[np.ndarray, '*b h w c'],
+  rounding: str = 'truncate',
+) -> UInt8[Array, '*b h w c']:
+  """Quantises images in [-1, 1]: clamp((x + 1) / 2, 0, 1) * 255 to uint8.
+
+  'truncate' drops the fraction; 'round' goes to the nearest level, halves up
+  (ADM's clamp(127.5 x + 128)). Truncation lies half a level low on average,
+  and takes some levels one down when an image went from uint8 to float and
+  back, which 'round' never does.
+  """
+  if rounding not in ROUNDINGS:
+    raise errors.UserError(
+      f'unknown rounding {rounding!r}; choose one of {", ".join(ROUNDINGS)}'
+    )
+  x = jnp.asarray(x)
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  levels = jnp.clip((x + 1) / 2, 0.0, 1.0) * 255
+  return jnp.floor(levels + ROUNDINGS[rounding]).astype(jnp.uint8)
+
+
+def psnr(original: Images, reconstruction: Images) -> Float[Array, 'b']:
+  """Peak signal-to-noise ratio in dB, data range 1 on [0, 1].
+
+  At most PSNR_CAP, which equal images get.
+  """
+  a, b = (jnp.asarray(x).astype(jnp.int32) for x in (original, reconstruction))
+  # Integers first: one float32 sum over a whole image loses five digits.
+  rows = jnp.square(a - b).sum(axis=(2, 3))
+  square = rows.astype(jnp.float32).mean(axis=1) / (a.shape[2] * a.shape[3])
+  floor = 255.0**2 * 10 ** (-PSNR_CAP / 10)
+  return 10 * jnp.log10(255.0**2 / jnp.maximum(square, floor))
+
+
+def ssim(original: Images, reconstruction: Images) -> Float[Array, 'b']:
+  """Structural similarity, data range 1 on [0, 1].
+
+  The protocol of scikit-image: 7x7 uniform windows, those inside the image
+  only, sample covariances, each channel by itself, then the mean.
+  """
+  return _ssim(original, reconstruction, data_range=255.0)
+
+
+def ssim_range2(original: Images, reconstruction: Images) -> Float[Array, 'b']:
+  """SSIM with data range 2 on [0, 1], for comparing with published tables.
+
+  The convention of LlamaGen, SoftVQ and GigaTok: constants four times too
+  large, which inflates the score.
+  """
+  return _ssim(original, reconstruction, data_range=510.0)
+
+
+SCORES = {'psnr': psnr, 'ssim': ssim, 'ssim_range2': ssim_range2}
+
+
+@jax.jit
+def image_scores(
+  original: Images, reconstruction: Images
+) -> dict[str, Float[Array, 'b']]:
+  """Every one of SCORES, per image."""
+  return {name: f(original, reconstruction) for name, f in SCORES.items()}
+
+
+@jax.jit
+def baseline_scores(
+  original: Images,
+  mean: UInt8[Array, 'h w 3'] | UInt8[np.ndarray, 'h w 3'],
+) -> dict[str, Float[Array, 'b']]:
+  """What a tokenizer that says nothing, or one colour, would score.
+
+  `psnr_mean_image`: against the mean image of a set (`mean_image`), the same
+  for all. `psnr_mean_colour`: against each image's own mean colour.
+  """
+  original = jnp.asarray(original)
+  same = jnp.broadcast_to(jnp.asarray(mean)[None], original.shape)
+  return {
+    'psnr_mean_image': psnr(original, same),
+    'psnr_mean_colour': psnr(original, mean_colour(original)),
+  }
+
+
+def mean_image(
+  batches: Iterable[UInt8[Array, '_ h w 3'] | UInt8[np.ndarray, '_ h w 3']],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """The mean of a set of equally large images, to the nearest level."""
+  total, count = None, 0
+  for batch in batches:
+    part = np.asarray(batch).sum(axis=0, dtype=np.int64)
+    total = part if total is None else total + part
+    count += len(batch)
+  if total is None or not count:
+    raise errors.DataError('the mean image of no images; give one or more')
+  return np.floor(total / count + 0.5).astype(np.uint8)
+
+
+def mean_colour(images: Images) -> UInt8[Array, 'b h w 3']:
+  """Each image painted in its mean colour, to the nearest level."""
+  images = jnp.asarray(images)
+  colour = images.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
+  colour = jnp.floor(colour + 0.5).astype(jnp.uint8)
+  return jnp.broadcast_to(colour, images.shape)
+
+
+@dataclasses.dataclass
+class MeanScores:
+  """Running float64 means of per-image scores.
+
+  Attributes:
+    sums: name to the sum so far.
+    count: images so far.
+  """
+
+  sums: dict[str, float] = dataclasses.field(default_factory=dict)
+  count: int = 0
+
+  def add(
+    self,
+    scores: Mapping[str, Float[Array, 'b'] | Float[np.ndarray, 'b']],
+    mask: Bool[Array, 'b'] | Bool[np.ndarray, 'b'] | None = None,
+  ) -> None:
+    """Adds a batch; images where `mask` is False (padding) do not count."""
+    if self.count and set(scores) != set(self.sums):
+      raise ValueError(f'{sorted(scores)} after {sorted(self.sums)}')
+    kept = 0
+    for name, values in scores.items():
+      values = np.asarray(values, np.float64)
+      values = values if mask is None else values[np.asarray(mask)]
+      self.sums[name] = self.sums.get(name, 0.0) + float(values.sum())
+      kept = len(values)
+    self.count += kept
+
+  def means(self) -> dict[str, float]:
+    """Name to the mean over the images added; raises when there is none."""
+    if not self.count:
+      raise errors.DataError('the mean score of no images; give one or more')
+    return {name: total / self.count for name, total in self.sums.items()}
+
+
+def usage(
+  histogram: Num[np.ndarray, 'n v'],
+) -> tuple[Float[np.ndarray, 'n'], Float[np.ndarray, 'n']]:
+  """Fraction of codes used, and perplexity, of each of n codebooks.
+
+  The histogram counts how often (or how strongly) each of the v codes was
+  taken. Perplexity is exp(entropy): v when all are taken equally often, 1 for
+  a single one. Both are 0 for a codebook that was never asked.
+  """
+  histogram = np.asarray(histogram, np.float64)
+  total = histogram.sum(axis=1, keepdims=True)
+  share = histogram / np.where(total > 0, total, 1)
+  entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=1)
+  perplexity = np.where(total[:, 0] > 0, np.exp(entropy), 0.0)
+  return (histogram > 0).mean(axis=1), perplexity
+
+
+def _ssim(
+  original: Images, reconstruction: Images, data_range: float
+) -> Float[Array, 'b']:
+  if min(original.shape[1:3]) < SSIM_WINDOW:
+    raise errors.UserError(
+      f'ssim got {original.shape[1]}x{original.shape[2]} images, wanted '
+      f'{SSIM_WINDOW} pixels or more a side'
+    )
+  a, b = (jnp.asarray(x).astype(jnp.int32) for x in (original, reconstruction))
+  n = SSIM_WINDOW**2
+  sum_a, sum_b = _window_sums(a), _window_sums(b)
+  # n^2 times the covariances: exact, and below 2^31 for uint8.
+  var_a = n * _window_sums(a * a) - sum_a * sum_a
+  var_b = n * _window_sums(b * b) - sum_b * sum_b
+  covariance = n * _window_sums(a * b) - sum_a * sum_b
+  sample = 1.0 / (n * (n - 1))
+  mean_a, mean_b = sum_a / n, sum_b / n
+  c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+  above = (2 * mean_a * mean_b + c1) * (2 * sample * covariance + c2)
+  below = (mean_a**2 + mean_b**2 + c1) * (sample * (var_a + var_b) + c2)
+  # Row by row, of what is missing to 1: small numbers, short float32 sums;
+  # the barrier keeps XLA from joining them into one.
+  missing = (1 - above / below).mean(axis=(2, 3))
+  return 1 - jax.lax.optimization_barrier(missing).mean(axis=1)
+
+
+def _window_sums(x: Int[Array, 'b h w c']) -> Int[Array, 'b _ _ c']:
+  """Sums over all windows that lie inside the image."""
+  rows, columns = (size - SSIM_WINDOW + 1 for size in x.shape[1:3])
+  x = sum(x[:, i : i + rows] for i in range(SSIM_WINDOW))
+  return sum(x[:, :, i : i + columns] for i in range(SSIM_WINDOW))

@@ -1,0 +1,237 @@
+"""Samplers from noise to data: compiled loops over a grid of times."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from selfboottok_jax import errors
+from selfboottok_jax.flow import path as path_lib
+
+State = Float[Array, 'b ...']
+States = Float[Array, '...']
+Times = Float[np.ndarray, ' _']
+
+
+@dataclasses.dataclass(frozen=True)
+class Switched:
+  """A velocity with one form for low <= t <= high and another elsewhere.
+
+  A step takes the form of the time that it starts from, in all its stages, so
+  steps with one form follow each other and compile to a loop of their own:
+  the cheaper form is not computed and thrown away.
+  """
+
+  inside: path_lib.Velocity
+  outside: path_lib.Velocity
+  low: float
+  high: float
+
+  def at(self, t: float) -> path_lib.Velocity:
+    """The form at time `t`; the ends count as inside, rounding or not."""
+    within = self.low - 1e-9 <= t <= self.high + 1e-9
+    return self.inside if within else self.outside
+
+
+def time_grid(sampler: str, num_steps: int, last_step: float = 0.04) -> Times:
+  """The s + 1 times of `num_steps` steps from 1 down to 0.
+
+  The ODEs step evenly. The SDE steps evenly to `last_step` and takes one step
+  from there to 0, because its score is infinite at the data.
+  """
+  if num_steps < 1:
+    raise errors.UserError(
+      f'num_steps={num_steps}: sampling needs at least 1 step'
+    )
+  if sampler not in SAMPLERS:
+    raise errors.UserError(
+      f'sampler={sampler!r}: choose one of {", ".join(SAMPLERS)}'
+    )
+  if sampler != 'sde':
+    return np.linspace(1.0, 0.0, num_steps + 1)
+  if not 0 < last_step < 1:
+    raise errors.UserError(
+      f'last_step={last_step}: the last step starts between t = 0 and 1'
+    )
+  return np.append(np.linspace(1.0, last_step, num_steps), 0.0)
+
+
+def sample_noise(
+  seed: int | Int[Array, ''],
+  sample_indices: Int[Array, ' b'],
+  step: int | Int[Array, ''],
+  shape: tuple[int, ...],
+) -> Float[Array, 'b ...']:
+  """Normal float32 noise [b, *shape] that depends on (seed, index, step) only.
+
+  So a sample is the same one whatever batch and whichever device it is in.
+  """
+
+  def draw(index):
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    key = jax.random.fold_in(key, step)
+    return jax.random.normal(key, shape, jnp.float32)
+
+  return jax.vmap(draw)(sample_indices)
+
+
+def make_noise(
+  seed: int | Int[Array, ''],
+  sample_indices: Int[Array, ' b'],
+  shape: tuple[int, ...],
+) -> tuple[State, Callable[[Int[Array, '']], State]]:
+  """The start state at t = 1 and the noise of each SDE step, all distinct."""
+  start = sample_noise(seed, sample_indices, 0, shape)
+
+  def noise(step):
+    return sample_noise(seed, sample_indices, step + 1, shape)
+
+  return start, noise
+
+
+def euler(
+  velocity: path_lib.Velocity | Switched,
+  x: State,
+  times: Times,
+  *,
+  path: path_lib.Path,
+  record: bool = False,
+) -> States:
+  """Probability flow ODE, first order, one evaluation a step.
+
+  `record` returns the states at all `times` [s + 1, b, ...], not just the last.
+  """
+  del path  # The flow of a velocity does not depend on where it came from.
+  return _walk(velocity, x, times, [_euler_step] * (len(times) - 1), record)
+
+
+def heun(
+  velocity: path_lib.Velocity | Switched,
+  x: State,
+  times: Times,
+  *,
+  path: path_lib.Path,
+  final_step: str | None = None,
+  record: bool = False,
+) -> States:
+  """Probability flow ODE, second order, two evaluations a step.
+
+  Args:
+    velocity: field of (x [b, ...], t [b]).
+    x: state at times[0].
+    times: decreasing grid.
+    path: tells where the velocity is finite.
+    final_step: 'heun', or 'euler', which does not evaluate the velocity at
+      times[-1] (EDM, REPA). None is 'heun' unless times[-1] lies below
+      `path.min_time`: the linear and cosine velocities are finite at the data.
+    record: return the states at all times.
+  """
+  if final_step is None:
+    final_step = 'heun' if times[-1] >= path.min_time else 'euler'
+  if final_step not in _ODE_STEPS:
+    raise errors.UserError(
+      f'final_step={final_step!r}: choose one of {", ".join(_ODE_STEPS)}'
+    )
+  steps = [_heun_step] * (len(times) - 2) + [_ODE_STEPS[final_step]]
+  return _walk(velocity, x, times, steps, record)
+
+
+def euler_maruyama(
+  velocity: path_lib.Velocity | Switched,
+  x: State,
+  times: Times,
+  *,
+  path: path_lib.Path,
+  noise: Callable[[Int[Array, '']], State],
+  diffusion: str = '2t',
+  record: bool = False,
+) -> States:
+  """Reverse SDE dx = (v - w s / 2) dt + sqrt(w) dW, one evaluation a step.
+
+  Args:
+    velocity: field of (x [b, ...], t [b]).
+    x: state at times[0].
+    times: decreasing grid; only the last may be 0.
+    path: gives the score s from the velocity.
+    noise: standard normal noise like x of a step 0 .. s - 1. It is called for
+      the last step too, where it counts for nothing: the data has no noise.
+    diffusion: w(t), a key of DIFFUSIONS.
+    record: return the states at all times.
+  """
+  if diffusion not in DIFFUSIONS:
+    raise errors.UserError(
+      f'diffusion={diffusion!r}: choose one of {", ".join(DIFFUSIONS)}'
+    )
+  rate = DIFFUSIONS[diffusion]
+  last = len(times) - 2
+
+  def step(field, x, t, t_next, dt, index):
+    del t_next
+    w = rate(path, t)
+    v = _evaluate(field, x, t)
+    drift = v - 0.5 * w * path.score_from_velocity(v, x, t)
+    kick = jnp.where(index == last, 0.0, jnp.sqrt(w * -dt))
+    return x + drift * dt + kick * noise(index).astype(x.dtype)
+
+  return _walk(velocity, x, times, [step] * (last + 1), record)
+
+
+def _euler_step(field, x, t, t_next, dt, index):
+  del t_next, index
+  return x + dt * _evaluate(field, x, t)
+
+
+def _heun_step(field, x, t, t_next, dt, index):
+  del index
+  v = _evaluate(field, x, t)
+  corrected = _evaluate(field, x + dt * v, t_next)
+  return x + 0.5 * dt * (v + corrected)
+
+
+def _evaluate(field, x, t):
+  return field(x, jnp.full(x.shape[:1], t, x.dtype)).astype(x.dtype)
+
+
+def _walk(velocity, x, times, steps, record):
+  """Runs steps[i] from times[i] to times[i + 1], one scan for each stretch.
+
+  A stretch is a run of steps of the same kind with the same velocity.
+  """
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  fields = [
+    velocity.at(float(t)) if isinstance(velocity, Switched) else velocity
+    for t in times[:-1]
+  ]
+  columns = (times[:-1], times[1:], np.diff(times))
+  columns = tuple(jnp.asarray(c, x.dtype) for c in columns)
+  columns += (jnp.arange(len(steps)),)
+  states = [x[None]]
+  stretches = itertools.groupby(
+    range(len(steps)), lambda i: (steps[i], fields[i])
+  )
+  for (step, field), stretch in stretches:
+    indices = list(stretch)
+    rows = slice(indices[0], indices[-1] + 1)
+
+    def body(x, row, step=step, field=field):
+      x = step(field, x, *row)
+      return x, (x if record else None)
+
+    x, seen = jax.lax.scan(body, x, tuple(c[rows] for c in columns))
+    states.append(seen)
+  return jnp.concatenate(states) if record else x
+
+
+_ODE_STEPS = {'euler': _euler_step, 'heun': _heun_step}
+
+# w(t) of the SDE; both are the same on the linear path.
+DIFFUSIONS = {
+  '2t': lambda path, t: 2 * t,
+  'sigma': lambda path, t: 2 * path.sigma(t),
+}
+
+SAMPLERS = {'sde': euler_maruyama, 'ode': euler, 'heun': heun}

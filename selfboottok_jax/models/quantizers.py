@@ -1,0 +1,95 @@
+"""Soft vector quantisation: a code is a mixture of codebook rows."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@flax.struct.dataclass
+class Quantized:
+  """What a quantiser says of a group of tokens.
+
+  Attributes:
+    codes: quantised tokens z_q [b, k, e].
+    logits: similarity of each token to each code of its codebook, before the
+      temperature, [b, n, s, v].
+    probs: soft assignment softmax(logits / tau) [b, n, s, v].
+  """
+
+  codes: Float[Array, 'b k e']
+  logits: Float[Array, 'b n s v']
+  probs: Float[Array, 'b n s v']
+
+  @property
+  def indices(self) -> Int[Array, 'b n s']:
+    """The nearest code of each token, by token order within its segment."""
+    return jnp.argmax(self.logits, axis=-1)
+
+
+def unit(x: Float[Array, '*b e']) -> Float[Array, '*b e']:
+  """L2-normalises the last axis; zero stays zero, with a finite gradient."""
+  square = jnp.sum(x * x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def cosine_logits(
+  z: Float[Array, 'b n s e'], codebook: Float[Array, 'n v e']
+) -> Float[Array, 'b n s v']:
+  """Cosine of tokens and codes; the codebook is already on the sphere."""
+  return jnp.einsum('bnse,nve->bnsv', unit(z), codebook)
+
+
+def l2_logits(
+  z: Float[Array, 'b n s e'], codebook: Float[Array, 'n v e']
+) -> Float[Array, 'b n s v']:
+  """Minus the plain Euclidean distance, as Eq. (2) writes it."""
+  square = (
+    jnp.sum(z * z, axis=-1)[..., None]
+    - 2 * jnp.einsum('bnse,nve->bnsv', z, codebook)
+    + jnp.sum(codebook * codebook, axis=-1)[None, :, None]
+  )
+  # The square root has no gradient at zero, and rounding can go below it.
+  return -jnp.sqrt(jnp.maximum(square, 1e-12))
+
+
+ASSIGNMENTS = {'cosine': cosine_logits, 'l2': l2_logits}
+
+
+class SoftVQ(nn.Module):
+  """Eq. (2) and (3): Z = softmax(similarity / tau) C, fully differentiable.
+
+  The tokens are cut into `num_codebooks` contiguous segments, each with its own
+  codebook. Codes are detached in the logits: a codebook learns through the
+  mixture alone. No commitment loss, no straight-through, no restarts. With
+  `assignment='cosine'` the codes are L2-normalised at every use.
+  """
+
+  codebook_size: int
+  num_codebooks: int = 1
+  assignment: str = 'cosine'
+  tau: float = 0.07
+
+  @nn.compact
+  def __call__(self, z: Float[Array, 'b k e']) -> Quantized:
+    b, k, e = z.shape
+    codebook = self.param(
+      'codebook', self._init, (self.num_codebooks, self.codebook_size, e)
+    )
+    dtype = jnp.promote_types(z.dtype, jnp.float32)
+    codebook = codebook.astype(dtype)
+    if self.assignment == 'cosine':
+      codebook = unit(codebook)
+    segments = z.astype(dtype).reshape(b, self.num_codebooks, -1, e)
+    logits = ASSIGNMENTS[self.assignment](
+      segments, jax.lax.stop_gradient(codebook)
+    )
+    probs = jax.nn.softmax(logits / self.tau, axis=-1)
+    codes = jnp.einsum('bnsv,nve->bnse', probs, codebook)
+    return Quantized(codes.reshape(b, k, e), logits, probs)
+
+  def _init(self, key: jax.Array, shape: tuple[int, ...]):
+    bound = 1.0 / self.codebook_size
+    uniform = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return unit(uniform)

@@ -1,0 +1,99 @@
+"""The transformer block and the scanned, rematerialised stack of blocks."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from selfboottok_jax.models import layers
+
+
+class Block(nn.Module):
+  """Pre-norm self-attention and MLP with an optional LayerScale.
+
+  `layer_scale` is the initial gain of each residual branch (DINOv2: 1e-5);
+  0 leaves the gains out.
+  """
+
+  heads: int
+  mlp_ratio: float = 4.0
+  layer_scale: float = 0.0
+  attention: str = 'xla'
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'b k d'],
+    mask: Bool[Array, 'k k'] | None = None,
+  ) -> Float[Array, 'b k d']:
+    attend = layers.Attention(
+      self.heads, implementation=self.attention, dtype=self.dtype, name='attn'
+    )
+    mlp = layers.Mlp(self.mlp_ratio, dtype=self.dtype, name='mlp')
+    norm = functools.partial(layers.layer_norm, self.dtype)
+    x = x + self._gain('scale1', attend(norm('norm1')(x), mask=mask))
+    return x + self._gain('scale2', mlp(norm('norm2')(x)))
+
+  def _gain(self, name: str, branch: Float[Array, 'b k d']):
+    if not self.layer_scale:
+      return branch
+    init = nn.initializers.constant(self.layer_scale)
+    gain = self.param(name, init, (branch.shape[-1],))
+    return branch * gain.astype(branch.dtype)[None, None]
+
+
+class Stack(nn.Module):
+  """`depth` blocks in a row, traced once and scanned over their parameters.
+
+  Attributes:
+    block: builds one block, given `name`; its call is (x, *context) -> x.
+    depth: number of blocks; their parameters are stacked on a first axis.
+    remat: recompute the block in the backward pass instead of keeping its
+      activations.
+    unroll: blocks per iteration of the compiled loop; `depth` unrolls it all.
+  """
+
+  block: Callable[..., nn.Module]
+  depth: int
+  remat: bool = False
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b k d'], *context):
+    def body(block, x, *context):
+      return block(x, *context), None
+
+    if self.remat:
+      # Inside a scan there is nothing for CSE to undo, and preventing it
+      # costs optimisation barriers.
+      body = nn.remat(body, prevent_cse=False)
+    scan = nn.scan(
+      body,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(nn.broadcast,) * len(context),
+      length=self.depth,
+      unroll=min(self.unroll, self.depth),
+    )
+    x, _ = scan(self.block(name='block'), x, *context)
+    return x
+
+
+def prefix_causal_mask(
+  prefix: int, queries: int, *, causal: bool = True
+) -> Bool[Array, 'm m']:
+  """Who sees whom in [prefix, queries]: True at [row, column] = visible.
+
+  Prefix rows see the whole prefix and never a query, so what the prefix says
+  cannot depend on what is predicted from it. Queries see the prefix and, with
+  `causal`, the queries up to themselves (Eq. 9); without it, all queries.
+  """
+  total = prefix + queries
+  row = jnp.arange(total)[:, None]
+  column = jnp.arange(total)[None]
+  sees_query = (row >= prefix) & ((column <= row) if causal else True)
+  return jax.lax.stop_gradient((column < prefix) | sees_query)

@@ -1,0 +1,123 @@
+"""The hinge game of discriminator and tokenizer: the third term of Eq. (4)."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LecamState = dict[str, Float[Array, '']]
+
+
+def hinge_discriminator(
+  real: Float[Array, '*s'], fake: Float[Array, '*s']
+) -> Float[Array, '']:
+  """Half of E relu(1 - D(real)) + E relu(1 + D(fake))."""
+  real, fake = _wide(real), _wide(fake)
+  real_part = jnp.mean(jax.nn.relu(1 - real))
+  return 0.5 * (real_part + jnp.mean(jax.nn.relu(1 + fake)))
+
+
+def hinge_generator(fake: Float[Array, '*s']) -> Float[Array, '']:
+  """Minus E D(fake): no hinge on this side, so it never saturates."""
+  return -jnp.mean(_wide(fake))
+
+
+def started(step: int | Int[Array, ''], start_step: int) -> Float[Array, '']:
+  """1 from `start_step` on, 0 before.
+
+  A factor and not a branch: one program serves the whole run, and what it
+  multiplies has a gradient of exactly zero before the start.
+  """
+  return (jnp.asarray(step) >= start_step).astype(jnp.float32)
+
+
+def init_lecam() -> LecamState:
+  """LeCAM's running means of the logits, {'real', 'fake'}, both at 0."""
+  return {
+    'real': jnp.zeros((), jnp.float32),
+    'fake': jnp.zeros((), jnp.float32),
+  }
+
+
+def lecam(
+  state: LecamState,
+  real: Float[Array, '*s'],
+  fake: Float[Array, '*s'],
+  *,
+  decay: float = 0.999,
+) -> tuple[Float[Array, ''], LecamState]:
+  """Keeps each side's logits near the other side's running mean.
+
+  E relu(D(real) - m_fake)^2 + E relu(m_real - D(fake))^2 (Tseng et al., 2021),
+  with m the exponential moving averages of the mean logits. The averages take
+  in the present logits *before* the regulariser reads them, as the reference
+  does, and carry no gradient. Means run over the batch that is given: with
+  gradient accumulation there is one update for each part of the batch.
+
+  Args:
+    state: averages so far, from `init_lecam` or the last call.
+    real: logits of images.
+    fake: logits of reconstructions.
+    decay: of the averages, per call.
+
+  Returns:
+    The regulariser, without its weight, and the new state, to be stored and
+    saved by the caller.
+  """
+  real, fake = _wide(real), _wide(fake)
+  means = {'real': jnp.mean(real), 'fake': jnp.mean(fake)}
+  state = {
+    side: jax.lax.stop_gradient(decay * state[side] + (1 - decay) * mean)
+    for side, mean in means.items()
+  }
+  above = jnp.mean(jnp.square(jax.nn.relu(real - state['fake'])))
+  below = jnp.mean(jnp.square(jax.nn.relu(state['real'] - fake)))
+  return above + below, state
+
+
+@flax.struct.dataclass
+class DiscriminatorLoss:
+  """What the discriminator minimises, its parts, and LeCAM's next state.
+
+  Attributes:
+    loss: gate x (hinge + lecam_weight x regulariser).
+    hinge: the hinge loss, not gated.
+    regulariser: LeCAM's, not gated and not weighted.
+    lecam: running means of the logits after this step.
+  """
+
+  loss: Float[Array, '']
+  hinge: Float[Array, '']
+  regulariser: Float[Array, '']
+  lecam: LecamState
+
+
+def discriminator_loss(
+  real: Float[Array, '*s'],
+  fake: Float[Array, '*s'],
+  lecam_state: LecamState,
+  *,
+  step: int | Int[Array, ''],
+  start_step: int = 20_000,
+  lecam_weight: float = 0.001,
+  decay: float = 0.999,
+) -> DiscriminatorLoss:
+  """The discriminator's loss, zero before `start_step`; lambda_2 left out."""
+  hinge = hinge_discriminator(real, fake)
+  regulariser, state = lecam(lecam_state, real, fake, decay=decay)
+  total = started(step, start_step) * (hinge + lecam_weight * regulariser)
+  return DiscriminatorLoss(total, hinge, regulariser, state)
+
+
+def generator_loss(
+  fake: Float[Array, '*s'],
+  *,
+  step: int | Int[Array, ''],
+  start_step: int = 20_000,
+) -> Float[Array, '']:
+  """L_adv of Eq. (4), zero before `start_step`; lambda_2 left out."""
+  return started(step, start_step) * hinge_generator(fake)
+
+
+def _wide(logits):
+  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

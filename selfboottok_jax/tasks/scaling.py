@@ -1,0 +1,84 @@
+"""Stage 2 (Sec. 3.4): a larger local 2D aligner behind a frozen tokenizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from selfboottok_jax import errors
+from selfboottok_jax.tasks import parts, tokenizer
+from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import state as state_lib
+
+# Their values are the contract with the generator: it never retrains.
+CONTRACT = ('encoder', 'quantizer_global')
+
+
+class ScalingTask(tokenizer.TokenizerTask):
+  """Eq. (4) again, differentiated in the `trainable` modules only.
+
+  All else is carried in the state's 'base' group, which no loss names: bit for
+  bit what stage 1 left, and part of every checkpoint.
+  """
+
+  def __init__(self, *args: Any, trainable: tuple[str, ...], **kwargs: Any):
+    """Takes TokenizerTask's arguments, and the modules to train."""
+    super().__init__(*args, **kwargs)
+    broken = sorted(set(trainable) & set(CONTRACT))
+    if broken:
+      raise errors.ConfigError(
+        f'trainable={",".join(trainable)} would change {", ".join(broken)}, '
+        'which generators of this tokenizer rely on; leave it out'
+      )
+    self.trainable = trainable
+
+  def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Fresh parameters, cut into 'tokenizer' (trained) and 'base'."""
+    params, stats = super().init(rng)
+    trained, base = parts.split_trainable(params['tokenizer'], self.trainable)
+    return {**params, 'tokenizer': trained, 'base': base}, stats
+
+
+def start_from(
+  state: state_lib.TrainState,
+  run: checkpointing.Run,
+  optimizer: Mapping[str, PyTree],
+) -> state_lib.TrainState:
+  """A fresh state that continues stage 1.
+
+  The base is stage 1's running mean. Trained modules start from it too where
+  they have kept their shape; the enlarged aligner starts fresh. The
+  discriminator goes on with its optimiser and LeCAM's means.
+  """
+  what = f'tokenizer={run.workdir}'
+  stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
+  base = parts.adopt(state.params['base'], stored, what=what)
+  trained = parts.adopt(
+    state.params['tokenizer'],
+    stored,
+    what=what,
+    may_differ=tuple(state.params['tokenizer']),
+  )
+  params = {**state.params, 'base': base, 'tokenizer': trained}
+  opt, stats = dict(state.opt), dict(state.stats)
+  if 'discriminator' in params and 'discriminator' in run.params:
+    params['discriminator'] = parts.adopt(
+      params['discriminator'], run.params['discriminator'], what=what
+    )
+    opt['discriminator'] = _like(
+      opt['discriminator'], optimizer['discriminator']
+    )
+    stats['lecam'] = _like(stats['lecam'], run.stats['lecam'])
+  ema = {'tokenizer': jax.tree.map(jax.numpy.copy, trained)}
+  return state.replace(params=params, opt=opt, stats=stats, ema=ema)
+
+
+def _like(fresh: PyTree, stored: PyTree) -> PyTree:
+  """The stored leaves in the containers and on the devices of the fresh."""
+  leaves = jax.tree.leaves(stored)
+  placed = [
+    jax.device_put(leaf, like.sharding)
+    for leaf, like in zip(leaves, jax.tree.leaves(fresh), strict=True)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(fresh), placed)

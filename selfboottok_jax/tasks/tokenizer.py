@@ -1,0 +1,249 @@
+"""Training the tokenizer, whole (stage 1) or in part (stage 2), on Eq. (4)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from selfboottok_jax.models import aligners, discriminator
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.objectives import (
+  adversarial,
+  alignment,
+  entropy,
+  perceptual,
+  pixel,
+  transport,
+)
+from selfboottok_jax.tasks import objective as objective_lib
+from selfboottok_jax.tasks import parts
+from selfboottok_jax.training import state as state_lib
+
+
+class TokenizerTask:
+  """Eq. (4) for a tokenizer, against frozen networks and a discriminator.
+
+  Parameter groups: 'tokenizer' (trained, with the heads to the teachers),
+  'base' (parts of the tokenizer that stay as they are; absent in stage 1),
+  'discriminator'. `networks` is keyed by term: perceptual, repa_global,
+  repa_local, transport; a term whose group the model lacks is left out.
+  """
+
+  def __init__(
+    self,
+    model: tokenizer_lib.Tokenizer,
+    objective: objective_lib.Objective,
+    networks: Mapping[str, Any],
+    critic: discriminator.Discriminator | None,
+    *,
+    steps: int,
+  ):
+    """Fixes what is computed; `steps` scales warm-ups and starts."""
+    self.model, self.objective, self.critic = model, objective, critic
+    self.networks = {
+      term: network
+      for term, network in networks.items()
+      if term in objective_lib.active_terms(model, objective)
+    }
+    self.frozen = {t: network.params for t, network in self.networks.items()}
+    self.warmup_steps = round(objective.perceptual_warmup * steps)
+    self.start_step = round(objective.adversarial_start * steps)
+    self.losses = {'tokenizer': self._tokenizer_loss}
+    if critic is not None:
+      self.losses['discriminator'] = self._discriminator_loss
+    self.ema_groups = ('tokenizer',)
+    self._projectors = {
+      parts.PROJECTOR + term: aligners.Projector(
+        self.networks[term].dim, objective.projector_width, model.dtype
+      )
+      for term in ('repa_global', 'repa_local')
+      if term in self.networks
+    }
+    if (
+      'transport' in self.networks
+      and self.networks['transport'].dim != model.token_dim
+    ):
+      # On the tokens' side: were the latents' side trained, zero would win.
+      self._projectors[parts.PROJECTOR + 'transport'] = aligners.Projector(
+        self.networks['transport'].dim, objective.projector_width, model.dtype
+      )
+
+  def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Fresh parameters of both groups, and LeCAM's means."""
+    model_key, head_key, critic_key = jax.random.split(rng, 3)
+    image = jnp.zeros((1, self.model.image_size, self.model.image_size, 3))
+    group = dict(self.model.init(model_key, image)['params'])
+    tokens = jnp.zeros((1, self.model.num_tokens, self.model.token_dim))
+    for index, (name, head) in enumerate(self._projectors.items()):
+      key = jax.random.fold_in(head_key, index)
+      group[name] = head.init(key, tokens)['params']
+    params, stats = {'tokenizer': group}, {}
+    if self.critic is not None:
+      params['discriminator'] = self.critic.init(critic_key, image)['params']
+      stats['lecam'] = adversarial.init_lecam()
+    return params, stats
+
+  def _tokenizer_loss(
+    self, trained: PyTree, inputs: state_lib.LossInputs
+  ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
+    """Eq. (4)."""
+    o, images = self.objective, inputs.batch['image']
+    params = inputs.params.get('base', {}) | trained
+    output = self.model.apply(
+      {'params': parts.model_params(params)},
+      images,
+      train=True,
+      rngs={'groups': inputs.rng},
+    )
+    terms = {}
+    if o.pixel:
+      terms['pixel'] = (
+        o.pixel,
+        pixel.pixel_loss(images, output.reconstruction, kind=o.pixel_kind),
+      )
+    if 'perceptual' in self.networks:
+      terms['perceptual'] = o.perceptual, self._perceptual(inputs, output)
+    if self.critic is not None:
+      terms['adversarial'] = o.adversarial, self._adversarial(inputs, output)
+    align_terms, diagnostics = self._align(params, inputs, output)
+    terms |= align_terms
+    if o.kl:
+      terms['kl'] = o.kl, self._kl(output)
+    total = sum(weight * value for weight, value in terms.values())
+    metrics = {name: value for name, (_, value) in terms.items()}
+    return total, state_lib.LossOutputs(
+      metrics=metrics | diagnostics | _fusion_weights(params),
+      stats=inputs.stats,
+      carry={'reconstruction': jax.lax.stop_gradient(output.reconstruction)},
+    )
+
+  def _perceptual(self, inputs, output):
+    """The gated distance; the raw one would hide the warm-up in the log."""
+    weighted, _ = perceptual.perceptual_loss(
+      self.networks['perceptual'],
+      inputs.frozen['perceptual'],
+      inputs.batch['image'],
+      output.reconstruction,
+      step=inputs.step,
+      warmup_steps=self.warmup_steps,
+    )
+    return weighted
+
+  def _adversarial(self, inputs, output):
+    critic = {'params': inputs.params['discriminator']}
+
+    def loss(reconstruction):
+      return adversarial.hinge_generator(
+        self.critic.apply(critic, reconstruction)
+      )
+
+    # A branch and not a factor: before the start the critic costs nothing.
+    return jax.lax.cond(
+      inputs.step >= self.start_step,
+      loss,
+      lambda _: jnp.zeros(()),
+      output.reconstruction,
+    )
+
+  def _align(self, params, inputs, output):
+    """Eq. (5): the weighted terms, and what tells whether they are healthy."""
+    o, images = self.objective, inputs.batch['image']
+    group_of = {'repa_global': 'global', 'repa_local': o.repa_local_on}
+    terms, diagnostics = {}, {}
+    for term, group in group_of.items():
+      if term not in self.networks:
+        continue
+      features = self.networks[term](inputs.frozen[term], images)
+      if o.repa_input == 'continuous':
+        tokens = output.latents[group]
+      else:
+        tokens = output.quantized[group].codes
+      if o.repa_mode == 'global':
+        # The reference projects the mean token, not the tokens.
+        tokens = jnp.mean(tokens, axis=1, keepdims=True)
+      projected = self._project(params, term, tokens)
+      terms[term] = (
+        o.align * getattr(o, term),
+        alignment.alignment_loss(features.patches, projected, mode=o.repa_mode),
+      )
+    if 'transport' in self.networks:
+      features = self.networks['transport'](inputs.frozen['transport'], images)
+      tokens = self._project(params, 'transport', output.latents['local2d'])
+      result = transport.transport_loss(
+        features.patches,
+        tokens,
+        ot_loss=o.ot_loss,
+        relative_epsilon=o.ot_epsilon,
+        num_iterations=o.ot_iterations,
+      )
+      terms['transport'] = o.align * o.transport, result.loss
+      diagnostics['transport_spread'] = result.spread
+      diagnostics['transport_marginal_error'] = result.marginal_error
+    return terms, diagnostics
+
+  def _project(self, params, term, tokens):
+    name = parts.PROJECTOR + term
+    if name not in self._projectors:
+      return tokens
+    return self._projectors[name].apply({'params': params[name]}, tokens)
+
+  def _kl(self, output):
+    """Mean over groups: a model's weight on its codebooks' use is one."""
+    values = []
+    for quantized in output.quantized.values():
+      sample, average = entropy.assignment_entropy(
+        quantized.logits,
+        temperature=self.objective.kl_temperature,
+        pool=self.objective.kl_pool,
+      )
+      values.append(sample - average)
+    return sum(values) / len(values)
+
+  def _discriminator_loss(
+    self, trained: PyTree, inputs: state_lib.LossInputs
+  ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
+    """Hinge and LeCAM on the images and the reconstruction carried over."""
+
+    def learn(trained, lecam):
+      real = self.critic.apply({'params': trained}, inputs.batch['image'])
+      fake = self.critic.apply(
+        {'params': trained}, inputs.carry['reconstruction']
+      )
+      result = adversarial.discriminator_loss(
+        real,
+        fake,
+        lecam,
+        step=inputs.step,
+        start_step=self.start_step,
+        lecam_weight=self.objective.lecam,
+      )
+      return result.loss, result.lecam, jnp.mean(real), jnp.mean(fake)
+
+    def rest(trained, lecam):
+      del trained
+      zero = jnp.zeros(())
+      return zero, lecam, zero, zero
+
+    loss, lecam, real, fake = jax.lax.cond(
+      inputs.step >= self.start_step,
+      learn,
+      rest,
+      trained,
+      inputs.stats['lecam'],
+    )
+    return loss, state_lib.LossOutputs(
+      metrics={'logits_real': real, 'logits_fake': fake},
+      stats=inputs.stats | {'lecam': lecam},
+      carry=inputs.carry,
+    )
+
+
+def _fusion_weights(
+  params: Mapping[str, PyTree],
+) -> dict[str, Float[Array, '']]:
+  """Alpha and beta of Eq. (11), for the log."""
+  weights = params.get('fuse', {}).get('weights', ())
+  names: tuple[str, ...] = ('fusion_alpha', 'fusion_beta')
+  return dict(zip(names, list(weights), strict=False))

@@ -1,0 +1,247 @@
+"""Checkpoints of a workdir: written while training, read by everything else.
+
+A workdir holds `config.json` and `checkpoints/STEP/` with three items: `model`
+(parameters, running means, statistics), `optimizer`, and `meta` (step, seed,
+data fingerprint, batch size). Orbax writes to a temporary name and renames it,
+so a step folder is whole or absent.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from selfboottok_jax import errors
+from selfboottok_jax.training import state as state_lib
+
+CONFIG = 'config.json'
+FOLDER = 'checkpoints'
+# A run that continues may change how long, how often and where it runs.
+MAY_CHANGE = (
+  'train.steps',
+  'train.log_',
+  'evaluation.',
+  'checkpoint.',
+  'mesh.',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished or running training, read from its workdir.
+
+  Attributes:
+    workdir: where it was read from.
+    config: its configuration, as nested dicts.
+    step: updates made when the checkpoint was written.
+    params: parameters by group.
+    ema: running means by group.
+    stats: statistics without a gradient.
+    meta: what else was saved with it (seed, data fingerprint, class names).
+  """
+
+  workdir: str
+  config: dict[str, Any]
+  step: int
+  params: dict[str, PyTree]
+  ema: dict[str, PyTree]
+  stats: dict[str, PyTree]
+  meta: dict[str, Any]
+
+
+class Checkpointer:
+  """Saves and restores the state of one training."""
+
+  def __init__(self, workdir: str, *, max_to_keep: int):
+    """Opens `workdir`/checkpoints, creating it where it is absent."""
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(workdir).resolve() / FOLDER,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep, enable_async_checkpointing=True
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """The newest whole checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def save(self, state: state_lib.TrainState, meta: dict[str, Any]) -> None:
+    """Starts a save; the arrays are copied before this returns."""
+    step = int(state.step)
+    if self._manager.latest_step() == step:
+      return
+    model = {'params': state.params, 'ema': state.ema, 'stats': state.stats}
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        model=ocp.args.StandardSave(model),
+        optimizer=ocp.args.StandardSave({'opt': state.opt}),
+        meta=ocp.args.JsonSave({**meta, 'step': step}),
+      ),
+    )
+
+  def restore(
+    self, abstract: state_lib.TrainState, step: int
+  ) -> tuple[state_lib.TrainState, dict[str, Any]]:
+    """The state at `step`, placed as the leaves of `abstract` say."""
+    model = {
+      'params': abstract.params,
+      'ema': abstract.ema,
+      'stats': abstract.stats,
+    }
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        model=ocp.args.StandardRestore(model),
+        optimizer=ocp.args.StandardRestore({'opt': abstract.opt}),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    placed = jax.device_put(
+      jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding
+    )
+    state = state_lib.TrainState(
+      step=placed, opt=restored['optimizer']['opt'], **restored['model']
+    )
+    return state, restored['meta']
+
+  def wait(self) -> None:
+    """Returns once everything that was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for pending saves and releases the folder."""
+    self._manager.close()
+
+
+def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
+  """Reads the newest checkpoint of a workdir, without its optimiser.
+
+  Args:
+    workdir: folder of a training.
+    what: the flag or key that named it, for errors.
+    task: the task it must have been trained for ('tokenizer' also takes a
+      scaled one).
+
+  Returns:
+    The run, its arrays on this process's first device.
+  """
+  config = read_config(workdir, what)
+  accepted = {'tokenizer': ('tokenizer', 'scaling'), None: (config['task'],)}
+  if config['task'] not in accepted.get(task, (task,)):
+    raise errors.CheckpointError(
+      f'{what}={workdir} is a run of task {config["task"]!r}; wanted a run of '
+      f'task {task!r}'
+    )
+  with _reader(workdir) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise errors.CheckpointError(
+        f'{what}={workdir} has no checkpoint yet; wait for its first save, or '
+        'train it'
+      )
+    model = _read_item(manager, step, 'model')
+    meta = manager.restore(
+      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+    )['meta']
+  return Run(workdir, config, step, meta=meta, **model)
+
+
+def read_optimizer(workdir: str, step: int) -> dict[str, PyTree]:
+  """The optimiser states by group of a checkpoint, as plain containers."""
+  with _reader(workdir) as manager:
+    return _read_item(manager, step, 'optimizer')['opt']
+
+
+def read_config(workdir: str, what: str) -> dict[str, Any]:
+  """The configuration a workdir was trained with, as nested dicts."""
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.is_file():
+    raise errors.CheckpointError(
+      f'{what}={workdir} is no run: it has no {CONFIG}; wanted the --workdir '
+      'of a training'
+    )
+  try:
+    return json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise errors.CheckpointError(
+      f'{path} is damaged ({error}); restore it or train anew'
+    ) from error
+
+
+def write_config(workdir: str, config: dict[str, Any]) -> None:
+  """Stores the configuration, or checks it against the one stored before.
+
+  Raises:
+    CheckpointError: if the workdir belongs to another configuration; nothing
+      is written then.
+  """
+  folder = pathlib.Path(workdir)
+  path = folder / CONFIG
+  config = json.loads(json.dumps(config))
+  if path.exists():
+    stored = flatten(read_config(workdir, '--workdir'))
+    given = flatten(config)
+    changed = sorted(
+      key
+      for key in stored.keys() | given.keys()
+      if stored.get(key) != given.get(key) and not key.startswith(MAY_CHANGE)
+    )
+    if changed:
+      details = ', '.join(
+        f'{key}: {stored.get(key)!r} there, {given.get(key)!r} given'
+        for key in changed[:4]
+      )
+      more = f' and {len(changed) - 4} more' if len(changed) > 4 else ''
+      raise errors.CheckpointError(
+        f'--workdir={workdir} holds a run of another configuration '
+        f'({details}{more}); choose another --workdir, or the same values'
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.json.partial')
+  partial.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+  partial.replace(path)
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested dicts to one dict with dotted keys."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def _reader(workdir: str) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    pathlib.Path(workdir).resolve() / FOLDER,
+    options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+    item_handlers={
+      'model': ocp.StandardCheckpointHandler(),
+      'optimizer': ocp.StandardCheckpointHandler(),
+      'meta': ocp.JsonCheckpointHandler(),
+    },
+  )
+
+
+def _read_item(manager: ocp.CheckpointManager, step: int, item: str):
+  """One item as it lies on disk, every array whole on the first device."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  metadata = manager.item_metadata(step)[item]
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    metadata.tree if hasattr(metadata, 'tree') else metadata,
+  )
+  restored = manager.restore(
+    step,
+    args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}),
+  )
+  return restored[item]

@@ -1,0 +1,107 @@
+"""Metrics to JSONL and TensorBoard, progress to the terminal."""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import tensorboardX
+import tqdm
+
+METRICS = 'metrics.jsonl'
+
+
+class MetricsWriter:
+  """Appends {"step": ..., name: value} lines, and TensorBoard scalars.
+
+  Lines of steps after `start_step` are cut off: a run that continues from an
+  older checkpoint computes them again.
+  """
+
+  def __init__(self, workdir: str, *, start_step: int):
+    """Opens the files of `workdir`."""
+    folder = pathlib.Path(workdir)
+    path = folder / METRICS
+    kept = _lines_until(path, start_step) if path.exists() else []
+    partial = path.with_suffix('.jsonl.partial')
+    partial.write_text(''.join(line + '\n' for line in kept))
+    partial.replace(path)
+    self._file = path.open('a', buffering=1)
+    self._board = tensorboardX.SummaryWriter(
+      str(folder / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
+    )
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes one line; values are Python floats."""
+    self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes and closes both files."""
+    self._file.close()
+    self._board.close()
+
+
+def _lines_until(path: pathlib.Path, step: int) -> list[str]:
+  """The whole lines of a log up to `step`; a torn last line is dropped."""
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      break
+    if record['step'] <= step:
+      kept.append(line)
+  return kept
+
+
+class Progress:
+  """A bar on a terminal, plain lines elsewhere."""
+
+  def __init__(self, total: int, *, start: int, name: str):
+    """Shows `name` and updates `start` to `total`."""
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=start,
+      desc=name,
+      unit='step',
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty(),
+    )
+    self._name, self._total = name, total
+    self._start, self._began = start, time.monotonic()
+
+  def advance(self) -> None:
+    """One more update was dispatched."""
+    self._bar.update()
+
+  def show(self, step: int, values: Mapping[str, str]) -> None:
+    """The newest values, and on a plain output the time left."""
+    if not self._bar.disable:
+      self._bar.set_postfix(values, refresh=False)
+      return
+    elapsed = time.monotonic() - self._began
+    left = elapsed / max(step - self._start, 1) * (self._total - step)
+    shown = '  '.join(f'{name} {value}' for name, value in values.items())
+    self.note(f'step {step}/{self._total}  {shown}  left {_duration(left)}')
+
+  def note(self, text: str) -> None:
+    """A line that stays."""
+    line = f'{self._name}: {text}'
+    if self._bar.disable:
+      sys.stderr.write(line + '\n')
+      sys.stderr.flush()
+    else:
+      self._bar.write(line, file=sys.stderr)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02d}:{seconds:02d}'

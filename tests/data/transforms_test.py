@@ -1,0 +1,109 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfboottok_jax.data import photos, transforms
+from tests.data import trees
+
+
+def adm_crop(image, size):
+  """ADM's crop in its own words, on a Pillow image."""
+  while min(image.size) >= 2 * size:
+    half = tuple(side // 2 for side in image.size)
+    image = image.resize(half, resample=Image.BOX)
+  scale = size / min(image.size)
+  sides = tuple(round(side * scale) for side in image.size)
+  pixels = np.array(image.resize(sides, resample=Image.BICUBIC))
+  top, left = ((side - size) // 2 for side in pixels.shape[:2])
+  return pixels[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+  'shape', [(16, 16), (33, 70), (64, 31), (200, 47), (9, 12), (16, 40)]
+)
+def test_evaluation_crop_is_adm(shape):
+  picture = trees.picture(0, shape)
+  actual = transforms.center_crop(np.asarray(picture), 16)
+  np.testing.assert_array_equal(actual, adm_crop(picture, 16))
+
+
+def test_to_float_covers_the_range():
+  actual = transforms.to_float(np.array([0, 255], np.uint8))
+  assert actual.dtype == np.float32
+  np.testing.assert_array_equal(actual, np.array([-1, 1], np.float32))
+
+
+def test_training_pictures_vary_in_scale_place_and_mirroring():
+  # Red grows to the right and green downwards, so both corners tell all.
+  ramp = np.linspace(0, 255, 64).astype(np.uint8)
+  red, green = np.meshgrid(ramp, ramp)
+  image = np.stack([red, green, red * 0], -1)
+  transform = transforms.TrainTransform(32)
+  spans, lefts, mirrored = set(), set(), 0
+  for seed in range(60):
+    element = {'image': image, 'label': 3}
+    actual = transform(element, np.random.default_rng(seed))
+    picture = actual['image']
+    assert picture.shape == (32, 32, 3)
+    assert picture.dtype == np.float32
+    assert np.abs(picture).max() <= 1
+    assert actual['label'] == 3
+    assert actual['label'].dtype == np.int32
+    change = picture[16, -1, 0] - picture[16, 0, 0]
+    mirrored += int(change < 0)
+    spans.add(round(abs(float(change)), 2))
+    lefts.add(round(float(min(picture[16, -1, 0], picture[16, 0, 0])), 2))
+  # At 1.25 times the size, 32 of 40 columns are seen.
+  assert 1.45 < min(spans) < 1.65
+  assert 1.85 < max(spans) <= 2
+  assert len(lefts) > 5
+  assert 15 < mirrored < 45
+
+
+def test_fields_switch_augmentation_off():
+  image = np.asarray(trees.picture(0, (16, 16)))
+  transform = transforms.TrainTransform(16, max_scale=1.0, flip=False)
+  actual = transform({'image': image, 'label': 0}, np.random.default_rng(1))
+  np.testing.assert_array_equal(actual['image'], transforms.to_float(image))
+
+
+@pytest.mark.parametrize(
+  ('mode', 'suffix'),
+  [('L', 'png'), ('P', 'png'), ('CMYK', 'jpeg'), ('1', 'png'), ('P', 'gif'),
+   ('RGB', 'webp'), ('RGB', 'bmp'), ('LA', 'png'), ('RGBA', 'png')],
+)  # fmt: skip
+def test_every_mode_becomes_rgb(mode, suffix):
+  red = Image.new('RGB', (8, 6), (200, 40, 40))
+  if mode in ('LA', 'RGBA'):
+    red.putalpha(255)
+  buffer = io.BytesIO()
+  picture = red.quantize() if mode == 'P' else red.convert(mode)
+  picture.save(buffer, suffix)
+  actual = photos.decode_image(buffer.getvalue(), 'x')
+  assert actual.shape == (6, 8, 3)
+  wanted = (200, 40, 40) if mode in ('P', 'CMYK', 'RGB', 'RGBA') else None
+  if wanted:
+    distance = np.abs(actual.astype(int) - np.array(wanted).reshape(1, 1, 3))
+    assert distance.max() < 12
+  else:
+    assert np.ptp(actual, axis=-1).max() == 0
+
+
+def test_transparent_parts_are_white_also_in_palettes():
+  clear = Image.new('RGBA', (4, 4), (0, 0, 0, 0))
+  assert np.asarray(transforms.to_rgb(clear)).min() == 255
+  palette = Image.new('P', (4, 4), 1)
+  palette.putpalette([0, 0, 0, 9, 9, 9])
+  buffer = io.BytesIO()
+  palette.save(buffer, 'png', transparency=bytes([255, 0]))
+  assert photos.decode_image(buffer.getvalue(), 'x').min() == 255
+
+
+def test_sixteen_bit_grey_keeps_its_brightness():
+  grey = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
+  buffer = io.BytesIO()
+  grey.save(buffer, 'png')
+  actual = photos.decode_image(buffer.getvalue(), 'x')
+  np.testing.assert_array_equal(actual, np.full((4, 4, 3), 0x80, np.uint8))

@@ -1,0 +1,291 @@
+import base64
+import dataclasses
+import io
+import json
+import re
+from html import parser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfboottok_jax import errors
+from selfboottok_jax.evaluation import content, pictures, report
+
+_VOID = {'meta', 'link', 'img', 'br', 'hr'}
+_HOSTILE = '<script>alert("x")</script> & <b>'
+
+
+class _Page(parser.HTMLParser):
+  """Tags with their attributes, text by tag class, and nesting errors."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.texts, self.stack, self.rows = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.stack
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag == 'tr':
+      self.rows.append([])
+    if tag in ('td', 'th'):
+      self.rows[-1].append('')
+    if tag not in _VOID:
+      self.stack.append((tag, dict(attrs).get('class') or ''))
+
+  def handle_endtag(self, tag):
+    opened, _ = self.stack.pop()
+    assert opened == tag, f'</{tag}> closes <{opened}>'
+
+  def handle_data(self, data):
+    self.texts.append((self.stack[-1] if self.stack else ('', ''), data))
+    if any(tag in ('td', 'th') for tag, _ in self.stack):
+      self.rows[-1][-1] += data
+
+  def text(self, tag, name):
+    return [
+      ' '.join(data.split())
+      for (at, kind), data in self.texts
+      if at == tag and name in kind.split()
+    ]
+
+  @property
+  def images(self):
+    return [attrs for tag, attrs in self.tags if tag == 'img']
+
+
+def _images(count, seed=0):
+  random = np.random.default_rng(seed)
+  return random.integers(0, 256, (count, 8, 8, 3), np.uint8)
+
+
+def _run(folder, name, psnr, baseline=10.0):
+  path = folder / f'{len(list(folder.iterdir()))}.jsonl'
+  lines = [{'step': s, 'loss': 1 / s, 'images_per_second': 9} for s in (1, 2)]
+  lines += [{'step': 2, 'val/psnr': psnr, 'val/psnr_mean_image': baseline}]
+  path.write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
+  return content.Run(name, f'/work/{name}', 'tokenizer', 1600, 185.0, path)
+
+
+def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
+  names = ['SoftVQ baseline', f'Stage 1 {_HOSTILE}', 'Scaled aligner']
+  parameters = content.Parameters
+  return content.Report(
+    title=f'Shapes {_HOSTILE}',
+    created='1 May 2026',
+    environment={'jax': '0.10.2', 'device': _HOSTILE, 'cores': 2},
+    configs={names[0]: {'model': {'width': 192, 'codebook': {'size': 77}}}},
+    runs=[
+      _run(folder, name, psnr, baseline)
+      for name, psnr in zip(names, psnrs, strict=True)
+    ],
+    comparison=content.Comparison(
+      [
+        content.Reconstruction('Originals', _images(5)),
+        *(
+          content.Reconstruction(name, _images(5, i), psnr)
+          for i, (name, psnr) in enumerate(zip(names, psnrs, strict=True))
+        ),
+      ],
+      f'first five of 1,000 images {_HOSTILE}',
+    ),
+    samples=content.Samples(
+      {'ring': _images(4), f'cross {_HOSTILE}': _images(4, 1)}, 'Heun, 25 steps'
+    ),
+    scores=[
+      content.Score(names[0], 'PSNR', 19.0, True, 'HOG, 1,000 images, EMA'),
+      content.Score(names[1], 'FD (HOG)', 45.678, False, f'raw {_HOSTILE}'),
+      content.Score(names[1], 'usage', 0.5, None, 'step 1,600'),
+    ],
+    parameters={
+      names[0]: {'encoder': parameters(1000), 'decoder': parameters(234)},
+      names[2]: {
+        'encoder': parameters(1000, trained=False),
+        'aligner': parameters(5678),
+      },
+    },
+    notes=[f'A note {_HOSTILE}'],
+  )
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('metrics')
+  made = _report(folder)
+  out = tmp_path_factory.mktemp('report') / 'new'
+  path = report.write_report(made, out)
+  return made, path, _Page(path.read_text('utf-8'))
+
+
+def test_page_is_self_contained(written):
+  made, path, page = written
+  assert path.name == 'report.html'
+  assert sorted(p.name for p in path.parent.iterdir()) == [
+    'comparison.png', 'report.html', 'samples.png',
+  ]  # fmt: skip
+  assert not {'script', 'iframe', 'object', 'base'} & {t for t, _ in page.tags}
+  ids = {attrs['id'] for _, attrs in page.tags if 'id' in attrs}
+  for tag, attrs in page.tags:
+    for name in ('src', 'href', 'srcset', 'poster', 'data'):
+      link = attrs.get(name)
+      if link is None:
+        continue
+      inside = tag == 'a' and link[0] == '#' and link[1:] in ids
+      assert inside or link.startswith('data:'), (tag, link)
+  styles = ''.join(text for (at, _), text in page.texts if at == 'style')
+  assert len(styles) > 1000
+  assert not re.search(r'url\(|@import|https?:', styles)
+
+
+def test_pictures_of_the_page_decode(written):
+  made, _, page = written
+  kinds = {'png': 0, 'svg+xml': 0}
+  for image in page.images:
+    assert image['alt']
+    kind, data = re.fullmatch(
+      r'data:image/([a-z+]+);base64,(.*)', image['src']
+    ).groups()
+    data = base64.b64decode(data, validate=True)
+    kinds[kind] += 1
+    if kind == 'png':
+      with Image.open(io.BytesIO(data)) as file:
+        file.load()
+        columns = 5 if 'Row' in image['alt'] else 4
+        assert file.size == (columns * 96 + (columns - 1) * 4, 96)
+    else:
+      assert ElementTree.fromstring(data).tag.endswith('svg')
+  # Four rows and two classes; val/psnr of all, then three panels a run.
+  assert kinds == {'png': 6, 'svg+xml': 1 + 3 * 3}
+
+
+def test_png_files_hold_the_pictures(written):
+  made, path, _ = written
+  for name, rows, columns in (('comparison', 4, 5), ('samples', 2, 4)):
+    with Image.open(path.parent / f'{name}.png') as file:
+      pixels = np.array(file)
+    # A long caption may make its row taller, never lower.
+    assert pixels.shape[0] >= rows * 96 + (rows + 1) * 10
+    assert pixels.shape[1] > columns * 96 + (columns - 1) * 4
+    first = pictures.strip(
+      made.comparison.rows[0].images
+      if name == 'comparison'
+      else made.samples.classes['ring']
+    )
+    width = first.shape[1]
+    np.testing.assert_array_equal(pixels[10:106, -width - 10 : -10], first)
+
+
+def test_every_score_stands_with_its_protocol(written):
+  made, _, page = written
+  cells = [[' '.join(cell.split()) for cell in row] for row in page.rows]
+  for score, value, arrow in zip(
+    made.scores, ('19.00', '45.68', '0.5000'), (' ↑', ' ↓', ''), strict=True
+  ):
+    row = [score.run, score.metric + arrow, value, score.protocol]
+    assert row in cells
+  text = ' '.join(data for (at, _), data in page.texts if at == 'figcaption')
+  for protocol in (made.comparison.protocol, made.samples.protocol):
+    assert protocol in text
+
+
+def test_numbers_are_right_aligned(written):
+  _, path, _ = written
+  text = path.read_text()
+  assert '<td class="n">45.68</td>' in text
+  assert re.search(r'\.n \{[^}]*text-align: right', text)
+
+
+def test_texts_of_users_are_escaped(written):
+  made, path, page = written
+  assert _HOSTILE not in path.read_text()
+  assert 'b' not in {tag for tag, _ in page.tags}
+  all_text = '\n'.join(data for _, data in page.texts)
+  for text in (
+    made.title,
+    made.runs[1].name,
+    made.runs[1].workdir,
+    made.notes[0],
+    'cross ' + _HOSTILE,
+  ):
+    assert text in all_text
+  alts = [image['alt'] for image in page.images]
+  assert f'Samples of class cross {_HOSTILE}' in alts
+
+
+def test_parameters_have_totals_and_say_what_was_trained(written):
+  _, _, page = written
+  rows = {row[0]: row[1:] for row in page.rows if len(row) == 3}
+  assert rows['encoder'] == ['1,000trained', '1,000frozen']
+  assert rows['decoder'] == ['234trained', '–']
+  assert rows['aligner'] == ['–', '5,678trained']
+  assert rows['Trained'] == ['1,234', '5,678']
+  assert rows['Frozen'] == ['0', '1,000']
+  assert rows['Total'] == ['1,234', '6,678']
+
+
+def test_configs_runs_and_environment_are_there(written):
+  made, path, page = written
+  pairs = [data for (at, _), data in page.texts if at in ('dt', 'dd')]
+  assert pairs[pairs.index('model.codebook.size') + 1] == '77'
+  assert pairs[pairs.index('cores') + 1] == '2'
+  assert [made.runs[0].name, 'tokenizer', '1,600', '3 min 05 s'] in [
+    row[:4] for row in page.rows
+  ]
+
+
+def test_good_stages_are_said_to_be_in_order(written):
+  _, _, page = written
+  assert not page.text('p', 'notice')
+  (line,) = page.text('p', 'in-order')
+  assert line.startswith('Each stage reconstructs at least as well')
+  assert '20.50 dB (Stage 1' in line
+
+
+def test_a_regression_and_an_unbeaten_baseline_are_notices(tmp_path):
+  made = _report(tmp_path, psnrs=(19.0, 21.25, 20.5), baseline=20.9)
+  page = _Page(report.render(made))
+  assert not page.text('p', 'in-order')
+  worse, *unbeaten = page.text('p', 'notice')
+  stage = made.runs[1].name
+  assert worse == (
+    f'Scaled aligner reconstructs worse than {stage}: PSNR 20.50 dB against '
+    f'21.25 dB.'
+  )
+  assert [x.split(' does not beat')[0] for x in unbeaten] == [
+    'SoftVQ baseline', 'Scaled aligner',
+  ]  # fmt: skip
+  assert '19.00 against 20.90' in unbeaten[0]
+
+
+def test_everything_but_the_title_may_be_left_out(tmp_path):
+  path = report.write_report(content.Report(title='Bare'), tmp_path)
+  page = _Page(path.read_text())
+  assert [p.name for p in tmp_path.iterdir()] == ['report.html']
+  assert not page.images
+  assert not {'h2', 'a'} & {tag for tag, _ in page.tags}
+  unlogged = content.Run('r', '/w', 'tokenizer', 1, 1.0)
+  only_runs = content.Report(title='Runs', runs=[unlogged])
+  tags = [attrs.get('id') for _, attrs in _Page(report.render(only_runs)).tags]
+  assert 'runs' in tags
+  assert 'curves' not in tags
+
+
+def test_the_same_report_is_the_same_page(written):
+  made, path, _ = written
+  assert report.render(made) == path.read_text()
+
+
+def test_unequal_rows_and_missing_metrics_write_no_page(tmp_path):
+  made = _report(tmp_path)
+  out = tmp_path / 'out'
+  short = content.Reconstruction('short', _images(3), 20.0)
+  rows = content.Comparison([*made.comparison.rows, short], 'protocol')
+  with pytest.raises(errors.UserError, match='as many images of one size'):
+    report.write_report(dataclasses.replace(made, comparison=rows), out)
+  lost = content.Run('r', '/w', 'tokenizer', 1, 1.0, tmp_path / 'lost.jsonl')
+  with pytest.raises(errors.UserError, match=r'lost.jsonl cannot be read'):
+    report.write_report(dataclasses.replace(made, runs=[lost]), out)
+  assert not out.exists()

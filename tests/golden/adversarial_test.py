@@ -1,0 +1,61 @@
+"""Hinge losses and LeCAM on recorded logits, step after step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.objectives import adversarial
+from tests.golden import fixtures
+
+pytestmark = pytest.mark.golden
+
+NAME = 'tok05_gan_losses'
+
+
+@pytest.fixture(scope='module')
+def recorded():
+  return fixtures.load('tokenizer', NAME)
+
+
+def test_every_step(recorded):
+  arrays, meta = recorded.arrays, recorded.meta
+  (total,) = [name for name in arrays if name.startswith('out_d_total_w')]
+  weight = float(total.removeprefix('out_d_total_w'))
+  state = adversarial.init_lecam()
+  rows = []
+  for real, fake, consistency in zip(
+    arrays['in_real'], arrays['in_fake'], arrays['out_cr'], strict=True
+  ):
+    real, fake = jnp.asarray(real), jnp.asarray(fake)
+    gradient = jax.grad(
+      lambda real, fake, state: adversarial.lecam(
+        state, real, fake, decay=meta['lecam_decay']
+      )[0],
+      argnums=(0, 1),
+    )(real, fake, state)
+    result = adversarial.discriminator_loss(
+      real,
+      fake,
+      state,
+      step=0,
+      start_step=0,
+      lecam_weight=meta['lecam_weight'],
+      decay=meta['lecam_decay'],
+    )
+    state = result.lecam
+    rows.append(
+      {
+        'out_hinge_d': result.hinge,
+        'out_hinge_g': adversarial.hinge_generator(fake),
+        'out_lecam_reg': result.regulariser,
+        'out_ema_real': state['real'],
+        'out_ema_fake': state['fake'],
+        'out_grad_lecam_real': gradient[0],
+        'out_grad_lecam_fake': gradient[1],
+        total: weight * result.loss + consistency,
+      }
+    )
+  for name in rows[0]:
+    actual = np.stack([np.asarray(row[name]) for row in rows])
+    fixtures.check(NAME, name, actual, arrays[name])

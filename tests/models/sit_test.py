@@ -1,0 +1,200 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.models import sit
+
+SMALL = {
+  'num_tokens': 4,
+  'token_dim': 3,
+  'num_classes': 10,
+  'width': 16,
+  'depth': 3,
+  'heads': 2,
+}
+B = 6
+
+
+def _inputs():
+  keys = jax.random.split(jax.random.key(0), 2)
+  x = jax.random.normal(keys[0], (B, SMALL['num_tokens'], SMALL['token_dim']))
+  return x, jax.random.uniform(keys[1], (B,)), jnp.arange(B)
+
+
+@functools.cache
+def _params(**fields):
+  return jax.jit(sit.SiT(**SMALL | fields).init)(jax.random.key(0), *_inputs())
+
+
+@functools.cache
+def _awake(**fields):
+  """Parameters away from the zeros of the first step."""
+  leaves, tree = jax.tree.flatten(_params(**fields))
+  rng = np.random.default_rng(1)
+  return tree.unflatten(
+    [a + 0.2 * rng.normal(size=a.shape).astype(np.float32) for a in leaves]
+  )
+
+
+def _apply(params, *inputs, train=False, key=None, **fields):
+  rngs = None if key is None else {'dropout': key}
+  return sit.SiT(**SMALL | fields).apply(
+    params, *inputs, train=train, rngs=rngs
+  )
+
+
+@pytest.mark.parametrize(
+  ('size', 'millions'), [('s', 33), ('b', 130), ('l', 458), ('xl', 675)]
+)
+def test_sizes_have_the_published_numbers_of_parameters(size, millions):
+  model = sit.SiT(
+    num_tokens=64, token_dim=32, num_classes=1000, **sit.SIZES[size]
+  )
+  shapes = jax.eval_shape(
+    model.init,
+    jax.random.key(0),
+    jnp.zeros((1, 64, 32)),
+    jnp.zeros((1,)),
+    jnp.zeros((1,), jnp.int32),
+  )
+  count = sum(a.size for a in jax.tree.leaves(shapes))
+  # Published counts are rounded to a million and for 2D patches.
+  np.testing.assert_allclose(count / 1e6, millions, rtol=0.01)
+
+
+def test_starts_at_zero_velocity_and_identity_blocks():
+  np.testing.assert_array_equal(_apply(_params(), *_inputs()), 0.0)
+  params = _params()['params']
+  for zero in (
+    params['modulation'],
+    params['to_velocity'],
+    params['blocks']['block']['modulation'],
+  ):
+    for leaf in jax.tree.leaves(zero):
+      np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_initial_scales():
+  params = _params(width=64, heads=4)['params']
+  for name in ('time0', 'time1', 'label_table'):
+    weights = params[name]['embedding' if name == 'label_table' else 'kernel']
+    np.testing.assert_allclose(np.std(weights), 0.02, rtol=0.1)
+  qkv = params['blocks']['block']['attn']['qkv']
+  np.testing.assert_allclose(
+    np.std(qkv['kernel']), np.sqrt(2 / (64 + 3 * 64)), rtol=0.05
+  )
+  np.testing.assert_array_equal(qkv['bias'], 0.0)
+  # Each block of the stack has a draw of its own.
+  assert len(np.unique(qkv['kernel'][:, 0, 0])) == SMALL['depth']
+
+
+def test_velocity_depends_on_position_time_and_label():
+  x, t, labels = _inputs()
+  base = _apply(_awake(), x, t, labels)
+  for other in (
+    _apply(_awake(), x[:, ::-1], t, labels)[:, ::-1],
+    _apply(_awake(), x, t + 0.1, labels),
+    _apply(_awake(), x, t, labels + 1),
+  ):
+    assert np.abs(base - other).max(axis=(1, 2)).min() > 1e-3
+
+
+def test_samples_of_a_batch_do_not_see_each_other():
+  x, t, labels = _inputs()
+  gradient = jax.grad(lambda x: _apply(_awake(), x, t, labels)[2].sum())(x)
+  seen = np.abs(gradient).max(axis=(1, 2)) > 0
+  np.testing.assert_array_equal(seen, np.arange(B) == 2)
+
+
+def test_label_dropout_puts_the_null_label():
+  x, t, labels = _inputs()
+  null = jnp.full_like(labels, SMALL['num_classes'])
+  key = jax.random.key(3)
+  conditional = _apply(_awake(), x, t, labels)
+  unconditional = _apply(_awake(), x, t, null)
+  dropped = _apply(
+    _awake(), x, t, labels, train=True, key=key, label_dropout=1.0
+  )
+  np.testing.assert_array_equal(dropped, unconditional)
+  kept = _apply(_awake(), x, t, labels, train=True, key=key, label_dropout=0.0)
+  np.testing.assert_array_equal(kept, conditional)
+  # Outside training nothing is dropped, and no rng is asked for.
+  still = _apply(_awake(), x, t, labels, label_dropout=1.0)
+  np.testing.assert_array_equal(still, conditional)
+
+
+def test_label_dropout_has_its_rate():
+  many, rate = 4000, 0.3
+  x = jnp.ones((many, SMALL['num_tokens'], SMALL['token_dim']))
+  t = jnp.full((many,), 0.5)
+  labels = jnp.full((many,), 2)
+  v = _apply(
+    _awake(),
+    x,
+    t,
+    labels,
+    train=True,
+    key=jax.random.key(0),
+    label_dropout=rate,
+  )
+  kept = _apply(_awake(), x[:2], t[:2], labels[:2])[0]
+  share = np.mean(np.abs(v - kept[None]).max(axis=(1, 2)) > 1e-3)
+  # Four standard deviations.
+  assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / many)
+
+
+@pytest.mark.parametrize('fields', [{'remat': True}, {'unroll': 3}])
+def test_remat_and_unroll_change_no_values(fields):
+  x, t, labels = _inputs()
+
+  def loss(params, fields):
+    return jnp.sum(_apply(params, x, t, labels, **fields) ** 2)
+
+  run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  plain = run(_awake(), _Frozen({}))
+  other = run(_awake(), _Frozen(fields))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    plain,
+    other,
+  )
+
+
+class _Frozen(dict):
+  """Fields that jit can hash."""
+
+  def __hash__(self):
+    return hash(tuple(self.items()))
+
+
+def test_bfloat16_computes_nearby_and_returns_float32():
+  inputs = _inputs()
+  wide = _apply(_awake(), *inputs)
+  narrow = _apply(_awake(), *inputs, dtype='bfloat16')
+  assert narrow.dtype == jnp.float32
+  gap = np.linalg.norm(narrow - wide) / np.linalg.norm(wide)
+  assert 1e-5 < gap < 5e-2
+  leaves = jax.tree.leaves(_params(dtype='bfloat16'))
+  assert {a.dtype for a in leaves} == {jnp.dtype('float32')}
+
+
+def test_qk_norm_ignores_the_scale_of_the_queries():
+  inputs = _inputs()
+
+  def gap(qk_norm):
+    params = _awake(qk_norm=qk_norm)
+    scaled = jax.tree.map(lambda a: a, params)
+    qkv = scaled['params']['blocks']['block']['attn']['qkv']
+    width = SMALL['width']
+    for name in qkv:
+      qkv[name] = jnp.asarray(qkv[name]).at[..., :width].multiply(30.0)
+    return np.abs(
+      _apply(params, *inputs, qk_norm=qk_norm)
+      - _apply(scaled, *inputs, qk_norm=qk_norm)
+    ).max()
+
+  assert gap(True) < 1e-3
+  assert gap(False) > 1e-2

@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax import errors
+from selfboottok_jax.pretrained import lpips
+from tests.pretrained import weights
+
+FILE = 'lpips_squeeze_v0.1_torchvision_squeezenet1_1_fp16.npz'
+
+
+@pytest.fixture(scope='module')
+def network(tmp_path_factory):
+  path = tmp_path_factory.mktemp('lpips') / 'lpips.npz'
+  return lpips.load_squeeze(
+    weights.save(path, weights.random_lpips(lpips.shapes()))
+  )
+
+
+def _noise(size, seed=0, batch=1):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.uniform(-1, 1, (batch, size, size, 3)), jnp.float32)
+
+
+def test_float16_becomes_float32_and_oihw_becomes_hwio(tmp_path):
+  arrays = weights.random_lpips(lpips.shapes())
+  network = lpips.load_squeeze(weights.save(tmp_path / 'a.npz', arrays))
+  kernel = network.params['features.6.expand3x3.weight']
+  assert {x.dtype for x in jax.tree.leaves(network.params)} == {
+    jnp.dtype(jnp.float32)
+  }
+  stored = arrays['features.6.expand3x3.weight']
+  assert kernel[0, 2, 5, 7] == np.float32(stored[7, 5, 0, 2])
+
+
+@pytest.mark.parametrize('size', [3, 4, 5, 6, 7, 8, 9])
+def test_max_pool_lets_the_last_window_overhang(size):
+  x = -1 - _noise(size)  # negative: padding with zeros would show
+  pooled = lpips._max_pool(x)
+  starts = range(0, size - 1, 2)  # ceil((size - 3) / 2) + 1 of them
+  wanted = jnp.stack(
+    [
+      jnp.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in starts], 1)
+      for i in starts
+    ],
+    axis=1,
+  )
+  np.testing.assert_array_equal(pooled, wanted)
+
+
+@pytest.mark.parametrize('size', [32, 39])
+def test_any_size_from_32_up(network, size):
+  shares = jax.jit(network.per_layer)(
+    network.params, _noise(size), _noise(size, 1)
+  )
+  assert shares.shape == (1, 7)
+  assert np.isfinite(shares).all()
+  assert float(shares.min()) > 0
+
+
+def test_smaller_images_are_refused(network):
+  with pytest.raises(errors.UserError, match='31x31 images'):
+    network(network.params, _noise(31), _noise(31))
+
+
+def test_gradient_is_finite_where_all_features_are_zero(network):
+  """Biases of -100 switch every ReLU off."""
+  dead = {
+    k: jnp.full_like(v, -100) if k.endswith('bias') else v
+    for k, v in network.params.items()
+  }
+  step = jax.jit(
+    jax.value_and_grad(lambda b, params, a: network(params, a, b).sum())
+  )
+  for params in (dead, network.params):
+    value, gradient = step(_noise(32), params, _noise(32, 1))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+  assert float(jnp.abs(gradient).max()) > 0
+
+  def length(x):
+    return jnp.square(lpips._unit(x)).sum()
+
+  features = jnp.zeros((1, 2, 1, 4)).at[0, 1].set(3.0)
+  np.testing.assert_array_equal(lpips._unit(features)[0, 1], 0.5)
+  assert np.isfinite(jax.grad(length)(features)).all()
+
+
+def test_float64_stays_float64_and_bfloat16_becomes_float32(network):
+  def dtype(kind):
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), kind)
+    return jax.eval_shape(
+      lambda a, b: network(network.params, a, b), x, x
+    ).dtype
+
+  assert dtype(jnp.bfloat16) == dtype(jnp.float32) == jnp.float32
+  with jax.enable_x64(True):
+    assert dtype(jnp.float64) == jnp.float64
+
+
+def test_real_weights_prefer_noise_to_blur():
+  """Blur and noise of equal MSE: LPIPS, unlike MSE, minds the blur more."""
+  network = lpips.load_squeeze(weights.real(FILE))
+  y, x = np.mgrid[:64, :64]
+  base = np.stack([np.sin(x / 1.5), np.sin(y / 1.3), np.sin((x + y) / 2)], -1)
+  base = jnp.asarray(0.6 * base[None], jnp.float32)
+  small = jax.image.resize(base, (1, 24, 24, 3), 'bilinear')
+  blurred = jax.image.resize(small, base.shape, 'bilinear')
+  error = float(jnp.sqrt(jnp.square(blurred - base).mean()))
+  noisy = base + error * jax.random.normal(jax.random.key(0), base.shape)
+  measure = jax.jit(network)
+  blur = float(measure(network.params, base, blurred)[0])
+  noise = float(measure(network.params, base, noisy)[0])
+  print(blur, noise, error)
+  assert 0.01 < blur < 2
+  assert 0.01 < noise < 2
+  assert float(measure(network.params, base, base)[0]) < 1e-12
+
+
+def test_known_value_of_torchmetrics():
+  """Its documented example for 'squeeze': torch's draws of seed 123."""
+  torch = pytest.importorskip('torch')
+  network = lpips.load_squeeze(weights.real(FILE))
+  torch.manual_seed(123)
+  a, b = (torch.rand(10, 3, 100, 100) * 2 - 1 for _ in range(2))
+  a, b = (jnp.asarray(x.permute(0, 2, 3, 1).numpy()) for x in (a, b))
+  value = network(network.params, a, b).mean()
+  np.testing.assert_allclose(value, 0.1008, atol=1e-4)

@@ -1,0 +1,52 @@
+"""Random weight files of the right shape, and where the real ones are."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+SHARED = pathlib.Path(__file__).parents[2] / '..' / 'shared'
+
+
+def real(file: str) -> str:
+  """Path of a pretrained network in WEIGHTS; skips where there is none."""
+  folder = pathlib.Path(os.environ.get('WEIGHTS') or SHARED / 'weights')
+  path = folder / file
+  if not path.exists():
+    pytest.skip(f'no {file} in {folder}; set WEIGHTS to the folder that has it')
+  return str(path)
+
+
+def random_lpips(shapes, seed=0, dtype=np.float16):
+  """Arrays with the shapes of an LPIPS file, activations of order 1."""
+  rng = np.random.default_rng(seed)
+  arrays = {}
+  for name, shape in shapes.items():
+    if name.startswith('lpips.'):
+      arrays[name] = rng.uniform(0, 1, shape).astype(np.float32)
+    else:
+      scale = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.05
+      arrays[name] = (scale * rng.standard_normal(shape)).astype(dtype)
+  return arrays
+
+
+def random_mobilenet(shapes, seed=0):
+  """Arrays with the shapes of a MobileNetV2 file, activations of order 1."""
+  rng = np.random.default_rng(seed)
+  arrays = {}
+  for name, shape in shapes.items():
+    if name.endswith('_w_int8'):
+      arrays[name] = rng.integers(-127, 128, shape, dtype=np.int8)
+    elif name.endswith('_scale'):
+      kernel = shapes[name.replace('_scale', '_w_int8')]
+      gain = np.sqrt(2 / np.prod(kernel[:3])) / 73
+      arrays[name] = np.full(shape, gain, np.float32)
+    else:
+      arrays[name] = (0.05 * rng.standard_normal(shape)).astype(np.float32)
+  return arrays
+
+
+def save(path, arrays) -> str:
+  np.savez(path, **arrays)
+  return str(path)
