@@ -7,7 +7,6 @@ A run that was stopped continues when the same command is given again.
 """
 
 import contextlib
-import time
 
 import jax
 import ml_collections
@@ -159,7 +158,6 @@ def _run(
     evaluate_every=config.evaluation.every,
     save_every=config.checkpoint.every,
   )
-  began = time.time()
   with contextlib.closing(batches), jax.set_mesh(mesh):
     state = loop.run(
       state,
@@ -175,7 +173,6 @@ def _run(
       writer=writer,
     )
   if writer is not None:
-    writer.write(int(state.step), {'seconds': time.time() - began})
     writer.close()
   return state
 

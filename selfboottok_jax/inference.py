@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num, PyTree
 
 from selfboottok_jax import errors
-from selfboottok_jax.flow import guidance, samplers
+from selfboottok_jax.flow import guidance
+from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.models import sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -251,7 +252,7 @@ class ImageGenerator:
     interval,
   ):
     shape = (self.model.num_tokens, self.model.token_dim)
-    start, noise = samplers.make_noise(seed, indices, shape)
+    start, noise = noise_lib.make_noise(seed, indices, shape)
 
     def velocity(x, t, labels):
       return self.model.apply({'params': params}, x, t, labels)

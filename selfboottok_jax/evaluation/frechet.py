@@ -64,13 +64,14 @@ class Moments:
       return
     if self.mean is None or self.scatter is None:
       self.count = other.count
-      self.mean, self.scatter = other.mean.copy(), other.scatter.copy()
+      self.mean, self.scatter = other.mean, other.scatter
       return
     total = self.count + other.count
     shift = other.mean - self.mean
     weight = self.count * other.count / total
-    self.scatter = self.scatter + other.scatter
-    self.scatter += weight * np.outer(shift, shift)
+    between = weight * np.outer(shift, shift)
+    # New arrays: the old ones may be another's.
+    self.scatter = self.scatter + other.scatter + between
     self.mean = self.mean + shift * (other.count / total)
     self.count = total
 
@@ -96,9 +97,10 @@ def fit(
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
   """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of covariances A, B.
 
-  The trace of the root is the sum of the singular values of A^(1/2) B^(1/2),
-  which is real, non-negative and exact for singular covariances too, where
-  the usual `sqrtm` needs an offset or returns complex numbers. With fewer
+  The trace of the root is the sum of the singular values of F^T G for any
+  factors A = F F^T and B = G G^T, which is real, non-negative and exact for
+  singular covariances too, where the usual `sqrtm` needs an offset or returns
+  complex numbers. With fewer
   images than features (count < d) the covariances are singular: the number is
   well defined, but it is biased upwards and falls as the count grows, so
   compare it only at equal counts.
@@ -109,18 +111,17 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
       'take both from the same network'
     )
   shift = a.mean - b.mean
-  product = _square_root(a.covariance) @ _square_root(b.covariance)
-  overlap = scipy.linalg.svdvals(product).sum()
+  product = _factor(a.covariance).T @ _factor(b.covariance)
+  overlap = scipy.linalg.svdvals(product).sum() if product.size else 0.0
   traces = np.trace(a.covariance) + np.trace(b.covariance)
   return max(float(shift @ shift + traces - 2 * overlap), 0.0)
 
 
-def _square_root(
+def _factor(
   covariance: Float[np.ndarray, 'd d'],
-) -> Float[np.ndarray, 'd d']:
+) -> Float[np.ndarray, 'd r']:
+  """F with F F^T = covariance, a column per eigenvalue above round-off."""
   values, vectors = scipy.linalg.eigh(covariance)
-  # The root would turn eigenvalues that are only round-off, 1e-16 of the
-  # largest, into 1e-8 of its root.
   noise = len(values) * np.finfo(values.dtype).eps * np.abs(values).max()
-  roots = np.sqrt(np.where(values > noise, values, 0.0))
-  return (vectors * roots) @ vectors.T
+  kept = values > noise
+  return vectors[:, kept] * np.sqrt(values[kept])

@@ -72,7 +72,7 @@ def sample(
 
   Args:
     velocity: network (x [b, ...], t [b], labels [b]) -> velocity [b, ...].
-    x: standard normal start, see `samplers.make_noise`.
+    x: standard normal start, see `noise.make_noise`.
     labels: classes in [0, null_label].
     null_label: label of the unconditional model.
     scale: guidance scale; 1 is the conditional model.

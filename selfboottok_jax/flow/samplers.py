@@ -60,39 +60,6 @@ def time_grid(sampler: str, num_steps: int, last_step: float = 0.04) -> Times:
   return np.append(np.linspace(1.0, last_step, num_steps), 0.0)
 
 
-def sample_noise(
-  seed: int | Int[Array, ''],
-  sample_indices: Int[Array, ' b'],
-  step: int | Int[Array, ''],
-  shape: tuple[int, ...],
-) -> Float[Array, 'b ...']:
-  """Normal float32 noise [b, *shape] that depends on (seed, index, step) only.
-
-  So a sample is the same one whatever batch and whichever device it is in.
-  """
-
-  def draw(index):
-    key = jax.random.fold_in(jax.random.key(seed), index)
-    key = jax.random.fold_in(key, step)
-    return jax.random.normal(key, shape, jnp.float32)
-
-  return jax.vmap(draw)(sample_indices)
-
-
-def make_noise(
-  seed: int | Int[Array, ''],
-  sample_indices: Int[Array, ' b'],
-  shape: tuple[int, ...],
-) -> tuple[State, Callable[[Int[Array, '']], State]]:
-  """The start state at t = 1 and the noise of each SDE step, all distinct."""
-  start = sample_noise(seed, sample_indices, 0, shape)
-
-  def noise(step):
-    return sample_noise(seed, sample_indices, step + 1, shape)
-
-  return start, noise
-
-
 def euler(
   velocity: path_lib.Velocity | Switched,
   x: State,

@@ -71,7 +71,7 @@ class DownBlock(nn.Module):
   """Halves the grid: two 3x3 convolutions beside a 1x1 one, over sqrt 2."""
 
   features: int
-  dtype: jax.typing.DTypeLike = jnp.float32
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b p q d']:
@@ -101,7 +101,7 @@ class Discriminator(nn.Module):
   max_width: int = 512
   min_resolution: int = 4
   group: int = 4
-  dtype: jax.typing.DTypeLike = jnp.float32
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, ' b']:

@@ -38,8 +38,12 @@ def unpatchify(
 
 def sincos_1d(length: int, width: int) -> Float[np.ndarray, 'k d']:
   """Fixed 1D positions: sines in even columns, cosines in odd ones."""
-  frequency = np.exp(np.arange(0, width, 2) * -(np.log(10000.0) / width))
-  angle = np.arange(length)[:, None] * frequency
+  # The angles are rounded to float32, as they are in the usual torch code whose
+  # tables lie in checkpoints: it tells in the sixth digit.
+  exponent = np.arange(0, width, 2, dtype=np.float32)
+  exponent = exponent * np.float32(-np.log(10000.0) / width)
+  frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
+  angle = np.arange(length, dtype=np.float32)[:, None] * frequency
   table = np.zeros((length, width))
   table[:, 0::2] = np.sin(angle)
   table[:, 1::2] = np.cos(angle)[:, : width // 2]

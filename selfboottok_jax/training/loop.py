@@ -148,6 +148,7 @@ class _Clock:
   def __init__(self, step: int):
     self._step = self.checked = step
     self._began, self._waited = time.monotonic(), 0.0
+    self._start = self._began
 
   def wait(self, seconds: float) -> None:
     self._waited += seconds
@@ -161,6 +162,7 @@ class _Clock:
     rates = {
       'images_per_second': (step - self._step) * batch_size / elapsed,
       'data_wait': min(self._waited / elapsed, 1.0),
+      'seconds': now - self._start,
     }
     self._step, self._began, self._waited = step, now, 0.0
     return rates
@@ -185,7 +187,7 @@ def _flush(pending, clock, progress, writer) -> None:
   progress.show(
     pending.step,
     {
-      'loss': f'{values['loss']:.4f}',
+      'loss': f'{values["loss"]:.4f}',
       'images/s': f'{rates["images_per_second"]:.1f}',
       'data wait': f'{rates["data_wait"]:.0%}',
     },

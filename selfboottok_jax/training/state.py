@@ -25,7 +25,8 @@ class TrainState:
     stats: what changes without a gradient (LeCAM means, latent statistics).
   """
 
-  step: Int[Array, '']
+  # Any: the same tree also carries shapes and shardings in place of arrays.
+  step: Any
   params: dict[str, PyTree]
   ema: dict[str, PyTree]
   opt: dict[str, PyTree]

@@ -53,6 +53,16 @@ def test_distance_of_known_gaussians():
   np.testing.assert_allclose(frechet.frechet_distance(a, singular), 2)
 
 
+def test_distance_of_features_that_never_change():
+  constant = frechet.fit([np.ones((4, 3))])
+  assert frechet.frechet_distance(constant, constant) == 0
+  moving = frechet.fit([_features(9, 3)])
+  wanted = np.square(moving.mean - 1).sum() + np.trace(moving.covariance)
+  np.testing.assert_allclose(
+    frechet.frechet_distance(constant, moving), wanted, rtol=1e-12
+  )
+
+
 def test_distance_is_that_of_the_matrix_square_root():
   a = frechet.fit([_features(200, 8)])
   b = frechet.fit([_features(150, 8, seed=1, shift=0.3, scale=1.4)])

@@ -65,7 +65,7 @@ def test_scores_of_extreme_images():
   checks = np.broadcast_to(checks[None, ..., None], black.shape)
   result = scores.image_scores(black, white)
   np.testing.assert_allclose(result['psnr'], 0, atol=1e-6)
-  np.testing.assert_allclose(result['ssim'], 1e-4 / (1 + 1e-4), atol=1e-6)
+  np.testing.assert_allclose(result['ssim'], 1e-4 / (1 + 1e-4), atol=3e-6)
   wanted = skimage.metrics.structural_similarity(
     checks[0], 255 - checks[0], channel_axis=-1, data_range=255
   )
@@ -79,6 +79,12 @@ def test_large_images_keep_their_digits():
   rng = np.random.default_rng(0)
   a = rng.integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
   b = rng.integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
+  flat = np.full_like(a, 200)
+  np.testing.assert_allclose(
+    scores.ssim(flat, flat - 50)[0],
+    (2 * 200 * 150 + 2.55**2) / (200**2 + 150**2 + 2.55**2),
+    atol=1e-6,
+  )
   result = scores.image_scores(a, b)
   square = np.square(a.astype(float) - b).mean() / 255**2
   np.testing.assert_allclose(result['psnr'][0], -10 * np.log10(square), 1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.flow import guidance, samplers
+from selfboottok_jax.flow import guidance, noise, samplers
 from selfboottok_jax.flow import path as path_lib
 
 NULL = 9
@@ -41,11 +41,17 @@ def _calls(sampler, **kwargs):
   calls = []
 
   def counted(x, t, labels):
-    calls.append((float(t[0]), len(x), labels.tolist()))
+    rows = len(x)
+    jax.debug.callback(
+      lambda t, y: calls.append((float(t), rows, y.tolist())),
+      t[0],
+      labels,
+      ordered=True,
+    )
     return velocity(x, t, labels)
 
-  with jax.disable_jit():  # a scan is then a Python loop
-    _sample(sampler, counted, **kwargs)
+  jax.block_until_ready(_sample(sampler, counted, **kwargs))
+  jax.effects_barrier()
   return calls
 
 
@@ -147,10 +153,10 @@ def test_one_program_serves_a_sweep_of_scales(sampler):
     np.testing.assert_allclose(x, static, rtol=1e-5, atol=1e-5)
 
 
-def test_samples_do_not_depend_on_the_split_into_batches():
+def test_samples_depend_on_no_split_into_batches_or_devices():
   @jax.jit
   def run(indices):
-    x, noise = samplers.make_noise(11, indices, (2, 4))
+    x, steps = noise.make_noise(11, indices, (2, 4))
     return guidance.sample(
       velocity,
       x,
@@ -160,12 +166,19 @@ def test_samples_do_not_depend_on_the_split_into_batches():
       interval=(0.0, 0.85),
       num_steps=6,
       path=path_lib.PATHS['linear'],
-      noise=noise,
+      noise=steps,
     )
 
-  whole = run(jnp.arange(8))
-  parts = [run(jnp.arange(8)[i : i + 4]) for i in range(0, 8, 4)]
-  np.testing.assert_allclose(whole, np.concatenate(parts), atol=2e-6)
+  indices = jnp.arange(16)
+  whole = run(indices)
+  parts = [run(part) for part in jnp.split(indices, 2)]
+  np.testing.assert_allclose(whole, np.concatenate(parts), atol=5e-6)
+  mesh = jax.make_mesh(
+    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  spread = run(jax.device_put(indices, spec))
+  np.testing.assert_allclose(whole, spread, atol=5e-6)
 
 
 def test_own_grids_pass_through():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
+from selfboottok_jax.flow import noise, samplers
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.flow import samplers
 
 MEAN, STD = 0.7, 0.4
 LINEAR = path_lib.PATHS['linear']
@@ -78,13 +78,13 @@ def test_sde_ends_in_the_distribution_of_the_data(name, diffusion):
 
   @jax.jit
   def run(seed):
-    x, noise = samplers.make_noise(seed, jnp.arange(8192), (1,))
+    x, steps = noise.make_noise(seed, jnp.arange(8192), (1,))
     return samplers.euler_maruyama(
       _field(path),
       x,
       samplers.time_grid('sde', 200, 0.01),
       path=path,
-      noise=noise,
+      noise=steps,
       diffusion=diffusion,
     )
 
@@ -170,38 +170,3 @@ def test_records_every_state_and_integrates_in_float32(name):
   assert end.dtype == states.dtype == jnp.float32
   np.testing.assert_array_equal(states[0], x.astype(jnp.float32))
   np.testing.assert_array_equal(states[-1], end)
-
-
-def test_noise_belongs_to_the_sample_not_to_the_batch():
-  indices = jnp.arange(100, 108)
-  draw = functools.partial(samplers.sample_noise, 5, step=2, shape=(4, 3))
-  whole = draw(sample_indices=indices)
-  halves = [draw(sample_indices=h) for h in jnp.split(indices, 2)]
-  np.testing.assert_array_equal(whole, jnp.concatenate(halves))
-  np.testing.assert_array_equal(whole[::-1], draw(sample_indices=indices[::-1]))
-  with jax.enable_x64(True):
-    wide = draw(sample_indices=jnp.arange(100, 108))
-  assert wide.dtype == jnp.float32
-  np.testing.assert_array_equal(whole, wide)
-
-
-def test_noise_is_the_same_on_eight_devices():
-  mesh = jax.make_mesh(
-    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  indices = jnp.arange(16)
-  draw = jax.jit(lambda i: samplers.sample_noise(1, i, 0, (6,)))
-  np.testing.assert_array_equal(
-    draw(indices), draw(jax.device_put(indices, spec))
-  )
-
-
-def test_no_two_draws_are_alike():
-  start, noise = samplers.make_noise(0, jnp.arange(3), (500,))
-  draws = [start, noise(0), noise(1)]
-  draws.append(samplers.make_noise(1, jnp.arange(3), (500,))[0])
-  rows = np.concatenate(draws)
-  np.testing.assert_allclose(np.corrcoef(rows), np.eye(12), atol=0.2)
-  assert abs(rows.mean()) < 0.05
-  assert abs(rows.std() - 1) < 0.05

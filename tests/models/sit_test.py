@@ -39,11 +39,20 @@ def _awake(**fields):
   )
 
 
+@functools.cache
+def _compiled(train, fields):
+  model = sit.SiT(**SMALL | dict(fields))
+
+  @jax.jit
+  def apply(params, key, *inputs):
+    rngs = None if key is None else {'dropout': key}
+    return model.apply(params, *inputs, train=train, rngs=rngs)
+
+  return apply
+
+
 def _apply(params, *inputs, train=False, key=None, **fields):
-  rngs = None if key is None else {'dropout': key}
-  return sit.SiT(**SMALL | fields).apply(
-    params, *inputs, train=train, rngs=rngs
-  )
+  return _compiled(train, tuple(fields.items()))(params, key, *inputs)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +127,17 @@ def test_label_dropout_puts_the_null_label():
   dropped = _apply(
     _awake(), x, t, labels, train=True, key=key, label_dropout=1.0
   )
-  np.testing.assert_array_equal(dropped, unconditional)
+  np.testing.assert_allclose(dropped, unconditional, atol=1e-5)
   kept = _apply(_awake(), x, t, labels, train=True, key=key, label_dropout=0.0)
-  np.testing.assert_array_equal(kept, conditional)
+  np.testing.assert_allclose(kept, conditional, atol=1e-5)
+  assert np.abs(conditional - unconditional).max() > 1e-2
   # Outside training nothing is dropped, and no rng is asked for.
   still = _apply(_awake(), x, t, labels, label_dropout=1.0)
-  np.testing.assert_array_equal(still, conditional)
+  np.testing.assert_allclose(still, conditional, atol=1e-5)
 
 
 def test_label_dropout_has_its_rate():
-  many, rate = 4000, 0.3
+  many, rate = 2000, 0.3
   x = jnp.ones((many, SMALL['num_tokens'], SMALL['token_dim']))
   t = jnp.full((many,), 0.5)
   labels = jnp.full((many,), 2)
@@ -150,24 +160,17 @@ def test_label_dropout_has_its_rate():
 def test_remat_and_unroll_change_no_values(fields):
   x, t, labels = _inputs()
 
-  def loss(params, fields):
-    return jnp.sum(_apply(params, x, t, labels, **fields) ** 2)
+  def run(**fields):
+    def loss(params):
+      return jnp.sum(_apply(params, x, t, labels, **fields) ** 2)
 
-  run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-  plain = run(_awake(), _Frozen({}))
-  other = run(_awake(), _Frozen(fields))
+    return jax.jit(jax.value_and_grad(loss))(_awake())
+
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-    plain,
-    other,
+    run(),
+    run(**fields),
   )
-
-
-class _Frozen(dict):
-  """Fields that jit can hash."""
-
-  def __hash__(self):
-    return hash(tuple(self.items()))
 
 
 def test_bfloat16_computes_nearby_and_returns_float32():

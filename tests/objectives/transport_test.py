@@ -194,7 +194,7 @@ def test_spread_by_hand(patches):
 
 
 def test_low_precision_gives_float32(patches, tokens):
-  result = transport.transport_loss(
+  result, _ = solver(num_iterations=2)(
     patches.astype(jnp.bfloat16), tokens.astype(jnp.bfloat16)
   )
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(result)}

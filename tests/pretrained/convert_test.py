@@ -57,6 +57,10 @@ def test_damaged_files(tmp_path):
   flipped = bytearray(data)
   flipped[data.index(b'a.weight') + 150] ^= 0x10
   cases['flipped.npz'] = bytes(flipped)
+  # A header that asks for petabytes must not get them.
+  huge = b'(99999999999999,), }'
+  where = data.index(b'(4,), }')
+  cases['huge.npz'] = data[:where] + huge + data[where + len(huge) :]
   for name, content in cases.items():
     (tmp_path / name).write_bytes(content)
     assert 'not an intact .npz' in _message(tmp_path / name), name

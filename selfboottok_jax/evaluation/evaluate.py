@@ -1,0 +1,210 @@
+"""Scores of finished runs, each with its protocol."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Num
+
+from selfboottok_jax import inference
+from selfboottok_jax.evaluation import content, evaluators, frechet, scores
+
+Batches = Iterable[dict[str, np.ndarray]]
+# None: neither direction is better.
+DIRECTIONS = {'psnr': True, 'ssim': True, 'ssim_range2': True}
+PROTOCOLS = {
+  'psnr': 'data range 1 on [0, 1], uint8, per image then mean',
+  'psnr_mean_image': 'baseline: the mean image of the set in every place',
+  'psnr_mean_colour': "baseline: each image's own mean colour",
+  'ssim': '7x7 uniform window, data range 1, per channel then mean',
+  'ssim_range2': 'as ssim with data range 2 on [0, 1]: inflated, for '
+  'comparison with published tables',
+  'codes_used': 'share of codes that are some token’s nearest',
+  'perplexity': 'exp of the entropy of nearest codes, mean over codebooks',
+}
+
+
+def evaluate_tokenizer(
+  name: str,
+  tokenizer: inference.ImageTokenizer,
+  batches: Batches,
+  mesh: Mesh,
+  *,
+  reference: str,
+  perceptual: Any = None,
+) -> list[content.Score]:
+  """Reconstruction scores of a tokenizer.
+
+  Args:
+    name: of the run.
+    tokenizer: what is measured.
+    batches: uint8 centre crops with masks, readable again and again.
+    mesh: where to compute.
+    reference: what the images are, for the protocol.
+    perceptual: a PerceptualDistance to measure besides, or None.
+
+  Returns:
+    A score per metric.
+  """
+  measured = dict(
+    evaluators.Reconstruction(tokenizer.model, batches, mesh).run_params(
+      tokenizer.params
+    )
+  )
+  where = f'{reference}; centre crops; step {tokenizer.step}, EMA weights'
+  result = []
+  for metric, value in measured.items():
+    family = next((key for key in PROTOCOLS if metric == key), None)
+    family = family or next(k for k in PROTOCOLS if metric.startswith(k))
+    result.append(
+      content.Score(
+        name,
+        metric,
+        value,
+        DIRECTIONS.get(metric),
+        f'{PROTOCOLS[family]}; {where}',
+      )
+    )
+  if perceptual is not None:
+    result.append(
+      content.Score(
+        name,
+        f'lpips ({perceptual.name})',
+        _perceptual(tokenizer, batches, perceptual),
+        False,
+        f'{perceptual.name} on [-1, 1], uint8 rounded; {where}',
+      )
+    )
+  return result
+
+
+def _perceptual(tokenizer, batches, perceptual) -> float:
+  distance = jax.jit(perceptual.__call__)
+  means = scores.MeanScores()
+  for batch in batches:
+    quantised = scores.to_uint8(_reconstruct(tokenizer, batch['image']))
+    values = distance(
+      perceptual.params,
+      _to_float(batch['image']),
+      _to_float(quantised),
+    )
+    means.add({'distance': values}, batch['mask'])
+  return means.means()['distance']
+
+
+def _reconstruct(tokenizer, images):
+  return tokenizer.decode(tokenizer.encode(images))
+
+
+def _to_float(images) -> Float[Array, 'b h w 3']:
+  return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1
+
+
+def image_features(
+  network: Any,
+) -> Callable[[Num[Array, 'b h w 3']], Float[Array, 'b d']]:
+  """Returns uint8 images -> one vector per image, for Frechet distances.
+
+  The network's class vector, or where it has none the mean of its patches.
+  """
+
+  @jax.jit
+  def features(params, images):
+    seen = network(params, _to_float(images))
+    return jnp.mean(seen.patches, axis=1) if seen.cls is None else seen.cls
+
+  return functools.partial(features, network.params)
+
+
+def evaluate_generator(
+  name: str,
+  generator: inference.ImageGenerator,
+  batches: Batches,
+  network: Any,
+  *,
+  num_samples: int,
+  batch_size: int,
+  reference: str,
+  sampling: dict[str, Any],
+  seed: int = 0,
+) -> list[content.Score]:
+  """Frechet distance of samples to real images, beside a baseline.
+
+  The baseline decodes Gaussian codes of the right mean and deviation: what
+  remains when a generator has learnt nothing else. Labels are balanced.
+  """
+  features = image_features(network)
+  real = frechet.fit(
+    np.asarray(features(batch['image']))[batch['mask']] for batch in batches
+  )
+  sampled = frechet.fit(
+    np.asarray(features(images))
+    for images in sample_batches(
+      generator, num_samples, batch_size, seed=seed, **sampling
+    )
+  )
+  noise = frechet.fit(
+    np.asarray(features(images))
+    for images in _gaussian_batches(generator, num_samples, batch_size, seed)
+  )
+  metric = frechet.name_of(network.name)
+  where = (
+    f'{num_samples} samples, balanced labels, against {real.count} images of '
+    f'{reference}; {_describe(sampling)}; step {generator.step}, EMA weights'
+  )
+  return [
+    content.Score(
+      name, metric, frechet.frechet_distance(sampled, real), False, where
+    ),
+    content.Score(
+      name,
+      f'{metric}, Gaussian codes',
+      frechet.frechet_distance(noise, real),
+      False,
+      f'baseline: decoded Gaussian codes of the right mean and deviation; '
+      f'{where}',
+    ),
+  ]
+
+
+def balanced_labels(count: int, num_classes: int) -> np.ndarray:
+  """Labels 0, 1, ... over and over, [count]."""
+  return np.arange(count, dtype=np.int32) % num_classes
+
+
+def sample_batches(
+  generator: inference.ImageGenerator,
+  num_samples: int,
+  batch_size: int,
+  *,
+  labels: np.ndarray | None = None,
+  **sampling: Any,
+) -> Iterator[np.ndarray]:
+  """uint8 samples in batches; sample i has index i whatever the batch."""
+  if labels is None:
+    labels = balanced_labels(num_samples, generator.num_classes)
+  for first in range(0, num_samples, batch_size):
+    chosen = labels[first : first + batch_size]
+    # One shape for all batches: one compilation.
+    padded = np.resize(chosen, batch_size)
+    images = generator.sample(padded, first_index=first, **sampling)
+    yield np.asarray(scores.to_uint8(images))[: len(chosen)]
+
+
+def _gaussian_batches(generator, num_samples, batch_size, seed):
+  tokenizer, latents = generator.tokenizer, generator.latents
+  shape = (batch_size, tokenizer.num_tokens, tokenizer.token_dim)
+  for first in range(0, num_samples, batch_size):
+    key = jax.random.fold_in(jax.random.key(seed), first)
+    noise = jax.random.normal(key, shape)
+    codes = noise * latents['std'] + latents['mean']
+    count = min(batch_size, num_samples - first)
+    yield np.asarray(scores.to_uint8(tokenizer.decode(codes)))[:count]
+
+
+def _describe(sampling: dict[str, Any]) -> str:
+  return ', '.join(f'{key} {value}' for key, value in sampling.items())
