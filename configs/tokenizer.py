@@ -90,7 +90,7 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   small(config)
   config.data.source = 'procedural'
   config.data.image_size = 32
-  config.model.patch_size = 4
+  config.model.patch_size = 8
   config.model.num_tokens = 16
   config.train.steps = 1_000
 
@@ -124,7 +124,7 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.loss.adversarial = 0.02
   config.discriminator.width = 16
   config.discriminator.max_width = 64
-  config.optimizer.learning_rate = 1e-3
+  config.optimizer.learning_rate = 2e-3
   config.evaluation.every = 500
   config.evaluation.num_images = 256
   config.evaluation.batch_size = 32

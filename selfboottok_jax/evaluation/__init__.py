@@ -1,0 +1,1 @@
+"""Scores, evaluators and the report page."""

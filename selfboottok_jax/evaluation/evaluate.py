@@ -86,7 +86,9 @@ def _perceptual(tokenizer, batches, perceptual) -> float:
   distance = jax.jit(perceptual.__call__)
   means = scores.MeanScores()
   for batch in batches:
-    quantised = scores.to_uint8(_reconstruct(tokenizer, batch['image']))
+    quantised = scores.to_uint8(
+      _reconstruct(tokenizer, batch['image']), 'round'
+    )
     values = distance(
       perceptual.params,
       _to_float(batch['image']),
@@ -169,6 +171,20 @@ def evaluate_generator(
       f'{where}',
     ),
   ]
+
+
+def sampling_of(generator: inference.ImageGenerator) -> dict[str, Any]:
+  """The sampler settings that a generator was configured with."""
+  settings = generator.config['sampling']
+  return {
+    'sampler': settings['sampler'],
+    'num_steps': settings['num_steps'],
+    'guidance_scale': settings['guidance_scale'],
+    'guidance_interval': (
+      settings['guidance_low'],
+      settings['guidance_high'],
+    ),
+  }
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:

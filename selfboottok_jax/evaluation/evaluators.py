@@ -74,7 +74,7 @@ def measure_reconstruction(
   original, mask = batch['image'], batch['mask']
   images = original.astype(jnp.float32) / 127.5 - 1
   output = model.apply({'params': params}, images)
-  reconstruction = scores.to_uint8(output.reconstruction)
+  reconstruction = scores.to_uint8(output.reconstruction, 'round')
   values = scores.image_scores(original, reconstruction)
   values |= scores.baseline_scores(original, jnp.asarray(mean_image))
   weight = mask.astype(jnp.float32)
@@ -145,6 +145,7 @@ class Velocity:
     # One draw for each stratum: less noise between evaluations.
     b = x.shape[0]
     t = (jnp.arange(b) + jax.random.uniform(time_key, (b,))) / b
+    t = jnp.maximum(t, task.path.min_time)
     noise = jax.random.normal(noise_key, x.shape)
     prediction = task.model.apply(
       {'params': params},

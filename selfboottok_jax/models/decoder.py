@@ -112,16 +112,21 @@ class Decoder(nn.Module):
     )
     cls = self.param('cls', normal, (1, 1, self.width))
     start = jnp.concatenate([cls, patches], axis=1).astype(self.dtype)
-    tokens = layers.dense(self.width, self.dtype, name='from_code')(fused)
-    tokens = tokens + layers.position_table(
-      self, 'token_positions', layers.sincos_1d(m, self.width)
-    ).astype(self.dtype)
+    # Codes lie in the unit ball. Unit weights bring them to the size of the
+    # position tables; Xavier's would leave them a tenth of it, unheard.
+    embed = functools.partial(
+      nn.Dense,
+      self.width,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.normal(1.0),
+    )
+    token_positions = self.param('token_positions', normal, (1, m, self.width))
+    tokens = embed(name='from_code')(fused) + token_positions.astype(self.dtype)
     x = jnp.concatenate(
       [jnp.broadcast_to(start, (b, *start.shape[1:])), tokens], axis=1
     )
     projected = tuple(
-      layers.dense(self.width, self.dtype, name=f'context{i}')(context)
-      for i, context in enumerate(contexts)
+      embed(name=f'context{i}')(context) for i, context in enumerate(contexts)
     )
     block = functools.partial(
       DecoderBlock,

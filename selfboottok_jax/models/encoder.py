@@ -12,8 +12,9 @@ from selfboottok_jax.models import layers, transformer
 class Encoder(nn.Module):
   """[cls | patches] ++ [latent queries] through one ViT; the queries are read.
 
-  Input is [-1, 1]; output z_G is [b, num_tokens, token_dim] in float32. Learned
-  positions start at sin-cos tables, which a short training cannot discover.
+  Input is [-1, 1]; output z_G is [b, num_tokens, token_dim] in float32. The
+  learned positions of the patches start at the 2D sin-cos table, which a short
+  training cannot discover.
   """
 
   patch_size: int
@@ -40,12 +41,10 @@ class Encoder(nn.Module):
     ).astype(self.dtype)
     normal = nn.initializers.normal(0.02)
     cls = self.param('cls', normal, (1, 1, self.width))
+    # Small beside what attention writes over them: large fixed tables make the
+    # codes of all images alike, and a short training does not get past that.
     queries = self.param(
       'latent_queries', normal, (1, self.num_tokens, self.width)
-    ) + layers.position_table(
-      self,
-      'latent_positions',
-      layers.sincos_1d(self.num_tokens, self.width),
     )
     x = jnp.concatenate(
       [

@@ -92,7 +92,7 @@ class GeneratorTask:
     )
     x = normalise(codes, inputs.stats['latents'])
     time_key, noise_key, label_key = jax.random.split(inputs.rng, 3)
-    t = jax.random.uniform(time_key, x.shape[:1])
+    t = jax.random.uniform(time_key, x.shape[:1], minval=self.path.min_time)
     noise = jax.random.normal(noise_key, x.shape)
     prediction = self.model.apply(
       {'params': trained},

@@ -105,3 +105,14 @@ def _duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02d}:{seconds:02d}'
+
+
+def seconds(path: pathlib.Path) -> float:
+  """How long the run behind a log has trained, over all its sessions."""
+  total = last = 0.0
+  for line in path.read_text().splitlines():
+    now = json.loads(line).get('seconds')
+    if now is not None:
+      total += now - last if now >= last else now
+      last = now
+  return total

@@ -1,0 +1,122 @@
+"""Scores a tokenizer's reconstructions, or a generator's samples.
+
+  python -m launch.evaluate --workdir=runs/tok --config.data.path=PHOTOS
+  python -m launch.evaluate --workdir=runs/gen --tokenizer=runs/tok_big \
+    --config.data.path=PHOTOS
+
+Prints a table and one JSON line, and writes scores.json into the workdir.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from selfboottok_jax import data, errors, inference, pretrained
+from selfboottok_jax.evaluation import content, evaluate, files, tables
+from selfboottok_jax.training import checkpointing, sharding
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', 'configs/evaluate.py', 'What to score on.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run to score.')
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', None, 'Workdir of the tokenizer that decodes for a generator.'
+)
+
+
+def main(argv) -> None:
+  """Scores what the flags say."""
+  del argv
+  cli.require(workdir=_WORKDIR.value)
+  cli.start_jax()
+  run_config = checkpointing.read_config(_WORKDIR.value, '--workdir')
+  if run_config['task'] == 'generator':
+    scores = score_generator(_CONFIG.value, _WORKDIR.value, _TOKENIZER.value)
+  else:
+    scores = score_tokenizer(_CONFIG.value, _WORKDIR.value)
+  records = [dataclasses.asdict(score) for score in scores]
+  text = json.dumps(records, indent=2) + '\n'
+  files.write_atomically(
+    pathlib.Path(_WORKDIR.value) / 'scores.json', text.encode()
+  )
+  cli.say(tables.table(records, ['metric', 'value', 'protocol']))
+  cli.say(json.dumps({score.metric: score.value for score in scores}))
+
+
+def score_tokenizer(
+  config: ml_collections.ConfigDict, workdir: str
+) -> list[content.Score]:
+  """Reconstruction scores of a run."""
+  tokenizer = inference.load_tokenizer(workdir)
+  source, batches = _open(config, tokenizer.config)
+  perceptual = None
+  if config.networks.perceptual:
+    perceptual = pretrained.load_perceptual(config.networks.perceptual)
+  return evaluate.evaluate_tokenizer(
+    workdir,
+    tokenizer,
+    batches,
+    sharding.make_mesh(),
+    reference=_reference(config, source, batches),
+    perceptual=perceptual,
+  )
+
+
+def score_generator(
+  config: ml_collections.ConfigDict, workdir: str, tokenizer: str | None
+) -> list[content.Score]:
+  """Frechet distance of a run's samples."""
+  cli.require(tokenizer=tokenizer)
+  generator = inference.load_generator(
+    workdir, tokenizer=inference.load_tokenizer(tokenizer)
+  )
+  source, batches = _open(config, generator.config)
+  return evaluate.evaluate_generator(
+    workdir,
+    generator,
+    batches,
+    pretrained.load_network(config.networks.frechet),
+    num_samples=config.num_samples,
+    batch_size=config.data.batch_size,
+    reference=_reference(config, source, batches),
+    sampling=evaluate.sampling_of(generator),
+    seed=config.seed,
+  )
+
+
+def _open(config, run_config):
+  trained = run_config['data']
+  # A path of one's own is recognised by its kind, unless a source is named.
+  own = 'auto' if config.data.path else trained['source']
+  source = data.open_source(
+    config.data.source or own,
+    config.data.path or trained['path'],
+    config.data.split,
+    trained['image_size'],
+  )
+  if config.data.num_images < 0:
+    raise errors.ConfigError(
+      f'data.num_images={config.data.num_images}; wanted 0 (all) or more'
+    )
+  batches = data.make_eval_dataset(
+    source,
+    batch_size=config.data.batch_size,
+    image_size=trained['image_size'],
+    num_images=config.data.num_images or None,
+    num_threads=config.data.num_threads,
+  )
+  return source, batches
+
+
+def _reference(config, source, batches) -> str:
+  count = sum(int(batch['mask'].sum()) for batch in batches)
+  return f'{count} images of {data.describe(source)}'
+
+
+if __name__ == '__main__':
+  cli.run(main)

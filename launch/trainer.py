@@ -1,0 +1,168 @@
+"""A training from its configuration to its last checkpoint."""
+
+import contextlib
+
+import jax
+import ml_collections
+from jaxtyping import PyTree
+
+from launch import build, cli
+from selfboottok_jax import data, errors, tasks
+from selfboottok_jax.training import checkpointing, loop, sharding
+from selfboottok_jax.training import logging as logging_lib
+from selfboottok_jax.training import state as state_lib
+
+
+def train(
+  config: ml_collections.ConfigDict, workdir: str
+) -> state_lib.TrainState:
+  """Trains, or continues to train, in `workdir`.
+
+  Everything that can be wrong with the configuration, the data and the workdir
+  is found before anything is written.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch_size(config.data.batch_size, mesh)
+  source = build.open_data(config, 'train')
+  built = build.build(config, source, mesh)
+  meta = built.meta | {
+    'seed': config.train.seed,
+    'batch_size': config.data.batch_size,
+    'data_fingerprint': source.fingerprint,
+  }
+  resolved = config.to_dict() | {'model': built.model_fields}
+  checkpointing.write_config(workdir, resolved)
+  checkpointer = checkpointing.Checkpointer(
+    workdir, max_to_keep=config.checkpoint.max_to_keep
+  )
+  with contextlib.closing(checkpointer):
+    state, shardings = _prepare(config, built, mesh, checkpointer, meta)
+    frozen = place(built.task.frozen, mesh)
+    step_fn = compile_step(config, built, mesh, shardings)
+    return _run(
+      config, built, state, step_fn, frozen, source, mesh, checkpointer,
+      meta, workdir,
+    )  # fmt: skip
+
+
+def compile_step(config, built, mesh, shardings):
+  """The jitted train step; the state is donated."""
+  step_fn = state_lib.make_train_step(
+    built.task.losses,
+    built.optimizers,
+    seed=config.train.seed,
+    ema_limit=config.train.ema,
+  )
+  return jax.jit(
+    step_fn,
+    out_shardings=(shardings, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def make_init(config, built):
+  """Returns init() -> a fresh state; traceable."""
+
+  def init() -> state_lib.TrainState:
+    params, stats = built.task.init(jax.random.key(config.train.seed))
+    return state_lib.init_state(
+      params, stats, built.optimizers, built.task.ema_groups
+    )
+
+  return init
+
+
+def place(tree: PyTree, mesh) -> PyTree:
+  """Puts frozen parameters where the shape rule says."""
+  return jax.device_put(tree, sharding.tree_shardings(tree, mesh))
+
+
+def _prepare(config, built, mesh, checkpointer, meta):
+  """The state to begin with, fresh or restored, and its shardings."""
+  init = make_init(config, built)
+  abstract = jax.eval_shape(init)
+  shardings = sharding.tree_shardings(abstract, mesh)
+  latest = checkpointer.latest_step()
+  if latest is None:
+    state = jax.jit(init, out_shardings=shardings)()
+    return built.start(state), shardings
+  placed = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    abstract,
+    shardings,
+  )
+  state, saved = checkpointer.restore(placed, latest)
+  for key, value in meta.items():
+    if saved.get(key) != value:
+      raise errors.CheckpointError(
+        f'the checkpoint at step {latest} was made with {key}='
+        f'{str(saved.get(key))[:60]}, this run has {str(value)[:60]}; restore '
+        'what changed, or choose another --workdir'
+      )
+  return state, shardings
+
+
+def _run(
+  config, built, state, step_fn, frozen, source, mesh, checkpointer, meta,
+  workdir,
+):  # fmt: skip
+  step = int(state.step)
+  first = jax.process_index() == 0
+  batches = data.make_train_dataset(
+    source,
+    batch_size=config.data.batch_size,
+    image_size=config.data.image_size,
+    seed=config.train.seed,
+    start_step=step,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_threads=config.data.num_threads,
+    num_workers=config.data.num_workers,
+  )
+  writer = (
+    logging_lib.MetricsWriter(workdir, start_step=step) if first else None
+  )
+  schedule = loop.Schedule(
+    steps=config.train.steps,
+    log_every=config.train.log_every,
+    evaluate_every=config.evaluation.every,
+    save_every=config.checkpoint.every,
+  )
+  with contextlib.closing(batches), jax.set_mesh(mesh):
+    state = loop.run(
+      state,
+      step_fn,
+      frozen,
+      batches,
+      name=config.task,
+      schedule=schedule,
+      mesh=mesh,
+      checkpointer=checkpointer,
+      meta=meta,
+      evaluators=built.evaluators(frozen),
+      writer=writer,
+    )
+  if writer is not None:
+    writer.close()
+  return state
+
+
+def describe(config: ml_collections.ConfigDict) -> None:
+  """Prints what a run would train, without allocating or writing it."""
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch_size(config.data.batch_size, mesh)
+  source = build.open_data(config, 'train')
+  built = build.build(config, source, mesh)
+  abstract = jax.eval_shape(make_init(config, built))
+  lines = [f'data: {data.describe(source)}']
+  for group, modules in abstract.params.items():
+    kind = 'trained' if group in built.task.losses else 'frozen'
+    for name, module in modules.items():
+      lines.append(f'{group}/{name}: {tasks.count(module):,} {kind}')
+  for name, network in built.task.frozen.items():
+    lines.append(f'frozen network {name}: {tasks.count(network):,}')
+  trained = sum(tasks.count(abstract.params[g]) for g in built.task.losses)
+  lines.append(f'trained parameters: {trained:,}')
+  cli.say('\n'.join(lines))
