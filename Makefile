@@ -1,0 +1,43 @@
+# Targets set themselves up: each needs nothing but a Python 3.11 to 3.13.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PHOTOS ?=
+BUDGET ?= 1.0
+PYTEST_FLAGS ?=
+
+# Programs that were compiled once are read back by later runs.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: quickstart test test-full lint format clean
+
+quickstart: $(VENV)/ready
+	$(BIN)/python -m launch.quickstart --workdir=runs/quickstart \
+	  --budget=$(BUDGET)
+
+test: $(VENV)/ready-test
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_FLAGS)
+
+test-full: $(VENV)/ready-test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/ready-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# One environment; the second stamp adds what only tests need.
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/ready-test: $(VENV)/ready requirements-test.txt
+	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache runs
