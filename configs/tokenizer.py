@@ -120,9 +120,9 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.model.unroll = 16
   config.loss.adversarial_start = 0.5
   config.loss.projector_width = 256
-  config.loss.perceptual = 0.1
+  config.loss.perceptual = 0.05
   config.loss.adversarial = 0.02
-  config.discriminator.width = 16
+  config.discriminator.width = 8
   config.discriminator.max_width = 64
   config.optimizer.learning_rate = 2e-3
   config.evaluation.every = 500

@@ -147,7 +147,7 @@ def _build_tokenizer(config, train, mesh) -> Built:
 
   return Built(
     task,
-    build_optimizers(config, task.losses),
+    build_optimizers(config, task.groups),
     start,
     lambda _: [_reconstruction(config, model, mesh)],
     {'class_names': list(train.class_names)},
@@ -181,20 +181,20 @@ def _build_scaling(config, train, mesh) -> Built:
   )
 
   def start(state):
-    if config.init_from:
-      stage2 = checkpointing.read_run(
-        config.init_from, what='init_from', task='scaling'
-      )
-      state = scaling.start_from(state, run, {})
-      stored = {**stage2.params['base'], **stage2.ema['tokenizer']}
-      return _fine_tune(state, 'tokenizer', stored, config.init_from)
     optimizer = checkpointing.read_optimizer(config.tokenizer, run.step)
-    return scaling.start_from(state, run, optimizer)
+    state = scaling.start_from(state, run, optimizer)
+    if not config.init_from:
+      return state
+    stage2 = checkpointing.read_run(
+      config.init_from, what='init_from', task='scaling'
+    )
+    stored = {**stage2.params['base'], **stage2.ema['tokenizer']}
+    return _fine_tune(state, 'tokenizer', stored, config.init_from)
 
   tokenizer = inference.tokenizer_of(run)
   return Built(
     task,
-    build_optimizers(config, task.losses),
+    build_optimizers(config, task.groups),
     start,
     lambda _: [_reconstruction(config, model, mesh)],
     {
@@ -264,7 +264,7 @@ def _build_generator(config, train, mesh) -> Built:
 
   return Built(
     task,
-    build_optimizers(config, task.losses),
+    build_optimizers(config, task.groups),
     start,
     make_evaluators,
     {

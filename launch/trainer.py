@@ -46,18 +46,30 @@ def train(
 
 
 def compile_step(config, built, mesh, shardings):
-  """The jitted train step; the state is donated."""
-  step_fn = state_lib.make_train_step(
-    built.task.losses,
-    built.optimizers,
-    seed=config.train.seed,
-    ema_limit=config.train.ema,
-  )
-  return jax.jit(
-    step_fn,
-    out_shardings=(shardings, sharding.replicated(mesh)),
-    donate_argnums=0,
-  )
+  """Returns step_fn(state, frozen, batch, step); the state is donated.
+
+  One compiled program for each phase of the task, chosen by `step`, the
+  updates made so far as the host counts them.
+  """
+  programs = {
+    first: jax.jit(
+      state_lib.make_train_step(
+        built.task.losses(first),
+        built.optimizers,
+        seed=config.train.seed,
+        ema_limit=config.train.ema,
+      ),
+      out_shardings=(shardings, sharding.replicated(mesh)),
+      donate_argnums=0,
+    )
+    for first in built.task.milestones
+  }
+
+  def step_fn(state, frozen, batch, step):
+    phase = max(first for first in programs if first <= step)
+    return programs[phase](state, frozen, batch)
+
+  return step_fn
 
 
 def make_init(config, built):
@@ -158,11 +170,11 @@ def describe(config: ml_collections.ConfigDict) -> None:
   abstract = jax.eval_shape(make_init(config, built))
   lines = [f'data: {data.describe(source)}']
   for group, modules in abstract.params.items():
-    kind = 'trained' if group in built.task.losses else 'frozen'
+    kind = 'trained' if group in built.task.groups else 'frozen'
     for name, module in modules.items():
       lines.append(f'{group}/{name}: {tasks.count(module):,} {kind}')
   for name, network in built.task.frozen.items():
     lines.append(f'frozen network {name}: {tasks.count(network):,}')
-  trained = sum(tasks.count(abstract.params[g]) for g in built.task.losses)
+  trained = sum(tasks.count(abstract.params[g]) for g in built.task.groups)
   lines.append(f'trained parameters: {trained:,}')
   cli.say('\n'.join(lines))

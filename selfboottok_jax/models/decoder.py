@@ -52,7 +52,7 @@ class DecoderBlock(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'b k d'],
-    contexts: tuple[Float[Array, 'b m d'], ...] = (),
+    contexts: tuple[Float[Array, 'b _ d'], ...] = (),
     keep: tuple[Float[Array, ' b'], ...] = (),
   ) -> Float[Array, 'b k d']:
     for i, (context, kept) in enumerate(zip(contexts, keep, strict=True)):

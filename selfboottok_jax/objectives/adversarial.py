@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 LecamState = dict[str, Float[Array, '']]
 
@@ -20,15 +20,6 @@ def hinge_discriminator(
 def hinge_generator(fake: Float[Array, '*s']) -> Float[Array, '']:
   """Minus E D(fake): no hinge on this side, so it never saturates."""
   return -jnp.mean(_wide(fake))
-
-
-def started(step: int | Int[Array, ''], start_step: int) -> Float[Array, '']:
-  """1 from `start_step` on, 0 before.
-
-  A factor and not a branch: one program serves the whole run, and what it
-  multiplies has a gradient of exactly zero before the start.
-  """
-  return (jnp.asarray(step) >= start_step).astype(jnp.float32)
 
 
 def init_lecam() -> LecamState:
@@ -80,9 +71,9 @@ class DiscriminatorLoss:
   """What the discriminator minimises, its parts, and LeCAM's next state.
 
   Attributes:
-    loss: gate x (hinge + lecam_weight x regulariser).
-    hinge: the hinge loss, not gated.
-    regulariser: LeCAM's, not gated and not weighted.
+    loss: hinge + lecam_weight x regulariser.
+    hinge: the hinge loss.
+    regulariser: LeCAM's, not weighted.
     lecam: running means of the logits after this step.
   """
 
@@ -97,26 +88,14 @@ def discriminator_loss(
   fake: Float[Array, '*s'],
   lecam_state: LecamState,
   *,
-  step: int | Int[Array, ''],
-  start_step: int = 20_000,
   lecam_weight: float = 0.001,
   decay: float = 0.999,
 ) -> DiscriminatorLoss:
-  """The discriminator's loss, zero before `start_step`; lambda_2 left out."""
+  """What the discriminator minimises, once it has started."""
   hinge = hinge_discriminator(real, fake)
   regulariser, state = lecam(lecam_state, real, fake, decay=decay)
-  total = started(step, start_step) * (hinge + lecam_weight * regulariser)
+  total = hinge + lecam_weight * regulariser
   return DiscriminatorLoss(total, hinge, regulariser, state)
-
-
-def generator_loss(
-  fake: Float[Array, '*s'],
-  *,
-  step: int | Int[Array, ''],
-  start_step: int = 20_000,
-) -> Float[Array, '']:
-  """L_adv of Eq. (4), zero before `start_step`; lambda_2 left out."""
-  return started(step, start_step) * hinge_generator(fake)
 
 
 def _wide(logits):

@@ -18,15 +18,23 @@ class Task(Protocol):
   """What the train step and the loop ask of a task.
 
   Attributes:
-    losses: the loss of each trained group, in update order.
+    groups: the trained groups, in update order.
+    milestones: steps at which the losses change, beginning with 0. Each phase
+      is a program of its own: what has not started costs nothing, and a branch
+      inside one program would run convolutions on a single thread of a CPU.
     ema_groups: groups of which a running mean is served.
     frozen: parameters of networks that are arguments of every step, are never
       trained and never saved.
   """
 
-  losses: Mapping[str, state_lib.Loss]
+  groups: tuple[str, ...]
+  milestones: tuple[int, ...]
   ema_groups: tuple[str, ...]
   frozen: PyTree
+
+  def losses(self, first_step: int) -> Mapping[str, state_lib.Loss]:
+    """The loss of each group that learns in the phase from `first_step` on."""
+    ...
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Parameters by group and statistics of a fresh training; traceable."""

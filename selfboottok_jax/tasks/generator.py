@@ -69,8 +69,14 @@ class GeneratorTask:
     self.model, self.objective, self.tokenizer = model, objective, tokenizer
     self.path = path_lib.PATHS[objective.path]
     self.frozen = {'tokenizer': encoding_params(tokenizer_params)}
-    self.losses = {'generator': self._loss}
+    self.groups = ('generator',)
+    self.milestones = (0,)
     self.ema_groups = ('generator',)
+
+  def losses(self, first_step: int) -> dict[str, state_lib.Loss]:
+    """The same from the first step to the last."""
+    del first_step
+    return {'generator': self._loss}
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Fresh parameters; the statistics are placeholders until measured."""

@@ -1,5 +1,6 @@
 """Training the tokenizer, whole (stage 1) or in part (stage 2), on Eq. (4)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,9 +51,11 @@ class TokenizerTask:
     self.frozen = {t: network.params for t, network in self.networks.items()}
     self.warmup_steps = round(objective.perceptual_warmup * steps)
     self.start_step = round(objective.adversarial_start * steps)
-    self.losses = {'tokenizer': self._tokenizer_loss}
+    self.groups = ('tokenizer',)
+    self.milestones = (0,)
     if critic is not None:
-      self.losses['discriminator'] = self._discriminator_loss
+      self.groups += ('discriminator',)
+      self.milestones = tuple(sorted({0, self.start_step}))
     self.ema_groups = ('tokenizer',)
     self._projectors = {
       parts.PROJECTOR + term: aligners.Projector(
@@ -70,6 +73,14 @@ class TokenizerTask:
         self.networks['transport'].dim, objective.projector_width, model.dtype
       )
 
+  def losses(self, first_step: int) -> dict[str, state_lib.Loss]:
+    """Of the phase from `first_step` on: with the critic, or before it."""
+    active = self.critic is not None and first_step >= self.start_step
+    losses = {'tokenizer': functools.partial(self._tokenizer_loss, active)}
+    if active:
+      losses['discriminator'] = self._discriminator_loss
+    return losses
+
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Fresh parameters of both groups, and LeCAM's means."""
     model_key, head_key, critic_key = jax.random.split(rng, 3)
@@ -86,7 +97,7 @@ class TokenizerTask:
     return params, stats
 
   def _tokenizer_loss(
-    self, trained: PyTree, inputs: state_lib.LossInputs
+    self, critic_active: bool, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
     """Eq. (4)."""
     o, images = self.objective, inputs.batch['image']
@@ -105,8 +116,14 @@ class TokenizerTask:
       )
     if 'perceptual' in self.networks:
       terms['perceptual'] = o.perceptual, self._perceptual(inputs, output)
-    if self.critic is not None:
-      terms['adversarial'] = o.adversarial, self._adversarial(inputs, output)
+    if critic_active:
+      logits = self.critic.apply(
+        {'params': inputs.params['discriminator']}, output.reconstruction
+      )
+      terms['adversarial'] = (
+        o.adversarial,
+        adversarial.hinge_generator(logits),
+      )
     align_terms, diagnostics = self._align(params, inputs, output)
     terms |= align_terms
     if o.kl:
@@ -130,22 +147,6 @@ class TokenizerTask:
       warmup_steps=self.warmup_steps,
     )
     return weighted
-
-  def _adversarial(self, inputs, output):
-    critic = {'params': inputs.params['discriminator']}
-
-    def loss(reconstruction):
-      return adversarial.hinge_generator(
-        self.critic.apply(critic, reconstruction)
-      )
-
-    # A branch and not a factor: before the start the critic costs nothing.
-    return jax.lax.cond(
-      inputs.step >= self.start_step,
-      loss,
-      lambda _: jnp.zeros(()),
-      output.reconstruction,
-    )
 
   def _align(self, params, inputs, output):
     """Eq. (5): the weighted terms, and what tells whether they are healthy."""
@@ -205,37 +206,18 @@ class TokenizerTask:
     self, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
     """Hinge and LeCAM on the images and the reconstruction carried over."""
-
-    def learn(trained, lecam):
-      real = self.critic.apply({'params': trained}, inputs.batch['image'])
-      fake = self.critic.apply(
-        {'params': trained}, inputs.carry['reconstruction']
-      )
-      result = adversarial.discriminator_loss(
-        real,
-        fake,
-        lecam,
-        step=inputs.step,
-        start_step=self.start_step,
-        lecam_weight=self.objective.lecam,
-      )
-      return result.loss, result.lecam, jnp.mean(real), jnp.mean(fake)
-
-    def rest(trained, lecam):
-      del trained
-      zero = jnp.zeros(())
-      return zero, lecam, zero, zero
-
-    loss, lecam, real, fake = jax.lax.cond(
-      inputs.step >= self.start_step,
-      learn,
-      rest,
-      trained,
+    critic = {'params': trained}
+    real = self.critic.apply(critic, inputs.batch['image'])
+    fake = self.critic.apply(critic, inputs.carry['reconstruction'])
+    result = adversarial.discriminator_loss(
+      real,
+      fake,
       inputs.stats['lecam'],
+      lecam_weight=self.objective.lecam,
     )
-    return loss, state_lib.LossOutputs(
-      metrics={'logits_real': real, 'logits_fake': fake},
-      stats=inputs.stats | {'lecam': lecam},
+    return result.loss, state_lib.LossOutputs(
+      metrics={'logits_real': jnp.mean(real), 'logits_fake': jnp.mean(fake)},
+      stats=inputs.stats | {'lecam': result.lecam},
       carry=inputs.carry,
     )
 

@@ -166,11 +166,16 @@ def read_config(workdir: str, what: str) -> dict[str, Any]:
       'of a training'
     )
   try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
+    config = json.loads(path.read_text())
+  except ValueError as error:  # no JSON, or not even text
     raise errors.CheckpointError(
       f'{path} is damaged ({error}); restore it or train anew'
     ) from error
+  if not isinstance(config, dict) or 'task' not in config:
+    raise errors.CheckpointError(
+      f'{path} is damaged (it names no task); restore it or train anew'
+    )
+  return config
 
 
 def write_config(workdir: str, config: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ def run(
 
   Args:
     state: restored or fresh, placed on `mesh`; it is donated.
-    step_fn: the compiled train step.
+    step_fn: the compiled train step; takes the number of updates made so far
+      after the batch.
     frozen: parameters of frozen networks, placed on `mesh`.
     batches: this process's share, beginning with the batch of state.step.
     name: shown beside the progress.
@@ -117,7 +118,7 @@ def run(
         host_batch = next(batches)
         clock.wait(time.monotonic() - waited)
         batch = sharding.put_batch(dict(host_batch), mesh)
-        state, metrics = step_fn(state, frozen, batch)
+        state, metrics = step_fn(state, frozen, batch, step)
         step += 1
         progress.advance()
         # Only now, with the next step dispatched, are the last interval's

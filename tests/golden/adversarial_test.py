@@ -38,8 +38,6 @@ def test_every_step(recorded):
       real,
       fake,
       state,
-      step=0,
-      start_step=0,
       lecam_weight=meta['lecam_weight'],
       decay=meta['lecam_decay'],
     )

@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from selfboottok_jax.objectives import adversarial
 
@@ -24,23 +23,6 @@ def test_discriminator_stops_at_the_margin():
   np.testing.assert_array_equal(jnp.stack(gradients), 0)
   pull = jax.grad(adversarial.hinge_generator)(fake)
   np.testing.assert_allclose(pull, -0.5)
-
-
-@pytest.mark.parametrize(('step', 'gate'), [(0, 0), (9, 0), (10, 1), (11, 1)])
-def test_both_sides_start_at_the_same_step(step, gate):
-  real, fake = jnp.array([0.2, 0.1]), jnp.array([0.3, -0.4])
-  state = adversarial.init_lecam()
-
-  @jax.jit
-  def both(real, fake, step):
-    d = adversarial.discriminator_loss(
-      real, fake, state, step=step, start_step=10
-    )
-    return d.loss + adversarial.generator_loss(fake, step=step, start_step=10)
-
-  value, gradient = jax.value_and_grad(both)(real, fake, jnp.int32(step))
-  assert (value != 0) == gate
-  assert bool(jnp.any(gradient != 0)) == gate
 
 
 def test_lecam_reads_averages_that_hold_the_present_logits():
@@ -76,8 +58,6 @@ def test_discriminator_loss_is_made_of_its_parts():
     real,
     fake,
     adversarial.init_lecam(),
-    step=3,
-    start_step=3,
     lecam_weight=0.25,
   )
   np.testing.assert_allclose(
@@ -88,18 +68,10 @@ def test_discriminator_loss_is_made_of_its_parts():
   assert state == result.lecam
 
 
-def test_state_advances_before_the_start():
-  ones = jnp.ones(4)
-  result = adversarial.discriminator_loss(
-    ones, -ones, adversarial.init_lecam(), step=0, start_step=5
-  )
-  np.testing.assert_allclose(result.lecam['real'], 0.001, rtol=1e-4)
-
-
 def test_low_precision_logits_give_float32():
   logits = jnp.ones((4, 2), jnp.bfloat16)
   result = adversarial.discriminator_loss(
-    logits, logits, adversarial.init_lecam(), step=0, start_step=0
+    logits, logits, adversarial.init_lecam()
   )
   leaves = jax.tree.leaves(result)
   assert {leaf.dtype for leaf in leaves} == {jnp.dtype('float32')}

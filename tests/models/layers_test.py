@@ -1,0 +1,190 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.models import layers
+
+
+def _normal(*shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _init(module, *inputs):
+  return jax.jit(module.init)(jax.random.key(0), *inputs)
+
+
+def test_patches_are_in_raster_order_and_come_back():
+  images = jnp.arange(2 * 6 * 6 * 3, dtype=jnp.float32).reshape(2, 6, 6, 3)
+  patches = layers.patchify(images, 2)
+  assert patches.shape == (2, 9, 12)
+  # The second patch lies right of the first one, the fourth below it.
+  np.testing.assert_array_equal(patches[1, 1], images[1, 0:2, 2:4].reshape(-1))
+  np.testing.assert_array_equal(patches[1, 3], images[1, 2:4, 0:2].reshape(-1))
+  np.testing.assert_array_equal(layers.unpatchify(patches, 2), images)
+
+
+def test_patchify_takes_rectangles():
+  images = _normal(1, 4, 8, 1)
+  patches = layers.patchify(images, 4)
+  np.testing.assert_array_equal(patches[0, 1], images[0, :, 4:].reshape(-1))
+
+
+@pytest.mark.parametrize('width', [8, 7])
+def test_sincos_1d(width):
+  table = layers.sincos_1d(5, width)
+  assert table.dtype == np.float32
+  for column in range(width):
+    angle = np.arange(5) * 1e4 ** (-(column - column % 2) / width)
+    expected = np.cos(angle) if column % 2 else np.sin(angle)
+    np.testing.assert_allclose(table[:, column], expected, atol=1e-6)
+
+
+def test_sincos_2d_tells_column_then_row():
+  side, width = 4, 16
+  table = layers.sincos_2d(side, width).reshape(side, side, width)
+  column, row = np.split(table, 2, axis=-1)
+  np.testing.assert_array_equal(column[0], column[2])
+  np.testing.assert_array_equal(row[:, 0], row[:, 2])
+  np.testing.assert_array_equal(column[0], row[:, 0])
+  np.testing.assert_allclose(column[0, 1, 0], np.sin(1.0), rtol=1e-6)
+  np.testing.assert_allclose(column[0, 1, 4], np.cos(1.0), rtol=1e-6)
+  assert len(np.unique(table.reshape(-1, width), axis=0)) == side**2
+
+
+def test_position_table_is_learned_from_its_start():
+  start = layers.sincos_1d(3, 4)
+
+  class Holder(nn.Module):
+    @nn.compact
+    def __call__(self):
+      return layers.position_table(self, 'table', start)
+
+  variables = Holder().init(jax.random.key(0))
+  np.testing.assert_array_equal(variables['params']['table'][0], start)
+
+
+def test_timestep_features():
+  t = jnp.array([0.0, 0.5])
+  features = layers.timestep_features(t, 7)
+  np.testing.assert_array_equal(features[0], [1, 1, 1, 0, 0, 0, 0])
+  frequency = 1e4 ** (-np.arange(3) / 3)
+  np.testing.assert_allclose(
+    features[1, :3], np.cos(0.5 * frequency), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    features[1, 3:6], np.sin(0.5 * frequency), rtol=1e-5
+  )
+
+
+def test_modulate_is_per_image():
+  x, shift, scale = _normal(2, 3, 4), _normal(2, 4, seed=1), _normal(2, 4)
+  out = layers.modulate(x, shift, scale)
+  np.testing.assert_allclose(
+    out[1, 2], x[1, 2] * (1 + scale[1]) + shift[1], rtol=1e-6
+  )
+
+
+def test_unit_rms():
+  x = 7 * _normal(3, 2, 5)
+  out = layers.unit_rms(x)
+  np.testing.assert_allclose(np.mean(out**2, axis=-1), 1.0, rtol=1e-5)
+  np.testing.assert_allclose(layers.unit_rms(3 * x), out, rtol=1e-5)
+  assert layers.unit_rms(x.astype(jnp.bfloat16)).dtype == jnp.float32
+  gradient = jax.grad(lambda x: layers.unit_rms(x).sum())(jnp.zeros((2, 3)))
+  assert np.all(np.isfinite(gradient))
+
+
+def test_dense_starts_xavier_uniform_without_bias():
+  params = _init(layers.dense(40, 'float32'), _normal(1, 20))['params']
+  bound = np.sqrt(6 / (20 + 40))
+  assert 0.9 * bound < np.abs(params['kernel']).max() <= bound
+  np.testing.assert_array_equal(params['bias'], 0.0)
+
+
+def test_layer_norm_keeps_statistics_wide():
+  # In bfloat16 the mean of values near 100 is off by more than their spread.
+  x = 100 + _normal(2, 3, 64)
+  norm = layers.layer_norm('float32')
+  out = norm.apply(_init(norm, x), x)
+  np.testing.assert_allclose(np.mean(out, axis=-1), 0.0, atol=1e-4)
+  np.testing.assert_allclose(np.std(out, axis=-1), 1.0, rtol=1e-3)
+  low = x.astype(jnp.bfloat16)
+  half = layers.layer_norm('bfloat16')
+  wide = norm.apply(_init(norm, x), low.astype(jnp.float32))
+  narrow = half.apply(_init(half, low), low)
+  assert narrow.dtype == jnp.bfloat16
+  np.testing.assert_allclose(narrow.astype(jnp.float32), wide, atol=0.03)
+
+
+def test_mlp_uses_the_named_gelu():
+  x = 2 * _normal(1, 3, 4)
+  params = _init(layers.Mlp(), x)
+  assert params['params']['up']['kernel'].shape == (4, 16)
+  outputs = [layers.Mlp(gelu=name).apply(params, x) for name in layers.GELUS]
+  difference = np.abs(outputs[0] - outputs[1]).max()
+  assert 1e-6 < difference < 1e-2
+
+
+ATTENTION = layers.Attention(2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(module, params, *inputs):
+  return module.apply(params, *inputs)
+
+
+@pytest.fixture(scope='module')
+def attended():
+  x = _normal(2, 5, 8)
+  return x, _init(ATTENTION, x)
+
+
+def test_attention_is_equivariant_without_a_mask(attended):
+  x, params = attended
+  order = np.array([3, 1, 0, 4, 2])
+  out = _run(ATTENTION, params, x)
+  np.testing.assert_allclose(
+    _run(ATTENTION, params, x[:, order]), out[:, order], atol=1e-5
+  )
+
+
+def test_mask_hides_what_is_false(attended):
+  x, params = attended
+  mask = jnp.tril(jnp.ones((5, 5), bool))
+  jacobian = jax.jit(
+    jax.jacrev(lambda x: ATTENTION.apply(params, x, mask=mask).sum((0, 2)))
+  )(x)
+  seen = np.abs(jacobian).max(axis=(1, 3)) > 0
+  np.testing.assert_array_equal(seen, mask)
+
+
+def test_attention_reads_a_context_of_any_width(attended):
+  x, _ = attended
+  context = _normal(2, 3, 6, seed=1)
+  params = _init(ATTENTION, x, context)
+  assert set(params['params']) == {'query', 'key_value', 'out'}
+  apply = functools.partial(_run, ATTENTION, params, x)
+  assert apply(context).shape == x.shape
+  # A set without order, to whom every member matters.
+  np.testing.assert_allclose(apply(context[:, ::-1]), apply(context), atol=1e-5)
+  assert np.abs(apply(context[:, :2]) - apply(context)).max() > 1e-3
+
+
+def test_qk_norm_is_blind_to_the_scale_of_queries_and_keys():
+  module, x = layers.Attention(2, qk_norm=True), _normal(2, 5, 8)
+  params = _init(module, x)
+  scale = jnp.concatenate([jnp.full(16, 9.0), jnp.ones(8)])
+  grown = jax.tree.map(lambda a: a, params)
+  kernel = grown['params']['qkv']['kernel']
+  grown['params']['qkv']['kernel'] = kernel * scale[None]
+  np.testing.assert_allclose(
+    _run(module, grown, x), _run(module, params, x), atol=2e-3
+  )
+  plain = {k: v for k, v in params['params'].items() if 'norm' not in k}
+  larger = {k: v for k, v in grown['params'].items() if 'norm' not in k}
+  without = _run(ATTENTION, {'params': plain}, x)
+  assert np.abs(_run(ATTENTION, {'params': larger}, x) - without).max() > 0.1

@@ -1,0 +1,344 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import scaling as scaling_config
+from configs import tokenizer as tokenizer_config
+from selfboottok_jax import errors, tasks
+from selfboottok_jax.models import aligners, tokenizer
+from tests import tiny
+
+B = 4
+SOFTVQ = {'local1d_width': 0, 'local2d_depth': 0}
+ONE_LOCAL = {'local2d_depth': 0}
+
+
+@functools.cache
+def _fresh(**fields):
+  model = tiny.make_tokenizer(**fields)
+  return jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+
+
+@functools.cache
+def _awake(**fields):
+  return tiny.awake(_fresh(**fields))
+
+
+@functools.cache
+def _jitted(method, train, num_groups, fields):
+  model = tiny.make_tokenizer(**dict(fields))
+  options = {} if num_groups is None else {'num_groups': num_groups}
+  if train:
+    options['train'] = True
+
+  @jax.jit
+  def apply(params, inputs, key):
+    rngs = {'groups': key} if train else None
+    return model.apply(
+      {'params': params}, inputs, method=method, rngs=rngs, **options
+    )
+
+  return apply
+
+
+def _call(params, inputs, *, train=False, **fields):
+  key = jax.random.key(7)
+  return _jitted('__call__', train, None, tuple(fields.items()))(
+    params, inputs, key
+  )
+
+
+def _encode(params, images, **fields):
+  return _jitted('encode', False, None, tuple(fields.items()))(
+    params, images, None
+  )
+
+
+def _decode(params, codes, num_groups=None, **fields):
+  return _jitted('decode', False, num_groups, tuple(fields.items()))(
+    params, codes, None
+  )
+
+
+def _baseline_params(params):
+  """What of a full model's parameters SoftVQ has."""
+  kept = {k: params[k] for k in ('encoder', 'quantizer_global', 'decoder')}
+
+  def plain(tree):
+    return {
+      name: plain(value) if isinstance(value, dict) else value
+      for name, value in tree.items()
+      if not name.startswith(('cross', 'gate', 'context'))
+    }
+
+  return plain(kept)
+
+
+@pytest.mark.parametrize('fields', [{}, ONE_LOCAL], ids=['full', 'one_local'])
+def test_fresh_model_is_the_softvq_baseline(fields):
+  images, params = tiny.images(B), _fresh(**fields)
+  base = _baseline_params(params)
+  wanted = jax.tree.structure(_fresh(**SOFTVQ))
+  assert jax.tree.structure(base) == wanted
+  baseline = _call(base, images, **SOFTVQ)
+  full = _call(params, images, **fields)
+  np.testing.assert_array_equal(full.reconstruction, baseline.reconstruction)
+  np.testing.assert_array_equal(full.codes, baseline.codes)
+  # The gates and the fusion are what makes it so.
+  opened = _call(_awake(**fields), images, **fields)
+  awake = _call(_baseline_params(_awake(**fields)), images, **SOFTVQ)
+  assert np.abs(opened.reconstruction - awake.reconstruction).max() > 1e-2
+
+
+def test_groups_follow_the_fields():
+  names = tiny.make_tokenizer().groups
+  assert names == tokenizer.GROUPS == ('global', 'local1d', 'local2d')
+  assert tiny.make_tokenizer(**SOFTVQ).groups == ('global',)
+  assert tiny.make_tokenizer(local1d_width=0).groups == ('global', 'local2d')
+  out = _call(_fresh(), tiny.images(B))
+  assert tuple(out.latents) == tuple(out.quantized) == names
+  assert out.reconstruction.shape == (B, 16, 16, 3)
+  assert out.codes.shape == (B, 8, 4)
+  np.testing.assert_array_equal(out.codes, out.latents['global'])
+
+
+def test_unit_rms_is_what_everything_reads():
+  images, params = tiny.images(B), _awake()
+  codes = _encode(params, images)
+  np.testing.assert_allclose(np.mean(codes**2, axis=-1), 1.0, rtol=1e-4)
+  raw = _encode(params, images, unit_rms=False)
+  assert np.abs(np.mean(raw**2, axis=-1) - 1).max() > 0.05
+  np.testing.assert_allclose(
+    raw / np.sqrt(np.mean(raw**2, -1, keepdims=True)), codes, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize('mode', tokenizer.CHOICES['bootstrap_from'])
+def test_encode_is_what_aligners_read_and_decode_takes(mode):
+  images, params = tiny.images(B), _awake()
+  out = _call(params, images, bootstrap_from=mode)
+  codes = _encode(params, images, bootstrap_from=mode)
+  np.testing.assert_allclose(codes, out.codes, atol=1e-5)
+  expected = out.quantized['global'].codes
+  if mode == 'continuous':
+    expected = out.latents['global']
+  np.testing.assert_array_equal(out.codes, expected)
+  fields = tiny.TOKENIZER
+  projector = aligners.Projector(fields['token_dim'], fields['local1d_width'])
+  np.testing.assert_allclose(
+    jax.jit(projector.apply)({'params': params['local1d']}, out.codes),
+    out.latents['local1d'],
+    atol=1e-5,
+  )
+  # Quantised a second time, codes would be others.
+  images = _decode(params, codes, bootstrap_from=mode)
+  np.testing.assert_allclose(images, out.reconstruction, atol=1e-4)
+
+
+def test_quantized_codes_would_change_if_quantised_again():
+  params = _awake()
+  codes = _encode(params, tiny.images(B), bootstrap_from='quantized')
+  once = _decode(params, codes, bootstrap_from='quantized')
+  twice = _decode(params, codes, bootstrap_from='continuous')
+  assert np.abs(once - twice).max() > 1e-2
+
+
+def test_shared_codebooks_are_the_global_ones():
+  shared = _fresh(share_codebooks=True)
+  assert {k for k in _fresh() if 'quantizer' in k} == {
+    'quantizer_global',
+    'quantizer_local1d',
+    'quantizer_local2d',
+  }
+  assert {k for k in shared if 'quantizer' in k} == {'quantizer_global'}
+  params = _awake(share_codebooks=True)
+  out = _call(params, tiny.images(B), share_codebooks=True)
+  same = _awake() | params
+  for group in ('local1d', 'local2d'):
+    same[f'quantizer_{group}'] = params['quantizer_global']
+  own = _call(same, tiny.images(B))
+  np.testing.assert_allclose(out.reconstruction, own.reconstruction, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'tokens', 'contexts'),
+  [
+    ({}, 8, 2),
+    ({'fusion': 'concat'}, 24, 2),
+    ({'cross_attend': 'all'}, 8, 3),
+    ({'fusion': 'concat', 'cross_attend': 'all'}, 24, 3),
+    ({'cross_attend': 'all'} | SOFTVQ, 8, 1),
+  ],
+)
+def test_what_the_decoder_reads(fields, tokens, contexts):
+  model = tiny.make_tokenizer(**fields)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tiny.images(2))
+  params = variables['params']
+  positions = params['decoder']['token_positions']
+  assert positions.shape == (1, tokens, 16)
+  block = params['decoder']['blocks']['block']
+  assert sum(name.startswith('gate') for name in block) == contexts
+  assert ('fuse' in params) == (model.fusion == 'residual' and contexts > 1)
+  out = jax.eval_shape(
+    lambda *inputs: model.apply(*inputs).reconstruction,
+    variables,
+    tiny.images(2),
+  )
+  assert out.shape == (2, 16, 16, 3)
+
+
+def test_fused_tokens_come_in_through_cross_attention_too():
+  images, fields = tiny.images(B), {'cross_attend': 'all'}
+  params = jax.tree.map(lambda a: a, _awake(**fields))
+  block = params['decoder']['blocks']['block']
+  before = _call(params, images, **fields).reconstruction
+  block['gate2'] = jnp.zeros_like(block['gate2'])
+  after = _call(params, images, **fields).reconstruction
+  assert np.abs(before - after).max() > 1e-3
+
+
+def test_a_prefix_decodes_without_the_groups_behind_it():
+  params = _awake()
+  codes = _encode(params, tiny.images(B))
+  every = [_decode(params, codes, num_groups=n) for n in (1, 2, 3)]
+  np.testing.assert_allclose(every[2], _decode(params, codes), atol=1e-5)
+  # Other local parameters change only what still reads them.
+  other = {k: jax.tree.map(lambda a: a + 0.5, v) for k, v in params.items()}
+  without_2d = params | {'local2d': other['local2d']}
+  without_both = without_2d | {'local1d': other['local1d']}
+  np.testing.assert_array_equal(
+    _decode(without_both, codes, num_groups=1), every[0]
+  )
+  np.testing.assert_array_equal(
+    _decode(without_2d, codes, num_groups=2), every[1]
+  )
+  for changed, index in ((without_both, 1), (without_2d, 2)):
+    out = _decode(changed, codes, num_groups=index + 1)
+    assert np.abs(out - every[index]).max() > 1e-3
+
+
+def test_dropped_groups_give_the_prefix_decodings():
+  batch, rate = 256, 0.6
+  images, params = tiny.images(batch), _awake()
+  codes = _encode(params, images)
+  trained = _call(params, images, train=True, group_dropout=rate)
+  prefixes = np.stack([_decode(params, codes, num_groups=n) for n in (1, 2, 3)])
+  distance = np.abs(prefixes - trained.reconstruction[None])
+  distance = distance.max(axis=(2, 3, 4))
+  np.testing.assert_array_less(distance.min(axis=0), 1e-4)
+  # No two prefixes decode alike, so the nearest one says what was dropped.
+  assert np.sort(distance, axis=0)[1].min() > 1e-3
+  share = np.bincount(distance.argmin(axis=0), minlength=3) / batch
+  np.testing.assert_allclose(share, [rate / 2, rate / 2, 1 - rate], atol=0.1)
+
+
+def test_groups_are_dropped_in_training_alone():
+  images, params = tiny.images(B), _awake()
+  always = _call(params, images, group_dropout=1.0).reconstruction
+  never = _call(params, images).reconstruction
+  np.testing.assert_array_equal(always, never)
+  untouched = _call(params, images, train=True).reconstruction
+  np.testing.assert_allclose(untouched, never, atol=1e-5)
+
+
+def test_remat_and_unroll_change_neither_values_nor_gradients():
+  images, params = tiny.images(2), _awake()
+
+  def run(**fields):
+    model = tiny.make_tokenizer(**fields)
+
+    def loss(params):
+      out = model.apply({'params': params}, images)
+      return jnp.mean(jnp.sin(out.reconstruction))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  plain, other = run(), run(remat=True, unroll=2)
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'named'),
+  [({name: 'other'}, f'model.{name}') for name in tokenizer.CHOICES]
+  + [
+    ({'image_size': 18}, 'data.image_size'),
+    ({'image_size': 0}, 'data.image_size'),
+    ({'patch_size': 0}, 'model.patch_size'),
+    ({'num_codebooks': 3}, 'model.num_codebooks'),
+    ({'num_tokens': 0}, 'model.num_tokens'),
+    ({'encoder_width': 20}, 'model.encoder_width'),
+    ({'decoder_width': 20}, 'model.decoder_width'),
+    ({'local2d_width': 20}, 'model.local2d_width'),
+    ({'head_dim': 0}, 'model.head_dim'),
+    ({'encoder_width': 18, 'head_dim': 2}, 'model.encoder_width'),
+    ({'decoder_width': 18, 'head_dim': 2}, 'model.decoder_width'),
+  ],
+)
+def test_numbers_that_do_not_fit_are_named(fields, named):
+  model = tiny.make_tokenizer(**fields)
+  with pytest.raises(errors.ConfigError, match=named.replace('.', r'\.')):
+    model.check()
+  with pytest.raises(errors.ConfigError):
+    jax.eval_shape(model.init, jax.random.key(0), tiny.images(1))
+
+
+def test_the_tiny_model_and_every_preset_pass_the_check():
+  tiny.make_tokenizer().check()
+  for preset in tokenizer_config.PRESETS:
+    _preset_model(tokenizer_config.get_config(preset)).check()
+
+
+def _preset_model(config, **fields):
+  return tokenizer.Tokenizer(
+    image_size=config.data.image_size, **config.model.to_dict() | fields
+  )
+
+
+def _millions(model):
+  size = model.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  counts = {name: tasks.count(tree) / 1e6 for name, tree in params.items()}
+  block = params['decoder']['blocks']['block']
+  crossing = [name for name in block if name.startswith(('cross', 'gate'))]
+  counts['cross'] = sum(tasks.count(block[name]) for name in crossing) / 1e6
+  if 'local2d' in params:
+    blocks = params['local2d']['blocks']
+    counts['aligner_blocks'] = tasks.count(blocks) / 1e6
+  return counts
+
+
+def test_sizes_of_the_paper():
+  config = tokenizer_config.get_config('imagenet256')
+  counts = _millions(_preset_model(config))
+  plain = counts['encoder'] + counts['decoder'] - counts['cross']
+  np.testing.assert_allclose(plain, 171.9, rtol=0.002)
+  np.testing.assert_allclose(counts['cross'], 56.7, rtol=0.02)
+  np.testing.assert_allclose(counts['aligner_blocks'], 10.6, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+  ('preset', 'millions'),
+  [
+    ('imagenet256_10m', 10.6),
+    ('imagenet256_100m', 99),
+    ('imagenet256_200m', 202),
+    ('imagenet256_400m', 403),
+    ('imagenet256_600m', 590),
+  ],
+)
+def test_sizes_of_the_scaled_aligners(preset, millions):
+  config = scaling_config.get_config(preset)
+  model = aligners.Local2D(
+    config.model.local2d_width,
+    config.model.local2d_depth,
+    config.model.local2d_width // 64,
+  )
+  tokens = jax.ShapeDtypeStruct((1, 64, 32), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+  blocks = tasks.count(params['blocks']) / 1e6
+  np.testing.assert_allclose(blocks, millions, rtol=0.02)

@@ -1,0 +1,113 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.models import transformer
+from tests import tiny
+
+DEPTH, PREFIX, QUERIES = 3, 3, 4
+
+
+BLOCK = functools.partial(transformer.Block, 2)
+
+
+def _stack(block=BLOCK, **fields):
+  return transformer.Stack(block, DEPTH, **fields)
+
+
+@pytest.fixture(scope='module')
+def x():
+  return jax.random.normal(jax.random.key(0), (2, PREFIX + QUERIES, 8))
+
+
+@pytest.fixture(scope='module')
+def params(x):
+  fresh = jax.jit(_stack().init)(jax.random.key(1), x)
+  assert (
+    len(np.unique(fresh['params']['block']['mlp']['up']['kernel'][:, 0, 0]))
+    == DEPTH
+  )
+  return tiny.awake(fresh)
+
+
+def test_mask_of_a_prefix_and_queries():
+  np.testing.assert_array_equal(
+    transformer.prefix_causal_mask(2, 3),
+    np.array(
+      [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+      ],
+      bool,
+    ),
+  )
+  both_ways = transformer.prefix_causal_mask(2, 3, causal=False)
+  np.testing.assert_array_equal(both_ways[:2, 2:], False)
+  np.testing.assert_array_equal(both_ways[2:], True)
+
+
+def test_stack_is_its_blocks_in_a_row(params, x):
+  block = jax.jit(BLOCK().apply)
+  expected = x
+  for i in range(DEPTH):
+    layer = jax.tree.map(lambda a, i=i: a[i], params['params']['block'])
+    expected = block({'params': layer}, expected)
+  np.testing.assert_allclose(
+    jax.jit(_stack().apply)(params, x), expected, rtol=1e-5, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  'fields', [{'remat': True}, {'unroll': 2}, {'unroll': 99, 'remat': True}]
+)
+def test_remat_and_unroll_change_neither_values_nor_gradients(
+  params, x, fields
+):
+  mask = transformer.prefix_causal_mask(PREFIX, QUERIES)
+
+  def run(fields):
+    stack = _stack(**fields)
+    return jax.jit(
+      jax.value_and_grad(
+        lambda p: jnp.sum(jnp.sin(stack.apply(p, x, mask))), argnums=0
+      )
+    )(params)
+
+  plain, other = run({}), run(fields)
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_prefix_never_sees_the_queries(params, x, causal):
+  mask = transformer.prefix_causal_mask(PREFIX, QUERIES, causal=causal)
+  apply = jax.jit(_stack().apply)
+  out = apply(params, x, mask)
+  other = apply(params, x.at[:, PREFIX:].add(3.0), mask)
+  np.testing.assert_array_equal(out[:, :PREFIX], other[:, :PREFIX])
+  assert np.abs(out[:, PREFIX:] - other[:, PREFIX:]).min() > 0
+
+
+def test_layer_scale_is_the_gain_of_each_branch(x):
+  block = functools.partial(transformer.Block, 2, layer_scale=1e-5)
+  stack = _stack(block)
+  params = jax.jit(stack.init)(jax.random.key(1), x)
+  np.testing.assert_array_equal(
+    params['params']['block']['scale1'], np.full((DEPTH, 8), 1e-5, np.float32)
+  )
+  # So small a gain leaves the input as it is; at zero there is no block.
+  apply = jax.jit(stack.apply)
+  np.testing.assert_allclose(apply(params, x), x, atol=2e-3)
+  silent = jax.tree.map(lambda a: a, params)
+  for name in ('scale1', 'scale2'):
+    silent['params']['block'][name] = jnp.zeros((DEPTH, 8))
+  np.testing.assert_array_equal(apply(silent, x), x)
+  assert (
+    'scale1' not in transformer.Block(2).init(jax.random.key(0), x)['params']
+  )

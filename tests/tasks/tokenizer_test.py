@@ -1,0 +1,211 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax import pretrained
+from selfboottok_jax.objectives import pixel
+from selfboottok_jax.tasks import parts
+from selfboottok_jax.training import state as state_lib
+from tests import tiny
+from tests.tasks import tokenizers
+
+STEPS, START = 10, 6
+WEIGHTED = (
+  'pixel',
+  'perceptual',
+  'adversarial',
+  'repa_global',
+  'repa_local',
+  'transport',
+  'kl',
+)
+
+
+@pytest.fixture(scope='module')
+def task():
+  return tokenizers.make_task(
+    steps=STEPS,
+    loss={'adversarial_start': START / STEPS, 'perceptual_warmup': 0.2},
+  )
+
+
+@pytest.fixture(scope='module')
+def history(task):
+  """States and metrics of a few updates on one batch."""
+  step_fn = tokenizers.make_step(task, STEPS)
+  batch = {'image': tiny.images(4), 'label': jnp.zeros(4, jnp.int32)}
+  states, metrics = [tokenizers.init_state(task, STEPS)], []
+  for _ in range(STEPS):
+    state, values = step_fn(states[-1], task.frozen, batch)
+    states.append(state)
+    metrics.append({k: float(v) for k, v in values.items()})
+  return states, metrics
+
+
+def test_all_terms_of_eq_4_are_there_and_finite(history):
+  _, metrics = history
+  for values in metrics:
+    assert set(WEIGHTED) <= set(values)
+    assert all(np.isfinite(v) for v in values.values())
+  named = {'fusion_alpha', 'fusion_beta', 'logits_real', 'logits_fake'}
+  named |= {'transport_spread', 'transport_marginal_error'}
+  assert named <= set(metrics[0])
+
+
+def test_loss_is_the_weighted_sum(task, history):
+  _, metrics = history
+  o = task.objective
+  weights = {name: getattr(o, name) for name in WEIGHTED}
+  for name in ('repa_global', 'repa_local', 'transport'):
+    weights[name] *= o.align
+  for values in metrics:
+    total = sum(weights[name] * values[name] for name in WEIGHTED)
+    np.testing.assert_allclose(values['loss'], total, rtol=1e-4)
+
+
+def test_a_repeated_batch_is_learnt(history):
+  _, metrics = history
+  for name in ('pixel', 'repa_global', 'repa_local'):
+    assert metrics[START - 1][name] < 0.99 * metrics[0][name], name
+
+
+def test_perceptual_loss_warms_up(history):
+  _, metrics = history
+  assert metrics[0]['perceptual'] == 0
+  assert 0 < metrics[1]['perceptual'] < metrics[2]['perceptual']
+
+
+def test_nothing_adversarial_before_its_start(history):
+  states, metrics = history
+  for step in range(START):
+    for name in ('adversarial', 'discriminator_loss', 'logits_real'):
+      assert metrics[step][name] == 0, name
+    assert metrics[step]['discriminator_grad_norm'] == 0
+  for tree in ('params', 'stats'):
+    before, after = getattr(states[0], tree), getattr(states[START], tree)
+    group = {'params': 'discriminator', 'stats': 'lecam'}[tree]
+    tiny.assert_same(after[group], before[group])
+  assert all(metrics[step]['adversarial'] != 0 for step in range(START, STEPS))
+  assert metrics[START]['discriminator_grad_norm'] > 0
+  assert states[START + 1].stats['lecam']['real'] != 0
+  assert tiny.changed(
+    states[START + 1].params['discriminator'],
+    states[START].params['discriminator'],
+  )
+
+
+def test_every_module_learns(history):
+  states, _ = history
+  first, last = states[0].params['tokenizer'], states[-1].params['tokenizer']
+  heads = {parts.PROJECTOR + term for term in ('repa_global', 'repa_local')}
+  # The teacher of the transport has the tokens' width: it needs no head.
+  assert {k for k in first if k.startswith(parts.PROJECTOR)} == heads
+  for name in first:
+    assert tiny.changed(first[name], last[name]), name
+  assert set(states[-1].ema) == {'tokenizer'}
+
+
+def _loss(task, params=None, images=None, seed=0):
+  """Value and gradients of the first group's loss, and its outputs."""
+  state = tokenizers.init_state(task)
+  images = tiny.images(4) if images is None else images
+
+  @jax.jit
+  def run(params):
+    inputs = state_lib.LossInputs(
+      params=state.params,
+      frozen=task.frozen,
+      batch={'image': images, 'label': jnp.zeros(len(images), jnp.int32)},
+      stats=state.stats,
+      carry={},
+      step=jnp.int32(10),
+      rng=jax.random.key(seed),
+    )
+    return task.losses['tokenizer'](params, inputs)
+
+  value, outputs = run(params or state.params['tokenizer'])
+  return state, value, outputs
+
+
+def test_weights_of_zero_remove_terms_and_networks():
+  off = dict.fromkeys(('perceptual', 'align', 'kl', 'adversarial'), 0.0)
+  task = tokenizers.make_task(steps=10, critic=None, loss=off)
+  assert not task.networks
+  assert not task.frozen
+  state, value, outputs = _loss(task)
+  assert set(outputs.metrics) == {'pixel', 'fusion_alpha', 'fusion_beta'}
+  assert set(state.params) == {'tokenizer'}
+  assert not state.stats
+  assert not any(
+    k.startswith(parts.PROJECTOR) for k in state.params['tokenizer']
+  )
+  images = tiny.images(4)
+  expected = pixel.pixel_loss(
+    images, outputs.carry['reconstruction'], kind='mse'
+  )
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('term', ['repa_global', 'repa_local', 'transport'])
+def test_one_alignment_term_can_go(term):
+  task = tokenizers.make_task(steps=10, loss={term: 0.0})
+  others = {'perceptual', 'repa_global', 'repa_local', 'transport'} - {term}
+  assert set(task.frozen) == set(task.networks) == others
+
+
+def test_a_baseline_has_no_local_terms():
+  task = tokenizers.make_task(
+    steps=10, model={'local1d_width': 0, 'local2d_depth': 0}
+  )
+  assert set(task.networks) == {'perceptual', 'repa_global'}
+  _, _, outputs = _loss(task)
+  assert {'repa_local', 'transport', 'fusion_alpha'}.isdisjoint(outputs.metrics)
+
+
+def test_a_teacher_of_another_width_gets_a_head():
+  nets = tokenizers.networks()
+  dim = tokenizers.DIM + 2
+  nets['transport'] = pretrained.load_network('dct', patch_size=4, dim=dim)
+  task = tokenizers.make_task(steps=10)
+  wider = type(task)(task.model, task.objective, nets, None, steps=10)
+  params, _ = jax.eval_shape(wider.init, jax.random.key(0))
+  head = params['tokenizer'][parts.PROJECTOR + 'transport']
+  assert head['layer2']['kernel'].shape == (8, dim)
+
+
+@pytest.mark.parametrize(
+  'loss',
+  [
+    {'repa_mode': 'pool'},
+    {'repa_mode': 'global', 'repa_input': 'quantized'},
+    {'repa_local_on': 'local2d', 'ot_loss': 'debiased', 'pixel_kind': 'l1'},
+  ],
+  ids=lambda loss: '-'.join(loss.values()),
+)
+def test_switches_change_the_loss(loss):
+  _, base, _ = _loss(tokenizers.make_task(steps=10))
+  _, value, outputs = _loss(tokenizers.make_task(steps=10, loss=loss))
+  assert np.isfinite(value)
+  assert abs(float(value) - float(base)) > 1e-5
+  assert {'repa_global', 'repa_local', 'transport'} <= set(outputs.metrics)
+
+
+def test_handed_on_reconstruction_carries_no_gradient(task):
+  state = tokenizers.init_state(task)
+
+  def carried(params):
+    inputs = state_lib.LossInputs(
+      params=state.params,
+      frozen=task.frozen,
+      batch={'image': tiny.images(2), 'label': jnp.zeros(2, jnp.int32)},
+      stats=state.stats,
+      carry={},
+      step=jnp.int32(0),
+      rng=jax.random.key(0),
+    )
+    _, outputs = task.losses['tokenizer'](params, inputs)
+    return jnp.sum(outputs.carry['reconstruction'])
+
+  gradient = jax.jit(jax.grad(carried))(state.params['tokenizer'])
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))

@@ -1,0 +1,72 @@
+"""Tiny tokenizer tasks, their train step and their states."""
+
+import jax
+
+from selfboottok_jax import pretrained
+from selfboottok_jax.models import discriminator
+from selfboottok_jax.tasks import objective
+from selfboottok_jax.tasks import tokenizer as tokenizer_task
+from selfboottok_jax.training import optim
+from selfboottok_jax.training import state as state_lib
+from tests import tiny
+
+PATCH, DIM = tiny.TOKENIZER['patch_size'], tiny.TOKENIZER['token_dim']
+CRITIC = discriminator.Discriminator(width=4, max_width=8)
+LOSS = {'projector_width': 8, 'ot_iterations': 10}
+
+
+def networks():
+  hog = pretrained.load_network('hog', patch_size=PATCH)
+  return {
+    'perceptual': pretrained.load_perceptual('hog', patch_size=PATCH),
+    'repa_global': hog,
+    'repa_local': hog,
+    'transport': pretrained.load_network('dct', patch_size=PATCH, dim=DIM),
+  }
+
+
+def make_task(
+  cls=tokenizer_task.TokenizerTask,
+  *,
+  steps,
+  critic=CRITIC,
+  model=None,
+  loss=None,
+  **options,
+):
+  return cls(
+    tiny.make_tokenizer(**(model or {})),
+    objective.Objective(**LOSS | (loss or {})),
+    networks(),
+    critic,
+    steps=steps,
+    **options,
+  )
+
+
+def make_optimizers(task, steps):
+  return {
+    group: optim.build_optimizer(
+      steps=steps, learning_rate=3e-3, schedule='constant', warmup=0.0
+    )
+    for group in task.losses
+  }
+
+
+def init_state(task, steps=10, seed=0):
+  optimizers = make_optimizers(task, steps)
+
+  @jax.jit
+  def init():
+    params, stats = task.init(jax.random.key(seed))
+    return state_lib.init_state(params, stats, optimizers, task.ema_groups)
+
+  return init()
+
+
+def make_step(task, steps=10):
+  return jax.jit(
+    state_lib.make_train_step(
+      task.losses, make_optimizers(task, steps), seed=0, ema_limit=0.999
+    )
+  )

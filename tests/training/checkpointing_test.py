@@ -1,0 +1,196 @@
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from selfboottok_jax import errors
+from selfboottok_jax.training import checkpointing, optim, sharding
+from selfboottok_jax.training import state as state_lib
+from tests import tiny
+
+CONFIG = {
+  'task': 'tokenizer',
+  'model': {'width': 8, 'names': ('a', 'b')},
+  'train': {'steps': 10, 'seed': 0, 'log_every': 5},
+  'mesh': {'data': -1, 'fsdp': 1},
+  'checkpoint': {'every': 5},
+  'evaluation': {'every': 5},
+}
+META = {'seed': 0, 'class_names': ['x', 'y'], 'data_fingerprint': 'abc'}
+
+
+def _state(step=3, seed=0):
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  params = {
+    'tokenizer': {'w': normal(256, 128), 'b': normal(5)},
+    'base': {'u': normal(3).astype(jnp.bfloat16)},
+  }
+  optimizer = optim.Optimizer(optax.scale_by_adam(), lambda step: 0.1)
+  state = state_lib.init_state(
+    params, {'mean': normal()}, {'tokenizer': optimizer}, ('tokenizer',)
+  )
+  opt = jax.tree.map(lambda a: a + 1, state.opt)
+  return state.replace(step=jnp.int32(step), opt=opt)
+
+
+def _abstract(state, mesh):
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    state,
+    sharding.tree_shardings(state, mesh),
+  )
+
+
+@pytest.fixture
+def opened(tmp_path):
+  checkpointer = checkpointing.Checkpointer(str(tmp_path), max_to_keep=2)
+  with contextlib.closing(checkpointer):
+    yield checkpointer
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
+def test_round_trip_onto_a_mesh(opened, shape):
+  mesh, state = sharding.make_mesh(*shape), _state()
+  assert opened.latest_step() is None
+  opened.save(state, META)
+  opened.wait()
+  assert opened.latest_step() == 3
+  abstract = _abstract(state, mesh)
+  restored, meta = opened.restore(abstract, 3)
+  tiny.assert_same(restored, state)
+  assert meta == {**META, 'step': 3}
+  for leaf, wanted in zip(
+    jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True
+  ):
+    assert leaf.dtype == wanted.dtype
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_keeps_the_newest_and_saves_a_step_once(opened):
+  for step in (1, 2, 3):
+    opened.save(_state(step, seed=step), META)
+  # Evaluation and a stop can be due at once.
+  opened.save(_state(3, seed=9), META)
+  opened.wait()
+  state = _state(3, seed=3)
+  restored, _ = opened.restore(_abstract(state, sharding.make_mesh()), 3)
+  tiny.assert_same(restored, state)
+
+
+def test_max_to_keep(opened, tmp_path):
+  for step in (1, 2, 3):
+    opened.save(_state(step), META)
+  opened.wait()
+  folder = tmp_path / checkpointing.FOLDER
+  assert sorted(p.name for p in folder.iterdir()) == ['2', '3']
+
+
+def test_read_run_gives_everything_but_the_optimiser(tmp_path):
+  workdir, state = str(tmp_path), _state()
+  checkpointing.write_config(workdir, CONFIG)
+  checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=1)
+  with contextlib.closing(checkpointer):
+    checkpointer.save(state, META)
+  run = checkpointing.read_run(workdir, what='tokenizer', task='tokenizer')
+  assert run.step == 3
+  assert run.meta == {**META, 'step': 3}
+  assert run.config['model'] == {'width': 8, 'names': ['a', 'b']}
+  for name in ('params', 'ema', 'stats'):
+    tiny.assert_same(getattr(run, name), getattr(state, name))
+  moments = checkpointing.read_optimizer(workdir, 3)['tokenizer']
+  leaves = jax.tree.leaves(moments)
+  for a, b in zip(leaves, jax.tree.leaves(state.opt['tokenizer']), strict=True):
+    np.testing.assert_array_equal(a, b)
+  with pytest.raises(errors.CheckpointError, match="wanted a run of task 'gen"):
+    checkpointing.read_run(workdir, what='generator', task='generator')
+
+
+def test_a_scaled_run_serves_as_a_tokenizer(tmp_path):
+  checkpointing.write_config(str(tmp_path), CONFIG | {'task': 'scaling'})
+  with pytest.raises(errors.CheckpointError, match='no checkpoint yet'):
+    checkpointing.read_run(str(tmp_path), what='tokenizer', task='tokenizer')
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+  with pytest.raises(
+    errors.CheckpointError, match=f'init_from={tmp_path} is no run'
+  ):
+    checkpointing.read_run(str(tmp_path), what='init_from')
+
+
+@pytest.mark.parametrize('damage', ['', '{"task": ', '\x00\x01', '[]', '{}'])
+def test_damaged_config(tmp_path, damage):
+  (tmp_path / checkpointing.CONFIG).write_text(damage)
+  with pytest.raises(errors.CheckpointError, match='is damaged'):
+    checkpointing.read_config(str(tmp_path), 'tokenizer')
+
+
+def test_config_that_is_no_text(tmp_path):
+  (tmp_path / checkpointing.CONFIG).write_bytes(b'\xff\xfe\x00')
+  with pytest.raises(errors.CheckpointError, match='is damaged'):
+    checkpointing.read_config(str(tmp_path), 'tokenizer')
+
+
+def _with(**changes):
+  """CONFIG with dotted keys changed."""
+  config = json.loads(json.dumps(CONFIG))
+  for key, value in changes.items():
+    section, name = key.split('__')
+    config[section][name] = value
+  return config
+
+
+def test_another_configuration_is_refused_and_nothing_written(tmp_path):
+  checkpointing.write_config(str(tmp_path), CONFIG)
+  path = tmp_path / checkpointing.CONFIG
+  before = path.read_bytes()
+  other = _with(model__width=16, train__seed=1, train__steps=20)
+  with pytest.raises(errors.CheckpointError) as caught:
+    checkpointing.write_config(str(tmp_path), other)
+  message = str(caught.value)
+  assert 'model.width: 8 there, 16 given' in message
+  assert 'train.seed: 0 there, 1 given' in message
+  assert 'train.steps' not in message
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == [checkpointing.CONFIG]
+
+
+def test_many_changes_are_counted(tmp_path):
+  checkpointing.write_config(str(tmp_path), CONFIG)
+  other = CONFIG | {'model': dict.fromkeys('pqrstu', 1)}
+  with pytest.raises(errors.CheckpointError, match='and 4 more'):
+    checkpointing.write_config(str(tmp_path), other)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'train__steps': 99},
+    {'train__log_every': 1},
+    {'mesh__fsdp': 4},
+    {'checkpoint__every': 7},
+    {'evaluation__every': 7},
+  ],
+)
+def test_what_a_continued_run_may_change(tmp_path, changes):
+  checkpointing.write_config(str(tmp_path), CONFIG)
+  changed = _with(**changes)
+  checkpointing.write_config(str(tmp_path), changed)
+  stored = checkpointing.read_config(str(tmp_path), '--workdir')
+  assert stored == json.loads(json.dumps(changed))
+
+
+def test_flatten():
+  nested = {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
+  assert checkpointing.flatten(nested) == {'a.b': 1, 'a.c.d': 2, 'e': 3}

@@ -1,0 +1,191 @@
+import contextlib
+import itertools
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.training import checkpointing, loop, sharding
+from selfboottok_jax.training import logging as logging_lib
+from selfboottok_jax.training import state as state_lib
+
+
+def _state():
+  return state_lib.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params={'model': {'w': jnp.zeros(3)}},
+    ema={},
+    opt={'model': {'m': jnp.zeros(3)}},
+    stats={},
+  )
+
+
+class Batches:
+  """Batches that say their step; remembers which were taken."""
+
+  def __init__(self, start=0):
+    self.steps = itertools.count(start)
+    self.taken = []
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    step = next(self.steps)
+    self.taken.append(step)
+    return {'image': np.full((8, 1), step, np.float32)}
+
+
+class Recorder:
+  """An evaluator that notes the steps at which it ran."""
+
+  def __init__(self):
+    self.steps = []
+
+  def run(self, state):
+    self.steps.append(int(state.step))
+    yield 'score', float(state.params['model']['w'][0])
+
+
+@jax.jit
+def _update(state, batch):
+  """Adds the batch's step to w, so that w tells which batches were seen."""
+  w = state.params['model']['w'] + jnp.mean(batch['image'])
+  return state.replace(step=state.step + 1, params={'model': {'w': w}})
+
+
+def _step(state, frozen, batch):
+  new = _update(state, batch)
+  return new, {'loss': new.params['model']['w'][0], 'scale': frozen}
+
+
+def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
+         every=(1, 2, 3)):  # fmt: skip
+  """Trains in a workdir from its newest checkpoint on."""
+  workdir, mesh = str(workdir), sharding.make_mesh()
+  checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=9)
+  with contextlib.closing(checkpointer):
+    state = jax.device_put(_state(), sharding.replicated(mesh))
+    latest = checkpointer.latest_step()
+    if latest is not None:
+      state, _ = checkpointer.restore(state, latest)
+    start = int(state.step)
+    writer = logging_lib.MetricsWriter(workdir, start_step=start)
+    with contextlib.closing(writer):
+      return loop.run(
+        state,
+        step_fn,
+        jnp.float32(1.0),
+        batches or Batches(start),
+        name='test',
+        schedule=loop.Schedule(steps, *every),
+        mesh=mesh,
+        checkpointer=checkpointer,
+        meta={'seed': 0},
+        evaluators=[evaluator] if evaluator else [],
+        writer=writer,
+      )
+
+
+def _saved(workdir):
+  folder = workdir / checkpointing.FOLDER
+  return sorted(int(path.name) for path in folder.iterdir())
+
+
+def _logged(workdir, key):
+  lines = (workdir / logging_lib.METRICS).read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  return {r['step']: r[key] for r in records if key in r}
+
+
+def test_things_happen_when_they_are_due(tmp_path):
+  evaluator = Recorder()
+  state = _run(tmp_path, steps=7, evaluator=evaluator, every=(3, 2, 5))
+  assert int(state.step) == 7
+  # The first and the last step are logged, the last is measured and saved.
+  assert list(_logged(tmp_path, 'loss')) == [1, 3, 6, 7]
+  assert evaluator.steps == [2, 4, 6, 7]
+  assert _saved(tmp_path) == [5, 7]
+  # After step n the batches 0 to n - 1 were seen.
+  losses = _logged(tmp_path, 'loss')
+  assert losses == {n: n * (n - 1) / 2 for n in (1, 3, 6, 7)}
+  scores = _logged(tmp_path, 'val/score')
+  assert scores == {n: n * (n - 1) / 2 for n in (2, 4, 6, 7)}
+  assert set(_logged(tmp_path, 'images_per_second')) == set(losses)
+
+
+def test_zero_means_only_at_the_end():
+  schedule = loop.Schedule(5, 0, 0, 0)
+  assert [n for n in range(6) if schedule.due(n, 0)] == [5]
+  assert [n for n in range(6) if schedule.due(n, 2)] == [2, 4, 5]
+
+
+def _stopping(at, number):
+  def step_fn(state, frozen, batch):
+    new, metrics = _step(state, frozen, batch)
+    if int(new.step) == at:
+      os.kill(os.getpid(), number)
+    return new, metrics
+
+  return step_fn
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_saved_and_continues(tmp_path, number):
+  handler = signal.getsignal(number)
+  batches = Batches()
+  with pytest.raises(loop.Interrupted, match='stopped at step 4 of 9'):
+    _run(
+      tmp_path,
+      steps=9,
+      step_fn=_stopping(4, number),
+      batches=batches,
+      every=(2, 0, 0),
+    )
+  assert signal.getsignal(number) == handler
+  assert batches.taken == [0, 1, 2, 3]
+  assert _saved(tmp_path) == [4]
+  rest = Batches(4)
+  state = _run(tmp_path, steps=9, batches=rest, every=(2, 0, 0))
+  assert rest.taken == [4, 5, 6, 7, 8]
+  assert float(state.params['model']['w'][0]) == sum(range(9))
+  assert _logged(tmp_path, 'loss')[9] == sum(range(9))
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+  _run(tmp_path, steps=2)
+  evaluator, batches = Recorder(), Batches(2)
+  state = _run(tmp_path, steps=2, evaluator=evaluator, batches=batches)
+  assert int(state.step) == 2
+  assert not evaluator.steps
+  assert not batches.taken
+
+
+def test_divergence_names_the_range_of_steps(tmp_path):
+  def step_fn(state, frozen, batch):
+    new, metrics = _step(state, frozen, batch)
+    if int(new.step) >= 5:
+      metrics['scale'] = jnp.float32(np.nan)
+    return new, metrics
+
+  with pytest.raises(loop.DivergedError, match='scale .* steps 4 to 6;'):
+    _run(tmp_path, steps=20, step_fn=step_fn, every=(3, 0, 3))
+  # What lay before it stays, what came after it is not saved.
+  assert _saved(tmp_path) == [3]
+  assert list(_logged(tmp_path, 'loss')) == [1, 3]
+
+
+def test_a_failing_step_leaves_the_handlers_as_they_were(tmp_path):
+  def step_fn(state, frozen, batch):
+    raise RuntimeError('out of memory')
+
+  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+  with pytest.raises(RuntimeError, match='out of memory'):
+    _run(tmp_path, step_fn=step_fn)
+  assert [
+    signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)
+  ] == before

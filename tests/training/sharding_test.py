@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from selfboottok_jax import errors
+from selfboottok_jax.training import sharding
+
+
+@pytest.mark.parametrize(
+  ('data', 'fsdp', 'shape'),
+  [(-1, 1, (8, 1)), (-1, 2, (4, 2)), (2, 4, (2, 4)), (1, 8, (1, 8))],
+)
+def test_meshes(data, fsdp, shape):
+  mesh = sharding.make_mesh(data, fsdp)
+  assert mesh.devices.shape == shape
+  assert mesh.axis_names == sharding.AXES
+  assert list(mesh.devices.ravel()) == jax.devices()
+
+
+@pytest.mark.parametrize(
+  ('data', 'fsdp'), [(3, 1), (4, 1), (-1, 3), (0, 8), (8, 0), (-1, 16), (-2, 1)]
+)
+def test_meshes_that_are_not_the_devices(data, fsdp):
+  with pytest.raises(errors.ConfigError, match='8 devices'):
+    sharding.make_mesh(data, fsdp)
+
+
+def test_a_mesh_of_chosen_devices():
+  mesh = sharding.make_mesh(devices=jax.devices()[2:4])
+  assert list(mesh.devices.ravel()) == jax.devices()[2:4]
+
+
+@pytest.mark.parametrize(
+  ('path', 'shape', 'fsdp', 'expected'),
+  [
+    ("['w']", (256, 512), 2, P(None, 'fsdp')),
+    ("['w']", (512, 256), 2, P('fsdp')),
+    ("['w']", (256, 256), 2, P('fsdp')),
+    # The longest axis that divides.
+    ("['w']", (511, 256), 2, P(None, 'fsdp')),
+    ("['w']", (511, 255), 2, P()),
+    # Small, or nothing to shard over.
+    ("['w']", (64, 64), 2, P()),
+    ("['w']", (2**14,), 2, P('fsdp')),
+    ("['w']", (2**14 - 2,), 2, P()),
+    ("['w']", (256, 512), 1, P()),
+    ("['w']", (), 2, P()),
+    # The first axis of a scanned stack is the layers'.
+    ("['blocks']['block']['w']", (512, 256, 128), 2, P(None, 'fsdp')),
+    ("['blocks']['block']['b']", (2**15,), 2, P()),
+    ("['block_0']['w']", (512, 256), 2, P('fsdp')),
+  ],
+)
+def test_shape_rule(path, shape, fsdp, expected):
+  assert sharding.shape_rule(path, shape, fsdp) == expected
+
+
+def test_the_rule_reaches_every_leaf_of_a_state():
+  mesh = sharding.make_mesh(4, 2)
+  tree = {
+    'encoder': {
+      'blocks': {'w': jax.ShapeDtypeStruct((4, 128, 256), jnp.float32)},
+      'out': jnp.zeros((256, 64)),
+    },
+    'step': jnp.zeros((), jnp.int32),
+  }
+  shardings = sharding.tree_shardings(tree, mesh)
+  assert shardings['encoder']['blocks']['w'].spec == P(None, None, 'fsdp')
+  assert shardings['encoder']['out'].spec == P('fsdp')
+  assert shardings['step'].spec == P()
+  placed = jax.device_put(tree['encoder']['out'], shardings['encoder']['out'])
+  assert {s.data.shape for s in placed.addressable_shards} == {(128, 64)}
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
+def test_a_batch_goes_over_all_devices(shape):
+  mesh = sharding.make_mesh(*shape)
+  images = np.arange(16.0, dtype=np.float32).reshape(16, 1)
+  placed = sharding.put_batch({'image': images}, mesh)['image']
+  assert placed.sharding == sharding.batch_sharding(mesh)
+  assert {s.data.shape for s in placed.addressable_shards} == {(2, 1)}
+  np.testing.assert_array_equal(placed, images)
+  everywhere = jax.device_put(images, sharding.replicated(mesh))
+  assert {s.data.shape for s in everywhere.addressable_shards} == {(16, 1)}
+
+
+@pytest.mark.parametrize('batch_size', [0, -8, 4, 12])
+def test_batches_that_the_devices_cannot_share(batch_size):
+  mesh = sharding.make_mesh()
+  with pytest.raises(errors.ConfigError, match=f'batch_size={batch_size}'):
+    sharding.check_batch_size(batch_size, mesh)
+  sharding.check_batch_size(16, mesh)
