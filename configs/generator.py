@@ -45,7 +45,10 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   photos64(config)
   config.data.source = 'procedural'
   config.data.image_size = 32
-  config.train.steps = 1_500
+  config.model.width = 128
+  config.model.heads = 4
+  config.train.steps = 800
+  config.evaluation.every = 400
 
 
 def photos64(config: ml_collections.ConfigDict) -> None:

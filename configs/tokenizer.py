@@ -92,13 +92,14 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 32
   config.model.patch_size = 8
   config.model.num_tokens = 16
-  config.train.steps = 1_000
+  config.train.steps = 900
 
 
 def photos64(config: ml_collections.ConfigDict) -> None:
   """Photographs at 64 pixels, on anything from two CPU cores up."""
   small(config)
   config.data.image_size = 64
+  config.data.batch_size = 16
   config.model.patch_size = 8
   config.model.num_tokens = 32
   config.train.steps = 3_000

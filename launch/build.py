@@ -16,7 +16,7 @@ from selfboottok_jax.models import discriminator, sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import generator, objective, parts, scaling
 from selfboottok_jax.tasks import tokenizer as tokenizer_task
-from selfboottok_jax.training import checkpointing, loop, optim
+from selfboottok_jax.training import checkpointing, loop, optim, sharding
 from selfboottok_jax.training import state as state_lib
 
 
@@ -74,9 +74,17 @@ def build_optimizers(
 
 
 def eval_batches(
-  config: ml_collections.ConfigDict, source: data.Source
+  config: ml_collections.ConfigDict, source: data.Source, mesh: Mesh
 ) -> data.EvalBatches:
   """Centre crops in a fixed order, of this process's share."""
+  sharding.check_batch_size(
+    config.evaluation.batch_size, mesh, 'evaluation.batch_size'
+  )
+  if config.evaluation.num_images < 0:
+    raise errors.ConfigError(
+      f'evaluation.num_images={config.evaluation.num_images}; wanted 0 (all) '
+      'or more'
+    )
   return data.make_eval_dataset(
     source,
     batch_size=config.evaluation.batch_size,
@@ -132,6 +140,7 @@ def _tokenizer_parts(config, model_fields):
 def _build_tokenizer(config, train, mesh) -> Built:
   fields = config.model.to_dict()
   model, goal, networks, critic = _tokenizer_parts(config, fields)
+  batches = eval_batches(config, open_data(config, 'val'), mesh)
   task = tokenizer_task.TokenizerTask(
     model, goal, networks, critic, steps=config.train.steps
   )
@@ -149,7 +158,7 @@ def _build_tokenizer(config, train, mesh) -> Built:
     task,
     build_optimizers(config, task.groups),
     start,
-    lambda _: [_reconstruction(config, model, mesh)],
+    lambda _: [evaluators.Reconstruction(model, batches, mesh)],
     {'class_names': list(train.class_names)},
     fields,
   )
@@ -171,6 +180,7 @@ def _build_scaling(config, train, mesh) -> Built:
     raise errors.ConfigError(
       'model.local2d_depth=0; wanted the depth of the larger aligner'
     )
+  batches = eval_batches(config, open_data(config, 'val'), mesh)
   task = scaling.ScalingTask(
     model,
     goal,
@@ -196,7 +206,7 @@ def _build_scaling(config, train, mesh) -> Built:
     task,
     build_optimizers(config, task.groups),
     start,
-    lambda _: [_reconstruction(config, model, mesh)],
+    lambda _: [evaluators.Reconstruction(model, batches, mesh)],
     {
       'class_names': list(train.class_names),
       'tokenizer_fingerprint': tokenizer.fingerprint,
@@ -258,15 +268,12 @@ def _build_generator(config, train, mesh) -> Built:
     )
     return state.replace(stats={**state.stats, 'latents': placed})
 
-  def make_evaluators(frozen):
-    batches = eval_batches(config, open_data(config, 'val'))
-    return [evaluators.Velocity(task, batches, mesh, frozen)]
-
+  batches = eval_batches(config, open_data(config, 'val'), mesh)
   return Built(
     task,
     build_optimizers(config, task.groups),
     start,
-    make_evaluators,
+    lambda frozen: [evaluators.Velocity(task, batches, mesh, frozen)],
     {
       'class_names': list(train.class_names),
       'tokenizer_fingerprint': tokenizer.fingerprint,
@@ -280,11 +287,6 @@ TASKS = {
   'scaling': _build_scaling,
   'generator': _build_generator,
 }
-
-
-def _reconstruction(config, model, mesh) -> evaluators.Reconstruction:
-  batches = eval_batches(config, open_data(config, 'val'))
-  return evaluators.Reconstruction(model, batches, mesh)
 
 
 def _check_image_size(config, run) -> None:

@@ -2,6 +2,7 @@
 
 import logging as python_logging
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -76,6 +77,21 @@ def require(**values: str | None) -> None:
       f'{", ".join(missing)} not given; wanted a value, as in '
       f'{missing[0]}=VALUE'
     )
+
+
+def check_folder(name: str, path: str | os.PathLike[str]) -> None:
+  """Raises ConfigError for a folder that can be neither made nor written."""
+  folder = pathlib.Path(path).absolute()
+  nearest = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+  if not nearest.is_dir():
+    reason = f'{nearest} is no folder'
+  elif not os.access(nearest, os.W_OK | os.X_OK):
+    reason = f'{nearest} is not writable'
+  else:
+    return
+  raise errors.ConfigError(
+    f'--{name}={path} cannot be written: {reason}; choose another folder'
+  )
 
 
 def start_jax(*, multihost: bool = False) -> None:

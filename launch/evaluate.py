@@ -33,6 +33,7 @@ def main(argv) -> None:
   """Scores what the flags say."""
   del argv
   cli.require(workdir=_WORKDIR.value)
+  cli.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
   run_config = checkpointing.read_config(_WORKDIR.value, '--workdir')
   if run_config['task'] == 'generator':

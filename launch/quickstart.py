@@ -69,6 +69,7 @@ def main(argv) -> None:
   del argv
   if not _BUDGET.value > 0:
     raise errors.ConfigError(f'--budget={_BUDGET.value}; wanted more than 0')
+  cli.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
   workdir = pathlib.Path(_WORKDIR.value)
   began = time.monotonic()
@@ -126,10 +127,10 @@ def make_report(workdir: pathlib.Path) -> content.Report:
   )
   config = tokenizer_config.get_config('quickstart')
   source = build.open_data(config, 'val')
-  batches = build.eval_batches(config, source)
+  mesh = sharding.make_mesh()
+  batches = build.eval_batches(config, source, mesh)
   count = sum(int(batch['mask'].sum()) for batch in batches)
   reference = f'{count} held-out built-in scenes'
-  mesh = sharding.make_mesh()
   measured = []
   for name, tokenizer in tokenizers.items():
     measured += evaluate.evaluate_tokenizer(

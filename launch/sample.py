@@ -49,6 +49,7 @@ def main(argv) -> None:
     raise errors.UserError(
       f'--out={out} is not empty; choose a new folder, nothing is overwritten'
     )
+  cli.check_folder('out', out)
   cli.start_jax()
   generator = inference.load_generator(
     _WORKDIR.value, tokenizer=inference.load_tokenizer(_TOKENIZER.value)
@@ -82,13 +83,15 @@ def _labels(generator: inference.ImageGenerator) -> np.ndarray:
   """The label of every sample: the chosen classes over and over."""
   if _LABELS.value is None:
     return evaluate.balanced_labels(_NUM_SAMPLES.value, generator.num_classes)
-  try:
-    chosen = np.array([int(label) for label in _LABELS.value], np.int32)
-  except ValueError as error:
-    raise errors.ConfigError(
-      f'--labels={",".join(_LABELS.value)}; wanted integers, as 0,3,7'
-    ) from error
-  return np.resize(chosen, _NUM_SAMPLES.value)
+  chosen, last = [], generator.num_classes - 1
+  for label in _LABELS.value or ['']:
+    if not label.isdecimal() or int(label) > last:
+      raise errors.ConfigError(
+        f'--labels={",".join(_LABELS.value)}: {label!r} is no class; wanted '
+        f'integers from 0 to {last}, as 0,{last}'
+      )
+    chosen.append(int(label))
+  return np.resize(np.array(chosen, np.int32), _NUM_SAMPLES.value)
 
 
 def _sampling(generator: inference.ImageGenerator) -> dict:

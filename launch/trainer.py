@@ -31,12 +31,19 @@ def train(
     'data_fingerprint': source.fingerprint,
   }
   resolved = config.to_dict() | {'model': built.model_fields}
-  checkpointing.write_config(workdir, resolved)
+  latest = _check_workdir(config, resolved, workdir)
+  if latest is None:
+    state, shardings = _begin(config, built, mesh)
   checkpointer = checkpointing.Checkpointer(
     workdir, max_to_keep=config.checkpoint.max_to_keep
   )
   with contextlib.closing(checkpointer):
-    state, shardings = _prepare(config, built, mesh, checkpointer, meta)
+    if latest is not None:
+      state, shardings = _resume(
+        config, built, mesh, checkpointer, latest, meta
+      )
+    if jax.process_index() == 0:
+      checkpointing.write_config(workdir, resolved)
     frozen = place(built.task.frozen, mesh)
     step_fn = compile_step(config, built, mesh, shardings)
     return _run(
@@ -89,15 +96,31 @@ def place(tree: PyTree, mesh) -> PyTree:
   return jax.device_put(tree, sharding.tree_shardings(tree, mesh))
 
 
-def _prepare(config, built, mesh, checkpointer, meta):
-  """The state to begin with, fresh or restored, and its shardings."""
+def _check_workdir(config, resolved, workdir) -> int | None:
+  """The step to continue from, or None; raises where training cannot."""
+  cli.check_folder('workdir', workdir)
+  checkpointing.check_config(workdir, resolved)
+  latest = checkpointing.latest_step(workdir)
+  if latest is not None and latest > config.train.steps:
+    raise errors.CheckpointError(
+      f'train.steps={config.train.steps}, but --workdir={workdir} is at step '
+      f'{latest} already; set train.steps to that or more, or choose another '
+      '--workdir'
+    )
+  return latest
+
+
+def _begin(config, built, mesh):
+  """A fresh state, and its shardings."""
   init = make_init(config, built)
-  abstract = jax.eval_shape(init)
+  shardings = sharding.tree_shardings(jax.eval_shape(init), mesh)
+  return built.start(jax.jit(init, out_shardings=shardings)()), shardings
+
+
+def _resume(config, built, mesh, checkpointer, latest, meta):
+  """The saved state, and its shardings."""
+  abstract = jax.eval_shape(make_init(config, built))
   shardings = sharding.tree_shardings(abstract, mesh)
-  latest = checkpointer.latest_step()
-  if latest is None:
-    state = jax.jit(init, out_shardings=shardings)()
-    return built.start(state), shardings
   placed = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=where
@@ -132,6 +155,8 @@ def _run(
     process_count=jax.process_count(),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
+    max_scale=None if config.data.augment else 1.0,
+    flip=config.data.augment,
   )
   writer = (
     logging_lib.MetricsWriter(workdir, start_step=step) if first else None

@@ -8,9 +8,11 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.tasks import parts, tokenizer
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import state as state_lib
 
+# What a block adds to the residual stream, by path.
+RESIDUAL_OUTPUTS = ("['attn']['out']", "['mlp']['down']")
 # Their values are the contract with the generator: it never retrains.
 CONTRACT = ('encoder', 'quantizer_global')
 
@@ -48,17 +50,22 @@ def start_from(
   """A fresh state that continues stage 1.
 
   The base is stage 1's running mean. Trained modules start from it too where
-  they have kept their shape; the enlarged aligner starts fresh. The
-  discriminator goes on with its optimiser and LeCAM's means.
+  they have kept their shape, and an aligner that is only deeper starts as the
+  same function (`deepen`); one of another width starts fresh. The discriminator
+  goes on with its optimiser and LeCAM's means.
   """
   what = f'tokenizer={run.workdir}'
   stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
   base = parts.adopt(state.params['base'], stored, what=what)
+  fresh = state.params['tokenizer']
+  grown = 'local2d' in fresh and 'local2d' in stored
+  if grown and can_deepen(fresh['local2d'], stored['local2d']):
+    stored['local2d'] = deepen(fresh['local2d'], stored['local2d'])
   trained = parts.adopt(
-    state.params['tokenizer'],
+    fresh,
     stored,
     what=what,
-    may_differ=tuple(state.params['tokenizer']),
+    may_differ=tuple(fresh),
   )
   params = {**state.params, 'base': base, 'tokenizer': trained}
   opt, stats = dict(state.opt), dict(state.stats)
@@ -72,6 +79,46 @@ def start_from(
     stats['lecam'] = _like(stats['lecam'], run.stats['lecam'])
   ema = {'tokenizer': jax.tree.map(jax.numpy.copy, trained)}
   return state.replace(params=params, opt=opt, stats=stats, ema=ema)
+
+
+def can_deepen(fresh: PyTree, stored: PyTree) -> bool:
+  """Whether two aligners differ in nothing but the number of blocks."""
+  if jax.tree.structure(fresh) != jax.tree.structure(stored):
+    return False
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(fresh),
+    jax.tree.leaves(stored),
+    strict=True,
+  )
+  return all(
+    new.shape[1:] == old.shape[1:] and new.shape[0] > old.shape[0]
+    if _in_blocks(path)
+    else new.shape == old.shape
+    for (path, new), old in pairs
+  )
+
+
+def deepen(fresh: PyTree, stored: PyTree) -> PyTree:
+  """The stored aligner with further blocks, which change nothing at first.
+
+  What a new block adds to the stream passes through its two output matrices;
+  they start at zero, all else of the block as initialised.
+  """
+
+  def join(path, new, old):
+    if not _in_blocks(path):
+      return old
+    added = new[old.shape[0] :]
+    names = jax.tree_util.keystr(path)
+    if any(part in names for part in RESIDUAL_OUTPUTS):
+      added = jax.numpy.zeros_like(added)
+    return jax.numpy.concatenate([jax.device_put(old, added.sharding), added])
+
+  return jax.tree_util.tree_map_with_path(join, fresh, stored)
+
+
+def _in_blocks(path) -> bool:
+  return sharding.STACKED in jax.tree_util.keystr(path)
 
 
 def _like(fresh: PyTree, stored: PyTree) -> PyTree:

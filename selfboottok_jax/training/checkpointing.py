@@ -178,35 +178,47 @@ def read_config(workdir: str, what: str) -> dict[str, Any]:
   return config
 
 
-def write_config(workdir: str, config: dict[str, Any]) -> None:
-  """Stores the configuration, or checks it against the one stored before.
+def latest_step(workdir: str) -> int | None:
+  """The newest whole checkpoint of a workdir that may not even exist."""
+  if not (pathlib.Path(workdir) / FOLDER).is_dir():
+    return None
+  with _reader(workdir) as manager:
+    return manager.latest_step()
+
+
+def check_config(workdir: str, config: dict[str, Any]) -> None:
+  """Checks a configuration against the one that a workdir holds, if any.
 
   Raises:
-    CheckpointError: if the workdir belongs to another configuration; nothing
-      is written then.
+    CheckpointError: the workdir belongs to another configuration.
   """
-  folder = pathlib.Path(workdir)
-  path = folder / CONFIG
-  config = json.loads(json.dumps(config))
-  if path.exists():
-    stored = flatten(read_config(workdir, '--workdir'))
-    given = flatten(config)
-    changed = sorted(
-      key
-      for key in stored.keys() | given.keys()
-      if stored.get(key) != given.get(key) and not key.startswith(MAY_CHANGE)
+  if not (pathlib.Path(workdir) / CONFIG).exists():
+    return
+  stored = flatten(read_config(workdir, '--workdir'))
+  given = flatten(json.loads(json.dumps(config)))
+  changed = sorted(
+    key
+    for key in stored.keys() | given.keys()
+    if stored.get(key) != given.get(key) and not key.startswith(MAY_CHANGE)
+  )
+  if changed:
+    details = ', '.join(
+      f'{key}: {stored.get(key)!r} there, {given.get(key)!r} given'
+      for key in changed[:4]
     )
-    if changed:
-      details = ', '.join(
-        f'{key}: {stored.get(key)!r} there, {given.get(key)!r} given'
-        for key in changed[:4]
-      )
-      more = f' and {len(changed) - 4} more' if len(changed) > 4 else ''
-      raise errors.CheckpointError(
-        f'--workdir={workdir} holds a run of another configuration '
-        f'({details}{more}); choose another --workdir, or the same values'
-      )
+    more = f' and {len(changed) - 4} more' if len(changed) > 4 else ''
+    raise errors.CheckpointError(
+      f'--workdir={workdir} holds a run of another configuration '
+      f'({details}{more}); choose another --workdir, or the same values'
+    )
+
+
+def write_config(workdir: str, config: dict[str, Any]) -> None:
+  """Stores the configuration, once it has passed `check_config`."""
+  check_config(workdir, config)
+  folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
+  path = folder / CONFIG
   partial = path.with_suffix('.json.partial')
   partial.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
   partial.replace(path)

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """Measures a state."""
 

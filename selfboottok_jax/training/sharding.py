@@ -68,11 +68,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(
+  batch_size: int, mesh: Mesh, name: str = 'data.batch_size'
+) -> None:
   """Raises ConfigError for a global batch that the devices cannot share."""
   if batch_size < 1 or batch_size % mesh.size:
     raise errors.ConfigError(
-      f'data.batch_size={batch_size} does not divide over {mesh.size} '
+      f'{name}={batch_size} does not divide over {mesh.size} '
       'devices; wanted a positive multiple of it'
     )
 

@@ -137,7 +137,7 @@ def test_loss_is_finite_on_every_path(tokenizer_params, path):
       step=jnp.int32(0),
       rng=rng,
     )
-    return task.losses['generator'](state.params['generator'], inputs)[0]
+    return task.losses(0)['generator'](state.params['generator'], inputs)[0]
 
   values = [float(loss(jax.random.key(seed))) for seed in (0, 0, 1)]
   assert np.all(np.isfinite(values))

@@ -11,6 +11,7 @@ from tests import tiny
 from tests.tasks import tokenizers
 
 STEPS, START = 10, 6
+ADVERSARIAL = {'adversarial', 'discriminator_loss', 'logits_real'}
 WEIGHTED = (
   'pixel',
   'perceptual',
@@ -33,10 +34,14 @@ def task():
 @pytest.fixture(scope='module')
 def history(task):
   """States and metrics of a few updates on one batch."""
-  step_fn = tokenizers.make_step(task, STEPS)
+  assert task.milestones == (0, START)
+  programs = [
+    tokenizers.make_step(task, STEPS, phase) for phase in task.milestones
+  ]
   batch = {'image': tiny.images(4), 'label': jnp.zeros(4, jnp.int32)}
   states, metrics = [tokenizers.init_state(task, STEPS)], []
-  for _ in range(STEPS):
+  for step in range(STEPS):
+    step_fn = programs[step >= START]
     state, values = step_fn(states[-1], task.frozen, batch)
     states.append(state)
     metrics.append({k: float(v) for k, v in values.items()})
@@ -45,12 +50,13 @@ def history(task):
 
 def test_all_terms_of_eq_4_are_there_and_finite(history):
   _, metrics = history
-  for values in metrics:
-    assert set(WEIGHTED) <= set(values)
-    assert all(np.isfinite(v) for v in values.values())
-  named = {'fusion_alpha', 'fusion_beta', 'logits_real', 'logits_fake'}
+  named = {'fusion_alpha', 'fusion_beta'}
   named |= {'transport_spread', 'transport_marginal_error'}
-  assert named <= set(metrics[0])
+  for step, values in enumerate(metrics):
+    wanted = {*WEIGHTED, *named, *ADVERSARIAL}
+    wanted -= set() if step >= START else ADVERSARIAL
+    assert wanted <= set(values)
+    assert all(np.isfinite(v) for v in values.values())
 
 
 def test_loss_is_the_weighted_sum(task, history):
@@ -60,7 +66,7 @@ def test_loss_is_the_weighted_sum(task, history):
   for name in ('repa_global', 'repa_local', 'transport'):
     weights[name] *= o.align
   for values in metrics:
-    total = sum(weights[name] * values[name] for name in WEIGHTED)
+    total = sum(weights[name] * values.get(name, 0.0) for name in WEIGHTED)
     np.testing.assert_allclose(values['loss'], total, rtol=1e-4)
 
 
@@ -79,20 +85,41 @@ def test_perceptual_loss_warms_up(history):
 def test_nothing_adversarial_before_its_start(history):
   states, metrics = history
   for step in range(START):
-    for name in ('adversarial', 'discriminator_loss', 'logits_real'):
-      assert metrics[step][name] == 0, name
-    assert metrics[step]['discriminator_grad_norm'] == 0
-  for tree in ('params', 'stats'):
-    before, after = getattr(states[0], tree), getattr(states[START], tree)
-    group = {'params': 'discriminator', 'stats': 'lecam'}[tree]
-    tiny.assert_same(after[group], before[group])
-  assert all(metrics[step]['adversarial'] != 0 for step in range(START, STEPS))
-  assert metrics[START]['discriminator_grad_norm'] > 0
-  assert states[START + 1].stats['lecam']['real'] != 0
-  assert tiny.changed(
-    states[START + 1].params['discriminator'],
-    states[START].params['discriminator'],
-  )
+    assert ADVERSARIAL.isdisjoint(metrics[step])
+    for tree in ('params', 'opt'):
+      before, after = (getattr(states[n], tree) for n in (0, step + 1))
+      tiny.assert_same(after['discriminator'], before['discriminator'])
+    tiny.assert_same(states[step + 1].stats, states[0].stats)
+
+
+def test_the_game_begins_at_its_start(history):
+  states, metrics = history
+  for step in range(START, STEPS):
+    assert metrics[step]['adversarial'] != 0
+    assert metrics[step]['discriminator_grad_norm'] > 0
+    before, after = states[step], states[step + 1]
+    assert after.stats['lecam']['real'] != before.stats['lecam']['real']
+    for tree in ('params', 'opt'):
+      assert tiny.changed(
+        getattr(before, tree)['discriminator'],
+        getattr(after, tree)['discriminator'],
+      )
+
+
+@pytest.mark.parametrize(
+  ('loss', 'critic', 'milestones', 'groups'),
+  [
+    ({}, None, (0,), 1),
+    ({'adversarial_start': 0.0}, tokenizers.CRITIC, (0,), 2),
+    ({'adversarial_start': 0.5}, tokenizers.CRITIC, (0, 10), 2),
+  ],
+)
+def test_phases(loss, critic, milestones, groups):
+  task = tokenizers.make_task(steps=20, critic=critic, loss=loss)
+  assert task.milestones == milestones
+  assert len(task.groups) == groups
+  assert tuple(task.losses(milestones[-1])) == task.groups
+  assert len(task.losses(0)) == (1 if len(milestones) > 1 else groups)
 
 
 def test_every_module_learns(history):
@@ -122,7 +149,7 @@ def _loss(task, params=None, images=None, seed=0):
       step=jnp.int32(10),
       rng=jax.random.key(seed),
     )
-    return task.losses['tokenizer'](params, inputs)
+    return task.losses(10)['tokenizer'](params, inputs)
 
   value, outputs = run(params or state.params['tokenizer'])
   return state, value, outputs
@@ -204,7 +231,7 @@ def test_handed_on_reconstruction_carries_no_gradient(task):
       step=jnp.int32(0),
       rng=jax.random.key(0),
     )
-    _, outputs = task.losses['tokenizer'](params, inputs)
+    _, outputs = task.losses(0)['tokenizer'](params, inputs)
     return jnp.sum(outputs.carry['reconstruction'])
 
   gradient = jax.jit(jax.grad(carried))(state.params['tokenizer'])

@@ -49,7 +49,7 @@ def make_optimizers(task, steps):
     group: optim.build_optimizer(
       steps=steps, learning_rate=3e-3, schedule='constant', warmup=0.0
     )
-    for group in task.losses
+    for group in task.groups
   }
 
 
@@ -64,9 +64,13 @@ def init_state(task, steps=10, seed=0):
   return init()
 
 
-def make_step(task, steps=10):
+def make_step(task, steps=10, phase=0):
+  """The train step of the phase that begins at step `phase`."""
   return jax.jit(
     state_lib.make_train_step(
-      task.losses, make_optimizers(task, steps), seed=0, ema_limit=0.999
+      task.losses(phase),
+      make_optimizers(task, steps),
+      seed=0,
+      ema_limit=0.999,
     )
   )

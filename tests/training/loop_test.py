@@ -58,7 +58,9 @@ def _update(state, batch):
   return state.replace(step=state.step + 1, params={'model': {'w': w}})
 
 
-def _step(state, frozen, batch):
+def _step(state, frozen, batch, step):
+  # The host's count of updates is the state's.
+  assert step == int(state.step)
   new = _update(state, batch)
   return new, {'loss': new.params['model']['w'][0], 'scale': frozen}
 
@@ -125,8 +127,8 @@ def test_zero_means_only_at_the_end():
 
 
 def _stopping(at, number):
-  def step_fn(state, frozen, batch):
-    new, metrics = _step(state, frozen, batch)
+  def step_fn(state, frozen, batch, step):
+    new, metrics = _step(state, frozen, batch, step)
     if int(new.step) == at:
       os.kill(os.getpid(), number)
     return new, metrics
@@ -166,8 +168,8 @@ def test_a_finished_run_does_nothing(tmp_path):
 
 
 def test_divergence_names_the_range_of_steps(tmp_path):
-  def step_fn(state, frozen, batch):
-    new, metrics = _step(state, frozen, batch)
+  def step_fn(state, frozen, batch, step):
+    new, metrics = _step(state, frozen, batch, step)
     if int(new.step) >= 5:
       metrics['scale'] = jnp.float32(np.nan)
     return new, metrics
@@ -180,7 +182,7 @@ def test_divergence_names_the_range_of_steps(tmp_path):
 
 
 def test_a_failing_step_leaves_the_handlers_as_they_were(tmp_path):
-  def step_fn(state, frozen, batch):
+  def step_fn(state, frozen, batch, step):
     raise RuntimeError('out of memory')
 
   before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
