@@ -57,6 +57,6 @@ def choose(presets, preset: str, file: str):
   """The function of a preset, or one line that lists the presets."""
   if preset not in presets:
     raise ValueError(
-      f'{file}:{preset}: no such preset; choose one of {", ".join(presets)}'
+      f'{file} has no preset {preset!r}; choose one of {", ".join(presets)}'
     )
   return presets[preset]

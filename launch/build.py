@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from launch import limits
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import evaluators
 from selfboottok_jax.models import discriminator, sit
@@ -52,10 +53,7 @@ def build(
   config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
 ) -> Built:
   """Builds the task that `config.task` names."""
-  if config.train.steps < 1:
-    raise errors.ConfigError(
-      f'train.steps={config.train.steps}; wanted 1 or more'
-    )
+  limits.check(checkpointing.flatten(config.to_dict()))
   if config.task not in TASKS:
     raise errors.ConfigError(
       f'task={config.task!r}; wanted one of {", ".join(TASKS)}'
@@ -80,11 +78,6 @@ def eval_batches(
   sharding.check_batch_size(
     config.evaluation.batch_size, mesh, 'evaluation.batch_size'
   )
-  if config.evaluation.num_images < 0:
-    raise errors.ConfigError(
-      f'evaluation.num_images={config.evaluation.num_images}; wanted 0 (all) '
-      'or more'
-    )
   return data.make_eval_dataset(
     source,
     batch_size=config.evaluation.batch_size,

@@ -1,20 +1,34 @@
 """Entry points: flags, and errors as one line with a non-zero exit."""
 
+import difflib
+import itertools
 import logging as python_logging
 import os
 import pathlib
+import re
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from selfboottok_jax import errors
-from selfboottok_jax.training import loop
+from selfboottok_jax.training import checkpointing, loop
 
-# What ml_collections raises for keys, types and presets that it cannot take.
-_CONFIG_ERRORS = (AttributeError, KeyError, TypeError, ValueError, OSError)
+# What loading a config file can raise, its own mistakes included.
+_CONFIG_ERRORS = (
+  AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError,
+  ValueError,
+)  # fmt: skip
+# By what absl says of a value that is none.
+_KINDS = {
+  'invalid literal for int()': 'an integer',
+  'could not convert string to float': 'a number',
+  'Non-boolean argument': 'true or false',
+}
 # Of a process that ended on SIGINT, by the convention of shells.
 _INTERRUPTED = 130
 
@@ -43,16 +57,16 @@ def _parse(argv):
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    _end(f'{error}; --help lists the flags', 2)
-  except errors.UserError as error:
-    _end(str(error), 2)
-  except _CONFIG_ERRORS as error:
-    _end(f'--config: {_plain(error)}', 2)
+    _end(_plain(str(error)), 2)
 
 
-def _plain(error: Exception) -> str:
-  """The message of an exception without the quotes that KeyError adds."""
-  return str(error.args[0]) if error.args else type(error).__name__
+def _plain(message: str) -> str:
+  """What absl says of a flag, in words that need no Python."""
+  for reason, kind in _KINDS.items():
+    if reason in message:
+      given = message.removeprefix('flag ').partition(': ')[0]
+      return f'{given}; wanted {kind}'
+  return f'{message}; --help lists the flags'
 
 
 def _end(message: str, code: int) -> None:
@@ -62,11 +76,59 @@ def _end(message: str, code: int) -> None:
   sys.exit(code)
 
 
-def define_config() -> flags.FlagHolder:
-  """The --config=FILE:PRESET flag, locked: unknown keys are errors."""
+def define_config(default: str | None = None) -> flags.FlagHolder:
+  """The --config=FILE:PRESET flag; an unknown key ends the process here.
+
+  The flag of ml_collections says neither which key, file or preset is wrong
+  nor what there is, and with a default it reads the command line right away.
+  """
+  try:
+    _check_config(sys.argv[1:], default)
+  except errors.ConfigError as error:
+    _end(str(error), 2)
   return config_flags.DEFINE_config_file(
-    'config', None, 'Configuration as FILE.py:PRESET.', lock_config=True
+    'config', default, 'Configuration as FILE.py:PRESET.', lock_config=True
   )
+
+
+def _check_config(arguments: Sequence[str], default: str | None) -> None:
+  """Raises ConfigError for a file, preset or key that is not there."""
+  path, keys = default, []
+  for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+    if match := re.fullmatch(r'--?config(?:=(.*))?', argument):
+      path = following if match[1] is None else match[1]
+    elif match := re.match(r'--?(?:no)?config\.([\w.]+)', argument):
+      keys.append(match[1])
+  if not path:
+    return
+  known = checkpointing.flatten(_load_config(path).to_dict())
+  for key in keys:
+    if key in known or any(name.startswith(f'{key}.') for name in known):
+      continue
+    close = difflib.get_close_matches(key, known, n=4, cutoff=0.5)
+    close = close or sorted({name.split('.')[0] for name in known})
+    raise errors.ConfigError(
+      f'--config.{key} is no key of {path}; wanted one of '
+      f'{", ".join(f"--config.{name}" for name in close)}'
+    )
+
+
+def _load_config(path: str) -> ml_collections.ConfigDict:
+  file, _, preset = path.partition(':')
+  if not os.path.isfile(file):
+    raise errors.ConfigError(
+      f'--config={path}: no file {file}; wanted FILE.py or FILE.py:PRESET, as '
+      'configs/tokenizer.py:quickstart'
+    )
+  try:
+    get_config = runpy.run_path(file).get('get_config')
+    if get_config is None:
+      raise ValueError('it has no function get_config')
+    return get_config(preset) if preset else get_config()
+  except _CONFIG_ERRORS as error:
+    raise errors.ConfigError(
+      f'--config={path} cannot be used: {error}'
+    ) from error
 
 
 def require(**values: str | None) -> None:

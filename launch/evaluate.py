@@ -13,16 +13,13 @@ import pathlib
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from launch import cli
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import content, evaluate, files, tables
 from selfboottok_jax.training import checkpointing, sharding
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/evaluate.py', 'What to score on.', lock_config=True
-)
+_CONFIG = cli.define_config('configs/evaluate.py')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run to score.')
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', None, 'Workdir of the tokenizer that decodes for a generator.'

@@ -7,6 +7,7 @@ of the global tokens; samples, scores, and writes report.html.
 """
 
 import datetime
+import math
 import os
 import pathlib
 import platform
@@ -67,8 +68,10 @@ COMPONENTS = {
 def main(argv) -> None:
   """Runs everything, or what is left of it after a stop."""
   del argv
-  if not _BUDGET.value > 0:
-    raise errors.ConfigError(f'--budget={_BUDGET.value}; wanted more than 0')
+  if not 0 < _BUDGET.value < math.inf:
+    raise errors.ConfigError(
+      f'--budget={_BUDGET.value}; wanted a number above 0, as 0.5'
+    )
   cli.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
   workdir = pathlib.Path(_WORKDIR.value)

@@ -45,11 +45,11 @@ def main(argv) -> None:
     if value < 1:
       raise errors.ConfigError(f'--{name}={value}; wanted 1 or more')
   out = pathlib.Path(_OUT.value)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+  cli.check_folder('out', out)
+  if out.exists() and any(out.iterdir()):
     raise errors.UserError(
       f'--out={out} is not empty; choose a new folder, nothing is overwritten'
     )
-  cli.check_folder('out', out)
   cli.start_jax()
   generator = inference.load_generator(
     _WORKDIR.value, tokenizer=inference.load_tokenizer(_TOKENIZER.value)

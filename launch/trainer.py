@@ -158,8 +158,12 @@ def _run(
     max_scale=None if config.data.augment else 1.0,
     flip=config.data.augment,
   )
+  # Closed on errors too: TensorBoard's thread outlives the main one, and
+  # would follow the error with a traceback of its own.
   writer = (
-    logging_lib.MetricsWriter(workdir, start_step=step) if first else None
+    contextlib.closing(logging_lib.MetricsWriter(workdir, start_step=step))
+    if first
+    else contextlib.nullcontext()
   )
   schedule = loop.Schedule(
     steps=config.train.steps,
@@ -167,8 +171,8 @@ def _run(
     evaluate_every=config.evaluation.every,
     save_every=config.checkpoint.every,
   )
-  with contextlib.closing(batches), jax.set_mesh(mesh):
-    state = loop.run(
+  with contextlib.closing(batches), jax.set_mesh(mesh), writer as log:
+    return loop.run(
       state,
       step_fn,
       frozen,
@@ -179,11 +183,8 @@ def _run(
       checkpointer=checkpointer,
       meta=meta,
       evaluators=built.evaluators(frozen),
-      writer=writer,
+      writer=log,
     )
-  if writer is not None:
-    writer.close()
-  return state
 
 
 def describe(config: ml_collections.ConfigDict) -> None:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -207,6 +208,8 @@ class ImageGenerator:
   ) -> Float[Array, 'b k e']:
     """As `sample`, but the codes that the tokenizer decodes."""
     labels = self._check(labels)
+    if not 0 <= seed < 2**32:
+      raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
     count = len(labels)
     if count < MIN_BATCH:
       labels = np.resize(labels, MIN_BATCH)
@@ -273,7 +276,7 @@ class ImageGenerator:
     return generator_task.denormalise(x, latents)
 
 
-def load_tokenizer(workdir: str) -> ImageTokenizer:
+def load_tokenizer(workdir: str | os.PathLike[str]) -> ImageTokenizer:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training."""
   run = checkpointing.read_run(
     str(workdir), what='tokenizer workdir', task='tokenizer'
@@ -291,7 +294,7 @@ def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
 
 
 def load_generator(
-  workdir: str, *, tokenizer: ImageTokenizer
+  workdir: str | os.PathLike[str], *, tokenizer: ImageTokenizer
 ) -> ImageGenerator:
   """Loads a generator from the workdir of its training, with EMA weights.
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num
 
 from selfboottok_jax import inference
 from selfboottok_jax.evaluation import content, evaluators, frechet, scores
+from selfboottok_jax.tasks import generator as generator_task
 
 Batches = Iterable[dict[str, np.ndarray]]
 # None: neither direction is better.
@@ -155,8 +156,8 @@ def evaluate_generator(
   )
   metric = frechet.name_of(network.name)
   where = (
-    f'{num_samples} samples, balanced labels, against {real.count} images of '
-    f'{reference}; {_describe(sampling)}; step {generator.step}, EMA weights'
+    f'{num_samples} samples, balanced labels, against {reference}; '
+    f'{_describe(sampling)}; step {generator.step}, EMA weights'
   )
   return [
     content.Score(
@@ -217,7 +218,7 @@ def _gaussian_batches(generator, num_samples, batch_size, seed):
   for first in range(0, num_samples, batch_size):
     key = jax.random.fold_in(jax.random.key(seed), first)
     noise = jax.random.normal(key, shape)
-    codes = noise * latents['std'] + latents['mean']
+    codes = generator_task.denormalise(noise, latents)
     count = min(batch_size, num_samples - first)
     yield np.asarray(scores.to_uint8(tokenizer.decode(codes)))[:count]
 

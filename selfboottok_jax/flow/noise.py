@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 # From the number of a step to its noise [b, ...].
 StepNoise = Callable[[Int[Array, '']], Float[Array, 'b ...']]
 
 
 def sample_noise(
-  seed: int | Int[Array, ''],
+  seed: int | Integer[Array, ''],
   sample_indices: Int[Array, ' b'],
   step: int | Int[Array, ''],
   shape: tuple[int, ...],
@@ -30,7 +30,7 @@ def sample_noise(
 
 
 def make_noise(
-  seed: int | Int[Array, ''],
+  seed: int | Integer[Array, ''],
   sample_indices: Int[Array, ' b'],
   shape: tuple[int, ...],
 ) -> tuple[Float[Array, 'b ...'], StepNoise]:

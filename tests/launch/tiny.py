@@ -16,7 +16,7 @@ def get_config(task: str) -> ml_collections.ConfigDict:
 
 
 def shrink() -> None:
-  """Puts tiny presets in the place of the quickstart's, in this process."""
+  """Makes this process's quickstart a tiny one."""
   for module, preset in (
     (tokenizer, tokenizer_preset),
     (scaling, scaling_preset),

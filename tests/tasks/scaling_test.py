@@ -12,6 +12,14 @@ from tests.tasks import tokenizers
 LARGER = {'local2d_width': 24, 'local2d_depth': 2}
 TRAINABLE = ('local2d', 'quantizer_local2d')
 STEPS = 3
+# One teacher, so that a head is part of the base, and the critic.
+LOSS = {
+  'adversarial_start': 0.0,
+  'perceptual': 0.0,
+  'repa_local': 0.0,
+  'transport': 0.0,
+  'kl': 0.0,
+}
 
 
 def _batch():
@@ -23,7 +31,7 @@ def _scaling_task(trainable=TRAINABLE, **options):
     scaling.ScalingTask,
     steps=10,
     model=LARGER,
-    loss={'adversarial_start': 0.0},
+    loss=LOSS,
     trainable=trainable,
     **options,
   )
@@ -32,7 +40,7 @@ def _scaling_task(trainable=TRAINABLE, **options):
 @pytest.fixture(scope='module')
 def stage1():
   """A run of stage 1 that has seen an adversarial step, and its moments."""
-  task = tokenizers.make_task(steps=10, loss={'adversarial_start': 0.0})
+  task = tokenizers.make_task(steps=10, loss=LOSS)
   step_fn, state = tokenizers.make_step(task), tokenizers.init_state(task)
   for _ in range(2):
     state, _ = step_fn(state, task.frozen, _batch())
@@ -57,6 +65,7 @@ def test_starts_from_the_means_of_stage_1(stage1, trained):
   (run, _), (_, fresh, start, _, _) = stage1, trained
   means = run.ema['tokenizer']
   assert set(start.params['tokenizer']) == set(TRAINABLE)
+  assert parts.PROJECTOR + 'repa_global' in start.params['base']
   for name, module in start.params['base'].items():
     tiny.assert_same(module, means[name])
   # Of its old shape, so it goes on; the larger aligner starts anew.
@@ -126,7 +135,8 @@ def test_unknown_modules_are_named():
 
 def test_more_of_the_decoding_side_can_be_trained(stage1):
   task = _scaling_task(trainable=(*TRAINABLE, 'fuse', 'decoder', 'local1d'))
-  start = scaling.start_from(tokenizers.init_state(task, seed=1), *stage1)
+  shapes = jax.eval_shape(tokenizers.make_init(task))
+  start = scaling.start_from(shapes, *stage1)
   means = stage1[0].ema['tokenizer']
   for name in ('fuse', 'decoder', 'local1d'):
     tiny.assert_same(start.params['tokenizer'][name], means[name])
@@ -139,13 +149,14 @@ def test_stage_1_of_another_size_does_not_fit(stage1):
     scaling.ScalingTask,
     steps=10,
     model=LARGER | {'encoder_width': 24},
+    loss=LOSS,
     trainable=TRAINABLE,
   )
-  fresh = tokenizers.init_state(task)
+  shapes = jax.eval_shape(tokenizers.make_init(task))
   with pytest.raises(
     errors.CheckpointError, match='tokenizer=STAGE1 does not fit: encoder'
   ):
-    scaling.start_from(fresh, run, opt)
+    scaling.start_from(shapes, run, opt)
 
 
 def test_without_a_discriminator_in_stage_1_a_fresh_one_begins(stage1):

@@ -53,15 +53,18 @@ def make_optimizers(task, steps):
   }
 
 
-def init_state(task, steps=10, seed=0):
+def make_init(task, steps=10, seed=0):
   optimizers = make_optimizers(task, steps)
 
-  @jax.jit
   def init():
     params, stats = task.init(jax.random.key(seed))
     return state_lib.init_state(params, stats, optimizers, task.ema_groups)
 
-  return init()
+  return init
+
+
+def init_state(*args, **kwargs):
+  return jax.jit(make_init(*args, **kwargs))()
 
 
 def make_step(task, steps=10, phase=0):

@@ -1,0 +1,80 @@
+"""Which values the keys of a configuration may take, one by one.
+
+What depends on two keys or on the devices is checked where it is used.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfboottok_jax import errors
+from selfboottok_jax.flow import samplers
+
+LEAST = {
+  'checkpoint.max_to_keep': 1,
+  'data.image_size': 1,
+  'data.num_threads': 0,
+  'data.num_workers': 0,
+  'discriminator.max_width': 1,
+  'discriminator.min_resolution': 1,
+  'discriminator.width': 1,
+  'evaluation.num_images': 0,
+  'loss.ot_iterations': 1,
+  'loss.projector_width': 1,
+  'model.codebook_size': 1,
+  'model.decoder_depth': 1,
+  'model.depth': 1,
+  'model.encoder_depth': 1,
+  'model.heads': 1,
+  'model.local1d_width': 0,
+  'model.local2d_depth': 0,
+  'model.unroll': 1,
+  'model.width': 1,
+  'sampling.num_steps': 1,
+  'train.seed': 0,
+  'train.steps': 1,
+}
+MOST = {'train.seed': 2**31 - 1}
+POSITIVE = (
+  'loss.kl_temperature',
+  'loss.ot_epsilon',
+  'model.mlp_ratio',
+  'model.tau',
+  'optimizer.epsilon',
+  'optimizer.learning_rate',
+)
+# From 0 to below 1.
+DECAYS = ('optimizer.b1', 'optimizer.b2', 'train.ema')
+CHOICES = {
+  'model.attention': ('xla', 'cudnn'),
+  'model.dtype': ('float32', 'bfloat16', 'float16'),
+  'sampling.sampler': tuple(samplers.SAMPLERS),
+}
+
+
+def check(values: Mapping[str, Any]) -> None:
+  """Raises ConfigError for the first value that no run can use.
+
+  Args:
+    values: a configuration with dotted keys; keys that it lacks are passed
+      over.
+  """
+  for key, value in values.items():
+    wanted = None
+    if key in CHOICES and value not in CHOICES[key]:
+      wanted = f'one of {", ".join(CHOICES[key])}'
+    elif key in POSITIVE and not value > 0:
+      wanted = 'a number above 0'
+    elif key in DECAYS and not 0 <= value < 1:
+      wanted = 'a number from 0 to below 1'
+    elif key in LEAST and value < LEAST[key]:
+      wanted = f'{LEAST[key]} or more'
+    elif key in MOST and value > MOST[key]:
+      wanted = f'{MOST[key]} or less'
+    if wanted:
+      raise errors.ConfigError(f'{key}={value!r}; wanted {wanted}')
+  low, high = (values.get(f'sampling.guidance_{x}', 0) for x in ('low', 'high'))
+  if not 0 <= low <= high <= 1:
+    raise errors.ConfigError(
+      f'sampling.guidance_low={low} and sampling.guidance_high={high}; wanted '
+      '0 <= low <= high <= 1'
+    )

@@ -1,0 +1,40 @@
+import json
+
+from tests.launch import pictures
+
+
+def test_scores_a_tokenizer_on_photographs(server, runs, photos):
+  result = server.run(
+    'evaluate',
+    f'--workdir={runs / "tokenizer"}',
+    f'--config.data.path={photos}',
+    '--config.networks.perceptual=hog',
+  )
+  assert result.code == 0, result.err
+  records = json.loads((runs / 'tokenizer' / 'scores.json').read_text())
+  line = json.loads(result.out.splitlines()[-1])
+  assert line == {record['metric']: record['value'] for record in records}
+  assert {'psnr', 'ssim', 'codes_used_global', 'lpips (hog)'} <= line.keys()
+  for record in records:
+    assert f'8 images of {photos}' in record['protocol']
+
+
+def test_scores_a_generator_and_leaves_its_tokenizer_alone(server, runs):
+  before = pictures.contents(runs / 'scaled')
+  result = server.run(
+    'evaluate',
+    f'--workdir={runs / "generator"}',
+    f'--tokenizer={runs / "scaled"}',
+    '--config.num_samples=8',
+    '--config.data.num_images=8',
+    '--config.data.batch_size=4',
+  )
+  assert result.code == 0, result.err
+  scores = json.loads((runs / 'generator' / 'scores.json').read_text())
+  assert [s['metric'] for s in scores] == [
+    'FD (hog)',
+    'FD (hog), Gaussian codes',
+  ]
+  assert all(score['value'] >= 0 for score in scores)
+  assert '8 samples, balanced labels, against 8 images' in result.out
+  assert pictures.contents(runs / 'scaled') == before

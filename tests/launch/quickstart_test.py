@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from selfboottok_jax.training import checkpointing
+
+
+def test_writes_report_and_four_runs(runs, quickstart):
+  page = (runs / 'report.html').read_text()
+  assert 'SelfBootTok quickstart' in page
+  assert '{{' not in page
+  out = quickstart[1].out
+  for name in ('SoftVQ baseline', 'SelfBootTok, stage 1', 'Generator'):
+    assert name in page
+    assert name in out
+  assert f'{runs}/report.html written' in out
+  assert len(list(runs.rglob('*.png'))) >= 2
+  tasks = {
+    folder.name: (
+      json.loads((folder / 'config.json').read_text())['task'],
+      checkpointing.latest_step(str(folder)),
+    )
+    for folder in runs.iterdir()
+    if (folder / 'config.json').exists()
+  }
+  assert tasks == {
+    'softvq': ('tokenizer', 2),
+    'tokenizer': ('tokenizer', 2),
+    'scaled': ('scaling', 2),
+    'generator': ('generator', 2),
+  }
+
+
+def test_baseline_differs_from_stage_1_in_its_aligners_alone(runs):
+  baseline, stage1 = (
+    checkpointing.flatten(checkpointing.read_config(str(runs / name), 'test'))
+    for name in ('softvq', 'tokenizer')
+  )
+  assert {k for k in stage1 if stage1[k] != baseline[k]} == {
+    'model.local1d_width',
+    'model.local2d_depth',
+  }
+
+
+@pytest.mark.parametrize(
+  ('budget', 'share'), [(1.0, 1.0), (0.5, 0.5), (3.0, 3.0), (1e-6, 0.0)]
+)
+def test_budget_scales_steps(budget, share, tmp_path):
+  from launch import quickstart
+
+  whole = quickstart.make_configs(tmp_path, 1.0)
+  scaled = quickstart.make_configs(tmp_path, budget)
+  assert list(scaled) == list(quickstart.FOLDERS)
+  for name, config in scaled.items():
+    steps = whole[name].train.steps
+    assert config.train.steps == max(2, round(share * steps))
+    config.train.steps = steps
+    assert config == whole[name]

@@ -1,0 +1,157 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from selfboottok_jax.training import checkpointing
+from tests.launch import commands, pictures
+
+TOKENIZER = '--config=tests/launch/tiny.py:tokenizer'
+GENERATOR = '--config=tests/launch/tiny.py:generator'
+
+
+def _metrics(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_dry_run_counts_parameters_and_writes_nothing(server, tmp_path):
+  workdir = tmp_path / 'new'
+  result = server.run('train', TOKENIZER, f'--workdir={workdir}', '--dry_run')
+  assert result.code == 0, result.err
+  assert not workdir.exists()
+  lines = result.out.splitlines()
+  counts = [
+    int(line.split()[1].replace(',', ''))
+    for line in lines
+    if line.endswith(' trained')
+  ]
+  total = int(lines[-1].removeprefix('trained parameters: ').replace(',', ''))
+  assert sum(counts) == total > 0
+
+
+def test_logs_every_update_and_the_last_evaluation(runs):
+  records = _metrics(runs / 'tokenizer')
+  assert [r['step'] for r in records if 'loss' in r] == [1, 2]
+  assert [r['step'] for r in records if 'val/psnr' in r] == [2]
+
+
+def test_finished_run_is_left_as_it_is(server, runs):
+  before = pictures.contents(runs / 'tokenizer' / 'checkpoints')
+  metrics = _metrics(runs / 'tokenizer')
+  result = server.run('train', TOKENIZER, f'--workdir={runs / "tokenizer"}')
+  assert result.code == 0, result.err
+  assert pictures.contents(runs / 'tokenizer' / 'checkpoints') == before
+  assert _metrics(runs / 'tokenizer') == metrics
+
+
+def test_steps_logging_and_mesh_may_change(server, runs, tmp_path):
+  workdir = tmp_path / 'longer'
+  shutil.copytree(runs / 'generator', workdir)
+  result = server.run(
+    'train',
+    GENERATOR,
+    f'--config.tokenizer={runs / "tokenizer"}',
+    f'--workdir={workdir}',
+    '--config.train.steps=3',
+    '--config.train.log_every=3',
+    '--config.mesh.data=1',
+    '--config.evaluation.num_images=4',
+  )
+  assert result.code == 0, result.err
+  assert checkpointing.latest_step(str(workdir)) == 3
+  stored = checkpointing.read_config(str(workdir), 'test')
+  assert stored['train']['steps'] == 3
+  assert stored['mesh']['data'] == 1
+
+
+def test_tokenizer_starts_from_another_run(server, runs, tmp_path):
+  source, workdir = runs / 'tokenizer', tmp_path / 'tuned'
+  before = pictures.contents(source)
+  result = server.run(
+    'train', TOKENIZER, f'--config.init_from={source}', f'--workdir={workdir}'
+  )
+  assert result.code == 0, result.err
+  assert pictures.contents(source) == before
+  # Same seed, same batch: only other parameters make another loss.
+  first, tuned = _metrics(source)[0], _metrics(workdir)[0]
+  assert first['step'] == tuned['step'] == 1
+  assert first['loss'] != tuned['loss']
+
+
+def test_generator_starts_from_another_run_on_other_classes(
+  server, runs, photos, tmp_path
+):
+  source, workdir = runs / 'generator', tmp_path / 'tuned'
+  before = pictures.contents(source)
+  result = server.run(
+    'train',
+    GENERATOR,
+    f'--config.tokenizer={runs / "tokenizer"}',
+    f'--config.init_from={source}',
+    '--config.data.source=auto',
+    f'--config.data.path={photos}',
+    '--config.optimizer.learning_rate=1e-12',
+    f'--workdir={workdir}',
+  )
+  assert result.code == 0, result.err
+  assert pictures.contents(source) == before
+  old = checkpointing.read_run(str(source), what='test')
+  new = checkpointing.read_run(str(workdir), what='test')
+  assert new.meta['class_names'] == ['cat', 'dog']
+  taken = dict(new.params['generator'])
+  kept = dict(old.ema['generator'])
+  fresh, other = (jax.tree.leaves(p.pop('label_table')) for p in (taken, kept))
+  assert fresh[0].shape[0] == 3
+  assert other[0].shape[0] == 11
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), taken, kept
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, new.stats['latents'], old.stats['latents']
+  )
+
+
+def _interrupt(arguments) -> tuple[list[str], int]:
+  """Ctrl-C once three updates are logged: the log's lines, and the code."""
+  lines = []
+  with subprocess.Popen(
+    [sys.executable, '-m', 'launch.train', *arguments],
+    cwd=commands.ROOT,
+    env=commands.environment(),
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    for line in process.stderr:
+      lines.append(line.strip())
+      if len(lines) == 3:
+        process.send_signal(signal.SIGINT)
+  return lines, process.returncode
+
+
+def test_interrupted_run_continues(runs, tmp_path):
+  workdir = tmp_path / 'stopped'
+  arguments = [
+    GENERATOR,
+    f'--config.tokenizer={runs / "tokenizer"}',
+    f'--workdir={workdir}',
+    '--config.train.steps=1000000',
+    '--config.evaluation.every=0',
+    '--config.checkpoint.every=0',
+  ]
+  last = 0
+  for _ in range(2):
+    lines, code = _interrupt(arguments)
+    assert code == 130, lines
+    assert lines[0].startswith(f'generator: step {last + 1}/1000000')
+    assert 'the same command continues' in lines[-1]
+    step = checkpointing.latest_step(str(workdir))
+    assert lines[-1].startswith(f'error: stopped at step {step} of 1000000')
+    assert step >= last + 3
+    last = step
+  steps = [record['step'] for record in _metrics(workdir)]
+  assert steps == list(range(1, last + 1))
