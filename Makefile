@@ -2,23 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PHOTOS ?=
 BUDGET ?= 1.0
+WORKDIR ?= runs/quickstart
 PYTEST_FLAGS ?=
 
 # Programs that were compiled once are read back by later runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart test test-full lint format clean
+.PHONY: quickstart test lint format clean
 
 quickstart: $(VENV)/ready
-	$(BIN)/python -m launch.quickstart --workdir=runs/quickstart \
+	$(BIN)/python -m launch.quickstart --workdir=$(WORKDIR) \
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_FLAGS)
-
-test-full: $(VENV)/ready-test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/ready-test

@@ -25,6 +25,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.trainable = ('local2d', 'quantizer_local2d')
   # The discriminator goes on where stage 1 left it.
   config.loss.adversarial_start = 0.0
+  config.loss.perceptual_warmup = 0.0
   PRESETS[preset](config)
   return config
 

@@ -131,6 +131,11 @@ def _tokenizer_parts(config, model_fields):
 
 
 def _build_tokenizer(config, train, mesh) -> Built:
+  if config.tokenizer:
+    raise errors.ConfigError(
+      f'tokenizer={config.tokenizer}, but stage 1 starts from none; wanted '
+      '--config.init_from to fine-tune, or configs/scaling.py for stage 2'
+    )
   fields = config.model.to_dict()
   model, goal, networks, critic = _tokenizer_parts(config, fields)
   batches = eval_batches(config, open_data(config, 'val'), mesh)
@@ -239,6 +244,7 @@ def _build_generator(config, train, mesh) -> Built:
   task = generator.GeneratorTask(model, goal, tokenizer.model, tokenizer.params)
 
   def start(state):
+    latents = None
     if config.init_from:
       source = checkpointing.read_run(
         config.init_from, what='init_from', task='generator'
@@ -251,8 +257,10 @@ def _build_generator(config, train, mesh) -> Built:
         # Other classes: their embeddings start fresh.
         may_differ=('label_table',),
       )
-      latents = source.stats['latents']
-    else:
+      # Of the same codes, the same normalisation.
+      if source.meta['tokenizer_fingerprint'] == tokenizer.fingerprint:
+        latents = source.stats['latents']
+    if latents is None:
       latents = _latents(config, goal, tokenizer, train)
     placed = jax.tree.map(
       lambda new, old: jax.device_put(np.asarray(new), old.sharding),

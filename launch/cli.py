@@ -166,7 +166,8 @@ def start_jax(*, multihost: bool = False) -> None:
     'selfboottok_jax',
   )
   jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def say(text: str) -> None:

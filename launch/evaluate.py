@@ -78,13 +78,20 @@ def score_generator(
     workdir,
     generator,
     batches,
-    pretrained.load_network(config.networks.frechet),
+    _frechet_network(config.networks.frechet, generator),
     num_samples=config.num_samples,
     batch_size=config.data.batch_size,
     reference=_reference(config, source, batches),
     sampling=evaluate.sampling_of(generator),
     seed=config.seed,
   )
+
+
+def _frechet_network(spec: str, generator: inference.ImageGenerator):
+  """Weight-free features are taken on the tokenizer's patches."""
+  patch_size = generator.tokenizer.model.patch_size
+  options = {} if ':' in spec else {'patch_size': patch_size}
+  return pretrained.load_network(spec, **options)
 
 
 def _open(config, run_config):
@@ -101,6 +108,9 @@ def _open(config, run_config):
     raise errors.ConfigError(
       f'data.num_images={config.data.num_images}; wanted 0 (all) or more'
     )
+  sharding.check_batch_size(
+    config.data.batch_size, sharding.make_mesh(), 'data.batch_size'
+  )
   batches = data.make_eval_dataset(
     source,
     batch_size=config.data.batch_size,

@@ -76,7 +76,9 @@ def main(argv) -> None:
   cli.start_jax()
   workdir = pathlib.Path(_WORKDIR.value)
   began = time.monotonic()
-  for name, config in make_configs(workdir, _BUDGET.value).items():
+  configs = make_configs(workdir, _BUDGET.value)
+  _check_budget(workdir, configs)
+  for name, config in configs.items():
     trainer.train(config, str(workdir / FOLDERS[name]))
   written = make_report(workdir)
   path = report.write_report(written, workdir)
@@ -94,6 +96,25 @@ def main(argv) -> None:
   for line in findings.regressions(stages):
     cli.say(line)
   cli.say(f'{path} written after {tables.duration(time.monotonic() - began)}')
+
+
+def _check_budget(workdir, configs) -> None:
+  """Raises ConfigError if the folder holds a quickstart of another length.
+
+  Its stages build on each other: trained on, stage 1 would no longer be the one
+  that the later runs began with.
+  """
+  for name, config in configs.items():
+    folder = workdir / FOLDERS[name]
+    if not (folder / checkpointing.CONFIG).exists():
+      continue
+    stored = checkpointing.read_config(str(folder), '--workdir')
+    if stored['train']['steps'] != config.train.steps:
+      raise errors.ConfigError(
+        f'--workdir={workdir} holds a quickstart of another --budget '
+        f'({FOLDERS[name]}: {stored["train"]["steps"]} steps there, '
+        f'{config.train.steps} now); remove it, or choose another --workdir'
+      )
 
 
 def make_configs(

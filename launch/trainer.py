@@ -157,6 +157,7 @@ def _run(
     num_workers=config.data.num_workers,
     max_scale=None if config.data.augment else 1.0,
     flip=config.data.augment,
+    random_crop=config.data.augment,
   )
   # Closed on errors too: TensorBoard's thread outlives the main one, and
   # would follow the error with a traceback of its own.

@@ -51,7 +51,7 @@ class ImageTokenizer:
     config: dict[str, Any] | None = None,
   ):
     """Wraps a module and its parameters."""
-    self.model, self.params = model, params
+    self.model, self.params = model, jax.device_put(params)
     self.image_size = model.image_size
     self.num_tokens, self.token_dim = model.num_tokens, model.token_dim
     self.fingerprint = fingerprint(model, params)
@@ -145,7 +145,8 @@ class ImageGenerator:
     config: dict[str, Any] | None = None,
   ):
     """Wraps modules and parameters; `latents` undoes the normalisation."""
-    self.model, self.params, self.latents = model, params, latents
+    self.model = model
+    self.params, self.latents = jax.device_put((params, latents))
     self.tokenizer = tokenizer
     self.num_classes = model.num_classes
     self.class_names = tuple(class_names)

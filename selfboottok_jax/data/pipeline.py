@@ -36,6 +36,7 @@ def make_train_dataset(
   num_workers: int = 0,
   max_scale: float | None = None,
   flip: bool = True,
+  random_crop: bool = True,
 ) -> 'TrainBatches':
   """Starts endless training batches; call `close()` when done.
 
@@ -53,6 +54,7 @@ def make_train_dataset(
     num_workers: processes that prepare batches; 0 for threads alone.
     max_scale: see `transforms.TrainTransform`; None takes the source's.
     flip: see there.
+    random_crop: see there.
 
   Returns:
     Iterator of {'image': float32 [b, h, w, 3] in [-1, 1], 'label': int32 [b]},
@@ -63,7 +65,7 @@ def make_train_dataset(
   """
   local = _local_batch(batch_size, process_count)
   scale = source.max_scale if max_scale is None else max_scale
-  transform = transforms.TrainTransform(image_size, scale, flip)
+  transform = transforms.TrainTransform(image_size, scale, flip, random_crop)
   rows = (
     grain.MapDataset.source(source)
     .shuffle(seed=_stream(seed, _SHUFFLE))

@@ -68,17 +68,22 @@ class TrainTransform:
     max_scale: the shorter side becomes a random integer in
       [image_size, max_scale * image_size].
     flip: whether every other picture is mirrored.
+    random_crop: whether the square is cut anywhere, or as in evaluation.
   """
 
   image_size: int
   max_scale: float = 1.25
   flip: bool = True
+  random_crop: bool = True
 
   def __call__(
     self, element: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, Any]:
     """Augments one element of a source."""
     size = self.image_size
+    if not self.random_crop:
+      image = center_crop(element['image'], size)
+      return {'image': to_float(image), 'label': np.int32(element['label'])}
     shorter = rng.integers(size, int(self.max_scale * size) + 1)
     image = resize_shorter(element['image'], int(shorter))
     top = rng.integers(image.shape[0] - size + 1)

@@ -155,9 +155,13 @@ def evaluate_generator(
     for images in _gaussian_batches(generator, num_samples, batch_size, seed)
   )
   metric = frechet.name_of(network.name)
+  decoder = generator.tokenizer
+  patch = getattr(network, 'patch_size', None)
   where = (
+    f'{network.name} features{f", patch {patch}" if patch else ""}; '
     f'{num_samples} samples, balanced labels, against {reference}; '
-    f'{_describe(sampling)}; step {generator.step}, EMA weights'
+    f'{_describe(sampling)}; step {generator.step}, decoded by a tokenizer of step {decoder.step}, '
+    'EMA weights'
   )
   return [
     content.Score(

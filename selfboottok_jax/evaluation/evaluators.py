@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Num, PyTree, UInt8
 
 from selfboottok_jax.evaluation import scores
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -47,9 +47,7 @@ class Reconstruction:
   def run_params(self, params: PyTree) -> Iterator[tuple[str, float]]:
     """Scores of a tokenizer's parameters."""
     if self._mean_image is None:
-      self._mean_image = scores.mean_image(
-        batch['image'][batch['mask']] for batch in self._batches
-      )
+      self._mean_image = self._mean()
     totals = None
     for batch in self._batches:
       placed = sharding.put_batch(dict(batch), self._mesh)
@@ -61,7 +59,24 @@ class Reconstruction:
     for group, histogram in totals['histograms'].items():
       used, perplexity = scores.usage(histogram)
       yield f'codes_used_{group}', float(np.mean(used))
+      for index, share in enumerate(used if len(used) > 1 else ()):
+        yield f'codes_used_{group}_{index}', float(share)
       yield f'perplexity_{group}', float(np.mean(perplexity))
+
+  def _mean(self) -> UInt8[np.ndarray, 'h w 3']:
+    """The mean image over all processes."""
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(self._mesh))
+    def sums(batch):
+      weight = batch['mask'].astype(jnp.float32)
+      images = batch['image'].astype(jnp.float32)
+      return jnp.einsum('b,bhwc->hwc', weight, images), jnp.sum(weight)
+
+    total, count = 0.0, 0.0
+    for batch in self._batches:
+      part = jax.device_get(sums(sharding.put_batch(dict(batch), self._mesh)))
+      total, count = total + part[0].astype(np.float64), count + part[1]
+    return np.round(total / count).astype(np.uint8)
 
 
 def measure_reconstruction(

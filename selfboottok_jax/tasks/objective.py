@@ -21,7 +21,7 @@ class Objective:
     perceptual_warmup: linear warm-up of lambda_1, as a fraction of the run.
     adversarial: lambda_2.
     adversarial_start: when the discriminator begins to learn and to count, as
-      a fraction of the run.
+      a fraction of the run; it moves when train.steps is changed.
     lecam: weight of LeCAM's regulariser in the discriminator's loss.
     align: lambda_3.
     repa_global: mu_1.

@@ -76,7 +76,8 @@ def adopt(
   if misfits:
     raise errors.CheckpointError(
       f'{what} does not fit: {", ".join(misfits)} absent or of other shapes '
-      'there; wanted a run with the same model.* and loss.* widths'
+      'there; wanted a run with the same model.*, loss.*, networks.* and '
+      'discriminator.*'
     )
   return taken
 

@@ -27,6 +27,11 @@ MAY_CHANGE = (
   'evaluation.',
   'checkpoint.',
   'mesh.',
+  # What these name is compared by its fingerprint.
+  'data.path',
+  'data.num_',
+  'tokenizer',
+  'sampling.',
 )
 
 
@@ -128,7 +133,7 @@ def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
       scaled one).
 
   Returns:
-    The run, its arrays on this process's first device.
+    The run, its arrays on the host.
   """
   config = read_config(workdir, what)
   accepted = {'tokenizer': ('tokenizer', 'scaling'), None: (config['task'],)}
@@ -248,7 +253,10 @@ def _reader(workdir: str) -> ocp.CheckpointManager:
 
 
 def _read_item(manager: ocp.CheckpointManager, step: int, item: str):
-  """One item as it lies on disk, every array whole on the first device."""
+  """One item as it lies on disk, as host arrays.
+
+  Arrays on a device could not be placed on a mesh of several hosts.
+  """
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   metadata = manager.item_metadata(step)[item]
   abstract = jax.tree.map(
@@ -261,4 +269,4 @@ def _read_item(manager: ocp.CheckpointManager, step: int, item: str):
     step,
     args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}),
   )
-  return restored[item]
+  return jax.device_get(restored[item])

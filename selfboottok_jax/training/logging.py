@@ -60,15 +60,18 @@ def _lines_until(path: pathlib.Path, step: int) -> list[str]:
 class Progress:
   """A bar on a terminal, plain lines elsewhere."""
 
-  def __init__(self, total: int, *, start: int, name: str):
-    """Shows `name` and updates `start` to `total`."""
+  def __init__(
+    self, total: int, *, start: int, name: str, silent: bool = False
+  ):
+    """Shows `name` and updates `start` to `total`, unless `silent`."""
+    self._silent = silent
     self._bar = tqdm.tqdm(
       total=total,
       initial=start,
       desc=name,
       unit='step',
       dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
+      disable=silent or not sys.stderr.isatty(),
     )
     self._name, self._total = name, total
     self._start, self._began = start, time.monotonic()
@@ -89,6 +92,8 @@ class Progress:
 
   def note(self, text: str) -> None:
     """A line that stays."""
+    if self._silent:
+      return
     line = f'{self._name}: {text}'
     if self._bar.disable:
       sys.stderr.write(line + '\n')

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -93,12 +94,15 @@ def run(
     Interrupted: on SIGINT or SIGTERM, after the state was saved.
   """
   step = start = int(state.step)
-  progress = logging_lib.Progress(schedule.steps, start=start, name=name)
+  progress = logging_lib.Progress(
+    schedule.steps, start=start, name=name, silent=jax.process_index() > 0
+  )
   clock = _Clock(start)
-  pending = None
+  pending = newest = None
   with _StopRequest() as stop:
     try:
       while True:
+        stopping = stop.agreed(schedule.due(step, schedule.log_every))
         # Evaluate before saving: a checkpoint means "everything up to here
         # was also measured", so a restart repeats neither.
         if step > start and schedule.due(step, schedule.evaluate_every):
@@ -107,13 +111,14 @@ def run(
           _evaluate(state, step, evaluators, progress, writer)
           clock.pause(time.monotonic() - began)
         if step > start and (
-          stop.requested or schedule.due(step, schedule.save_every)
+          stopping or schedule.due(step, schedule.save_every)
         ):
-          pending = _flush(pending, clock, progress, writer)
+          # No state is saved whose own metrics were not seen to be finite.
+          pending = _flush(newest, clock, progress, writer)
           checkpointer.save(state, dict(meta))
         if step >= schedule.steps:
           break
-        if stop.requested:
+        if stopping:
           raise Interrupted(f'stopped at step {step} of {schedule.steps}')
         waited = time.monotonic()
         host_batch = next(batches)
@@ -125,9 +130,9 @@ def run(
         # Only now, with the next step dispatched, are the last interval's
         # numbers fetched: the device never waits for the log.
         pending = _flush(pending, clock, progress, writer)
+        newest = _Pending(step, metrics, batch['image'].shape[0])
         if schedule.due(step, schedule.log_every) or step == start + 1:
-          batch_size = batch['image'].shape[0]
-          pending = _Pending(step, metrics, batch_size)
+          pending = newest
       _flush(pending, clock, progress, writer)
     finally:
       checkpointer.wait()
@@ -172,7 +177,7 @@ class _Clock:
 
 def _flush(pending, clock, progress, writer) -> None:
   """Fetches, checks and writes the metrics of an earlier step, if any."""
-  if pending is None:
+  if pending is None or pending.step <= clock.checked:
     return
   values = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
   bad = sorted(k for k, v in values.items() if not np.isfinite(v))
@@ -214,6 +219,19 @@ class _StopRequest:
   def __init__(self):
     self.requested = False
     self._previous = {}
+
+  def agreed(self, due: bool) -> bool:
+    """Whether any process was asked to stop, the same answer on all.
+
+    Several processes ask each other only where `due`: a save is collective,
+    and they must not begin it at different steps.
+    """
+    if jax.process_count() == 1:
+      return self.requested
+    if not due:
+      return False
+    flags = multihost_utils.process_allgather(np.asarray(self.requested))
+    return bool(np.any(flags))
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():

@@ -62,11 +62,7 @@ def build_optimizer(
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon))
   if weight_decay:
-    parts.append(
-      optax.add_decayed_weights(
-        weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-      )
-    )
+    parts.append(optax.add_decayed_weights(weight_decay, mask=_kernels))
 
   warmup_steps = warmup * steps
 
@@ -80,6 +76,13 @@ def build_optimizer(
     return learning_rate * rise * (final + (1 - final) * wave)
 
   return Optimizer(optax.chain(*parts), rate)
+
+
+def _kernels(params: PyTree) -> PyTree:
+  """True at the matrices; by name, as stacked biases have two axes too."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1] == jax.tree_util.DictKey('kernel'), params
+  )
 
 
 def update(

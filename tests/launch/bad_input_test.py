@@ -228,7 +228,10 @@ PLACES = {
     (*TRAIN_GENERATOR, PHOTOS[0], PHOTOS[1] + '{bad}/no_image'),
     ('{bad}/no_image', 'PHOTOS/CLASS'),
   ),
-  'tokenizer: not named': (('train', GENERATOR, WORKDIR), ('tokenizer', 'runs/')),
+  'tokenizer: not named': (
+    ('train', GENERATOR, WORKDIR),
+    ('tokenizer', 'runs/'),
+  ),
   'stage 1: not named': (('train', SCALING, WORKDIR), ('tokenizer', 'runs/')),
   'tokenizer: no run': (
     ('train', GENERATOR, WORKDIR, '--config.tokenizer={bad}/empty'),

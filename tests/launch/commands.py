@@ -11,6 +11,8 @@ import pathlib
 import runpy
 import sys
 
+import jax
+
 from tests.launch import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,6 +34,8 @@ def environment() -> dict[str, str]:
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
   }
 
 
@@ -95,6 +99,9 @@ def _child(module, arguments, variables, output) -> None:
     with open(output + suffix, 'w') as file:
       os.dup2(file.fileno(), stream.fileno())
   os.chdir(ROOT)
+  # The server read its environment when it imported JAX.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   tiny.shrink()
   sys.argv = [module, *arguments]
   runpy.run_module(module, run_name='__main__', alter_sys=True)
