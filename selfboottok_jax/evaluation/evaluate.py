@@ -160,7 +160,8 @@ def evaluate_generator(
   where = (
     f'{network.name} features{f", patch {patch}" if patch else ""}; '
     f'{num_samples} samples, balanced labels, against {reference}; '
-    f'{_describe(sampling)}; step {generator.step}, decoded by a tokenizer of step {decoder.step}, '
+    f'{_describe(sampling)}; step {generator.step}, '
+    f'decoded by a tokenizer of step {decoder.step}, '
     'EMA weights'
   )
   return [

@@ -48,8 +48,8 @@ class Tokenizer(nn.Module):
     head_dim: width of an attention head, in every transformer here.
     layer_scale: initial gain of residual branches; 0 is without.
     unit_rms: scale each global token to unit RMS before anything reads it. The
-      cosine assignment is blind to the norm, which would else drift. Turn it off
-      with 'l2', whose distances need the norm.
+      cosine assignment is blind to the norm, which would else drift. Turn it
+      off with 'l2', whose distances need the norm.
     local1d_width: hidden width of the local 1D MLP; 0 leaves the group out.
     local2d_width: width of the local 2D transformer.
     local2d_depth: its depth; 0 leaves the group out.
