@@ -16,7 +16,7 @@ quickstart: $(VENV)/ready
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .

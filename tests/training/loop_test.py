@@ -108,13 +108,13 @@ def test_things_happen_when_they_are_due(tmp_path):
   evaluator = Recorder()
   state = _run(tmp_path, steps=7, evaluator=evaluator, every=(3, 2, 5))
   assert int(state.step) == 7
-  # The first and the last step are logged, the last is measured and saved.
-  assert list(_logged(tmp_path, 'loss')) == [1, 3, 6, 7]
+  # The first step is logged, and what is saved; the last is measured too.
+  assert list(_logged(tmp_path, 'loss')) == [1, 3, 5, 6, 7]
   assert evaluator.steps == [2, 4, 6, 7]
   assert _saved(tmp_path) == [5, 7]
   # After step n the batches 0 to n - 1 were seen.
   losses = _logged(tmp_path, 'loss')
-  assert losses == {n: n * (n - 1) / 2 for n in (1, 3, 6, 7)}
+  assert losses == {n: n * (n - 1) / 2 for n in (1, 3, 5, 6, 7)}
   scores = _logged(tmp_path, 'val/score')
   assert scores == {n: n * (n - 1) / 2 for n in (2, 4, 6, 7)}
   assert set(_logged(tmp_path, 'images_per_second')) == set(losses)
@@ -167,7 +167,8 @@ def test_a_finished_run_does_nothing(tmp_path):
   assert not batches.taken
 
 
-def test_divergence_names_the_range_of_steps(tmp_path):
+@pytest.mark.parametrize('log_every', [3, 100])
+def test_divergence_names_the_steps_and_saves_nothing(tmp_path, log_every):
   def step_fn(state, frozen, batch, step):
     new, metrics = _step(state, frozen, batch, step)
     if int(new.step) >= 5:
@@ -175,8 +176,8 @@ def test_divergence_names_the_range_of_steps(tmp_path):
     return new, metrics
 
   with pytest.raises(loop.DivergedError, match='scale .* steps 4 to 6;'):
-    _run(tmp_path, steps=20, step_fn=step_fn, every=(3, 0, 3))
-  # What lay before it stays, what came after it is not saved.
+    _run(tmp_path, steps=20, step_fn=step_fn, every=(log_every, 0, 3))
+  # What lay before it stays.
   assert _saved(tmp_path) == [3]
   assert list(_logged(tmp_path, 'loss')) == [1, 3]
 

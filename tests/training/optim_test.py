@@ -106,10 +106,18 @@ def test_clipping_is_by_the_norm_of_all_gradients():
   np.testing.assert_allclose(moved[100.0], moved[0.0])
 
 
-def test_weight_decay_spares_vectors():
-  grads = jax.tree.map(jnp.zeros_like, PARAMS)
-  params, _, _ = _update(grads, weight_decay=0.1)
-  np.testing.assert_allclose(params['matrix'], 3.0 - 0.5 * 0.1 * 3.0)
-  np.testing.assert_array_equal(params['bias'], PARAMS['bias'])
-  undecayed, _, _ = _update(grads)
-  np.testing.assert_array_equal(undecayed['matrix'], PARAMS['matrix'])
+def test_weight_decay_is_for_kernels_alone():
+  # Stacked blocks give biases a second axis.
+  params = {
+    'dense': {'kernel': jnp.full((2, 2), 3.0), 'bias': jnp.full(2, 3.0)},
+    'blocks': {'kernel': jnp.ones((4, 2, 2)), 'bias': jnp.ones((4, 2))},
+  }
+  grads = jax.tree.map(jnp.zeros_like, params)
+  decayed, _, _ = _update(grads, params=params, weight_decay=0.1)
+  untouched, _, _ = _update(grads, params=params)
+  for name, module in params.items():
+    np.testing.assert_allclose(
+      decayed[name]['kernel'], 0.95 * module['kernel'], rtol=1e-6
+    )
+    np.testing.assert_array_equal(decayed[name]['bias'], module['bias'])
+    np.testing.assert_array_equal(untouched[name]['kernel'], module['kernel'])
