@@ -92,7 +92,7 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 32
   config.model.patch_size = 8
   config.model.num_tokens = 16
-  config.train.steps = 900
+  config.train.steps = 1_050
 
 
 def photos64(config: ml_collections.ConfigDict) -> None:

@@ -174,6 +174,16 @@ class Tokenizer(nn.Module):
           f'{name}={value} does not divide by {divisor_name}={divisor}; '
           'change one of the two'
         )
+    for name, fits, wanted in (
+      ('token_dim', self.token_dim >= 1, '1 or more'),
+      ('codebook_size', self.codebook_size >= 1, '1 or more'),
+      ('tau', self.tau > 0, 'more than 0'),
+      ('group_dropout', 0 <= self.group_dropout <= 1, '0 to 1'),
+    ):
+      if not fits:
+        raise errors.ConfigError(
+          f'model.{name}={getattr(self, name)}; wanted {wanted}'
+        )
     for name in ('encoder_width', 'decoder_width'):
       if getattr(self, name) % 4:
         raise errors.ConfigError(

@@ -115,7 +115,7 @@ def _duration(seconds: float) -> str:
 def seconds(path: pathlib.Path) -> float:
   """How long the run behind a log has trained, over all its sessions."""
   total = last = 0.0
-  for line in path.read_text().splitlines():
+  for line in _lines_until(path, sys.maxsize):
     now = json.loads(line).get('seconds')
     if now is not None:
       total += now - last if now >= last else now
