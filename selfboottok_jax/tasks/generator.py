@@ -79,7 +79,7 @@ class GeneratorTask:
     return {'generator': self._loss}
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """Fresh parameters; the statistics are placeholders until measured."""
+    """Fresh parameters; statistics of 0 and 1, until they are measured."""
     tokens = jnp.zeros((1, self.model.num_tokens, self.model.token_dim))
     params = self.model.init(
       rng, tokens, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)

@@ -67,7 +67,7 @@ def _run(folder, name, psnr, baseline=10.0):
   lines = [{'step': s, 'loss': 1 / s, 'images_per_second': 9} for s in (1, 2)]
   lines += [{'step': 2, 'val/psnr': psnr, 'val/psnr_mean_image': baseline}]
   path.write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
-  return content.Run(name, f'/work/{name}', 'tokenizer', 1600, 185.0, path)
+  return content.Run(name, f'runs/{name}', 'tokenizer', 1600, 185.0, path)
 
 
 def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
