@@ -9,11 +9,12 @@ def test_writes_report_and_four_runs(runs, quickstart):
   page = (runs / 'report.html').read_text()
   assert 'SelfBootTok quickstart' in page
   assert '{{' not in page
-  out = quickstart[1].out
+  workdir, result = quickstart
+  out = result.out
   for name in ('SoftVQ baseline', 'SelfBootTok, stage 1', 'Generator'):
     assert name in page
     assert name in out
-  assert f'{runs}/report.html written' in out
+  assert f'{workdir}/report.html written' in out
   assert len(list(runs.rglob('*.png'))) >= 2
   tasks = {
     folder.name: (
