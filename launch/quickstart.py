@@ -22,7 +22,8 @@ from absl import flags
 from configs import generator as generator_config
 from configs import scaling as scaling_config
 from configs import tokenizer as tokenizer_config
-from launch import build, cli, trainer
+from launch import cli, trainer
+from launch.builders import common
 from selfboottok_jax import errors, inference, pretrained, tasks
 from selfboottok_jax.evaluation import (
   content,
@@ -150,9 +151,9 @@ def make_report(workdir: pathlib.Path) -> content.Report:
     str(workdir / FOLDERS[GENERATOR]), tokenizer=tokenizers[STAGE2]
   )
   config = tokenizer_config.get_config('quickstart')
-  source = build.open_data(config, 'val')
+  source = common.open_data(config, 'val')
   mesh = sharding.make_mesh()
-  batches = build.eval_batches(config, source, mesh)
+  batches = common.eval_batches(config, source, mesh)
   count = sum(int(batch['mask'].sum()) for batch in batches)
   reference = f'{count} held-out built-in scenes'
   measured = []

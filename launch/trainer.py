@@ -6,7 +6,8 @@ import jax
 import ml_collections
 from jaxtyping import PyTree
 
-from launch import build, cli
+from launch import builders, cli
+from launch.builders import common
 from selfboottok_jax import data, errors, tasks
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import logging as logging_lib
@@ -23,8 +24,8 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
-  source = build.open_data(config, 'train')
-  built = build.build(config, source, mesh)
+  source = common.open_data(config, 'train')
+  built = builders.build(config, source, mesh)
   meta = built.meta | {
     'seed': config.train.seed,
     'batch_size': config.data.batch_size,
@@ -192,8 +193,8 @@ def describe(config: ml_collections.ConfigDict) -> None:
   """Prints what a run would train, without allocating or writing it."""
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
-  source = build.open_data(config, 'train')
-  built = build.build(config, source, mesh)
+  source = common.open_data(config, 'train')
+  built = builders.build(config, source, mesh)
   abstract = jax.eval_shape(make_init(config, built))
   lines = [f'data: {data.describe(source)}']
   for group, modules in abstract.params.items():

@@ -1,12 +1,22 @@
-"""Eight fake devices, checked types and shapes, one compilation cache."""
+"""Eight fake devices, checked types and shapes, one compilation cache.
 
+And tiny runs of every task, trained once for all tests that read them.
+"""
+
+import dataclasses
+import fcntl
+import json
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import jaxtyping
+import pytest
+
+from tests.launch import commands
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 
@@ -18,3 +28,37 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # Held for the whole run: annotations are checked wherever tests go.
 jaxtyping.install_import_hook('selfboottok_jax', 'beartype.beartype')
+
+
+@pytest.fixture(scope='session')
+def server(tmp_path_factory) -> commands.Server:
+  return commands.Server(tmp_path_factory.mktemp('outputs'))
+
+
+@pytest.fixture(scope='session')
+def quickstart(
+  server, tmp_path_factory
+) -> tuple[pathlib.Path, commands.Result]:
+  """A whole quickstart of tiny presets: its workdir, and how it ended.
+
+  Under xdist the first worker that asks makes it, and the others wait for it.
+  """
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  workdir, ended = folder / 'quickstart', folder / 'quickstart.json'
+  with (folder / 'quickstart.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not ended.exists():
+      result = server.run('quickstart', f'--workdir={workdir}')
+      ended.write_text(json.dumps(dataclasses.asdict(result)))
+  return workdir, commands.Result(**json.loads(ended.read_text()))
+
+
+@pytest.fixture(scope='session')
+def runs(quickstart, tmp_path_factory) -> pathlib.Path:
+  """A copy, of this worker's own: softvq, tokenizer, scaled and generator."""
+  workdir, result = quickstart
+  assert result.code == 0, result.err
+  copy = tmp_path_factory.mktemp('runs') / 'quickstart'
+  return shutil.copytree(workdir, copy)

@@ -149,7 +149,7 @@ def _read_fields(cls: type) -> set[str]:
 
 def _read_weights(cls: type) -> set[str]:
   """Fields of an objective that a task or the building of one reads."""
-  source = _sources(f'{PACKAGE}/tasks/*.py') + _sources('launch/build.py')
+  source = _sources(f'{PACKAGE}/tasks/*.py') + _sources('launch/builders/*.py')
   return {
     name
     for name in cls.__dataclass_fields__
@@ -193,7 +193,7 @@ def _unread(config) -> list[str]:
   }
   if 'sampling' in config:
     read['sampling'] = _sampling_keys(config.sampling.to_dict())
-  launch = _sources('launch/build.py') + _sources('launch/trainer.py')
+  launch = _sources('launch/builders/*.py') + _sources('launch/trainer.py')
   unread = []
   for key in checkpointing.flatten(config.to_dict()):
     section, _, name = key.partition('.')

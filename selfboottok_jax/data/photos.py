@@ -8,7 +8,7 @@ import struct
 import tarfile
 import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,44 +25,67 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 
 
-class _Photos:
-  """What folder and tar share: a layout, and decoding by index."""
+class PhotoSource:
+  """Pictures of one split of a folder tree, by index."""
 
   max_scale = 1.25
 
-  def __init__(self, path: str, split: str, chosen: layout.Layout):
-    self._path = path
-    self._split = split
+  def __init__(
+    self,
+    path: str,
+    split: str,
+    chosen: layout.Layout,
+    read: Callable[[int], bytes],
+  ):
+    """Serves the pictures of `chosen`; `read` gives a file's bytes."""
+    self._path, self._split, self._read = path, split, read
     self._files = chosen.files
     self._labels = np.asarray(chosen.labels, np.int32)
     self.class_names = chosen.class_names
     self.fingerprint = chosen.fingerprint
 
   def __len__(self) -> int:
+    """Number of pictures."""
     return len(self._files)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    """Reads one: {'image': uint8 [h, w, 3], 'label': int}."""
     name = f'{self._path}/{self._files[index]}'
     image = decode_image(self._read(index), name)
     return {'image': image, 'label': int(self._labels[index])}
 
   # grain prints its sources, and a path is all that a reader wants to see.
   def __repr__(self) -> str:
+    """The path and the split."""
     return f'{self._path} ({self._split})'
 
-  def _read(self, index: int) -> bytes:
-    raise NotImplementedError
+
+def open_folder(path: str, split: str) -> PhotoSource:
+  """Lists a folder tree; DataError where `layout.arrange` says so."""
+  sizes, folders = _list_folder(path)
+  chosen = layout.arrange(sizes, folders, split, path)
+  return PhotoSource(path, split, chosen, FolderReader(path, chosen.files))
 
 
-class FolderSource(_Photos):
-  """Pictures of a folder tree, one file each."""
+def open_tar(path: str, split: str) -> PhotoSource:
+  """Reads a tar's headers; DataError if it is damaged or has none."""
+  stat = os.stat(path)
+  spans, folders = _index_tar(path, stat.st_size, stat.st_mtime_ns)
+  sizes = {name: size for name, (_, size) in spans.items()}
+  chosen = layout.arrange(sizes, folders, split, path)
+  reader = TarReader(path, [spans[file] for file in chosen.files])
+  return PhotoSource(path, split, chosen, reader)
 
-  def __init__(self, path: str, split: str):
-    """Lists the tree; DataError where `layout.arrange` says so."""
-    sizes, folders = _list_folder(path)
-    super().__init__(path, split, layout.arrange(sizes, folders, split, path))
 
-  def _read(self, index: int) -> bytes:
+class FolderReader:
+  """Files below a folder, one a picture."""
+
+  def __init__(self, path: str, files: Sequence[str]):
+    """Reads `files`, given relative to `path`."""
+    self._path, self._files = path, files
+
+  def __call__(self, index: int) -> bytes:
+    """The bytes of a file; DataError if it has gone since."""
     file = pathlib.Path(self._path, self._files[index])
     try:
       return file.read_bytes()
@@ -73,21 +96,22 @@ class FolderSource(_Photos):
       ) from error
 
 
-class TarSource(_Photos):
-  """Pictures of an uncompressed tar: indexed once, then read by offset.
+class TarReader:
+  """Spans of one open file.
 
   Reads are os.pread on one descriptor, which has no shared position, so any
   number of threads may read; a pickled copy opens the file again.
   """
 
-  def __init__(self, path: str, split: str):
-    """Reads the headers; DataError if the tar is damaged or has none."""
-    stat = os.stat(path)
-    spans, folders = _index_tar(path, stat.st_size, stat.st_mtime_ns)
-    sizes = {name: size for name, (_, size) in spans.items()}
-    super().__init__(path, split, layout.arrange(sizes, folders, split, path))
-    self._spans = np.asarray([spans[f] for f in self._files], np.int64)
+  def __init__(self, path: str, spans: Sequence[tuple[int, int]]):
+    """Opens the tar; `spans` are (offset, bytes)."""
+    self._path, self._spans = path, np.asarray(spans, np.int64)
     self._open()
+
+  def __call__(self, index: int) -> bytes:
+    """The bytes of a span."""
+    offset, size = self._spans[index].tolist()
+    return os.pread(self._descriptor, size, offset)
 
   def _open(self) -> None:
     self._descriptor = os.open(self._path, os.O_RDONLY)
@@ -101,10 +125,6 @@ class TarSource(_Photos):
     """Opens the tar again."""
     vars(self).update(state)
     self._open()
-
-  def _read(self, index: int) -> bytes:
-    offset, size = self._spans[index].tolist()
-    return os.pread(self._descriptor, size, offset)
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:

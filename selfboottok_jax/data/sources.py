@@ -42,14 +42,14 @@ class Source(Protocol):
     """Reads one: {'image': uint8 [h, w, 3], 'label': int}."""
 
 
-def open_folder(path: str, split: str) -> photos.FolderSource:
+def open_folder(path: str, split: str) -> Source:
   """Opens a folder of class folders, or of pictures."""
   if not os.path.isdir(path):
     raise errors.DataError(f'{path} is no folder; give a folder of images')
-  return photos.FolderSource(path, split)
+  return photos.open_folder(path, split)
 
 
-def open_tar(path: str, split: str) -> photos.TarSource:
+def open_tar(path: str, split: str) -> Source:
   """Opens an uncompressed tar of such a folder."""
   if not os.path.isfile(path):
     raise errors.DataError(f'{path} is no file; give a .tar of images')
@@ -61,7 +61,7 @@ def open_tar(path: str, split: str) -> photos.TarSource:
         f'{path} is {kind}-compressed; wanted a plain .tar, whose images can '
         f'be read in any order: uncompress it first, with {command}'
       )
-  return photos.TarSource(path, split)
+  return photos.open_tar(path, split)
 
 
 def _open_auto(path: str, split: str) -> Source:

@@ -11,6 +11,12 @@ from selfboottok_jax import errors
 from selfboottok_jax.data import photos
 from tests.data import trees
 
+
+def _open(path, split):
+  opener = photos.open_folder if path.is_dir() else photos.open_tar
+  return opener(str(path), split)
+
+
 NAMES = [
   f'{split}/{kind}/{i}.png'
   for split in ('train', 'val')
@@ -29,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_images_are_those_of_their_files(folder):
-  source = photos.FolderSource(str(folder), 'val')
+  source = _open(folder, 'val')
   # val/bee/0.png is the tenth name.
   image = source[0]['image']
   np.testing.assert_array_equal(image, np.asarray(trees.picture(9)))
@@ -39,7 +45,7 @@ def test_images_are_those_of_their_files(folder):
 
 def test_tars_are_read_from_many_threads_and_copies(folder, tmp_path):
   tar = trees.pack(folder, tmp_path / 'photos.tar')
-  source = photos.TarSource(str(tar), 'train')
+  source = _open(tar, 'train')
   copy = pickle.loads(pickle.dumps(source))
   wanted = [source[i]['image'] for i in range(6)]
   order = list(range(6)) * 20
@@ -54,7 +60,7 @@ def test_sources_close_their_files(folder, tmp_path):
   tar = trees.pack(folder, tmp_path / 'photos.tar')
   before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc') else 0
   for _ in range(5):
-    photos.TarSource(str(tar), 'train')
+    _open(tar, 'train')
   after = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc') else 0
   assert after == before
 
@@ -69,7 +75,7 @@ def test_hard_links_in_a_tar_are_images(tmp_path):
     link = tarfile.TarInfo('val/1.png')
     link.type, link.linkname = tarfile.LNKTYPE, 'train/1.png'
     file.addfile(link)
-  source = photos.TarSource(str(tar), 'val')
+  source = _open(tar, 'val')
   np.testing.assert_array_equal(
     source[0]['image'], np.asarray(trees.picture(0))
   )
@@ -83,15 +89,14 @@ def test_damaged_images_are_named_when_read(folder, tmp_path, damage, tar):
   data = {'text': b'<html>', 'empty': b'', 'truncated': good[:100]}[damage]
   file.write_bytes(data)
   path = trees.pack(folder, tmp_path / 'photos.tar') if tar else folder
-  kind = photos.TarSource if tar else photos.FolderSource
-  source = kind(str(path), 'train')
+  source = _open(path, 'train')
   source[0]
   with pytest.raises(errors.DataError, match='train/bee/1.png is no image'):
     source[1]
 
 
 def test_a_file_that_vanished_is_named(folder):
-  source = photos.FolderSource(str(folder), 'train')
+  source = _open(folder, 'train')
   (folder / 'train' / 'bee' / '0.png').unlink()
   with pytest.raises(errors.DataError, match='cannot read .*train/bee/0.png'):
     source[0]

@@ -20,7 +20,7 @@ CACHE = ROOT / '.cache' / 'jax'
 # What the mains import, but no main: each defines flags of the same names.
 _PRELOAD = [
   'configs.evaluate',
-  'launch.build',
+  'launch.builders',
   'launch.trainer',
   'selfboottok_jax.evaluation.evaluate',
   'selfboottok_jax.evaluation.report',

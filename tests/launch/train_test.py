@@ -11,6 +11,7 @@ from selfboottok_jax.training import checkpointing
 from tests.launch import commands, pictures
 
 TOKENIZER = '--config=tests/launch/tiny.py:tokenizer'
+SCALING = '--config=tests/launch/tiny.py:scaling'
 GENERATOR = '--config=tests/launch/tiny.py:generator'
 
 
@@ -81,6 +82,24 @@ def test_tokenizer_starts_from_another_run(server, runs, tmp_path):
   first, tuned = _metrics(source)[0], _metrics(workdir)[0]
   assert first['step'] == tuned['step'] == 1
   assert first['loss'] != tuned['loss']
+
+
+def test_scaled_run_is_fine_tuned_with_its_base_as_it_is(
+  server, runs, tmp_path
+):
+  result = server.run(
+    'train',
+    SCALING,
+    f'--config.tokenizer={runs / "tokenizer"}',
+    f'--config.init_from={runs / "scaled"}',
+    f'--workdir={tmp_path / "tuned"}',
+  )
+  assert result.code == 0, result.err
+  tuned, scaled = (
+    checkpointing.read_run(str(workdir), what='test').params['base']
+    for workdir in (tmp_path / 'tuned', runs / 'scaled')
+  )
+  jax.tree.map(np.testing.assert_array_equal, tuned, scaled)
 
 
 def test_generator_starts_from_another_run_on_other_classes(

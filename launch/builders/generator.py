@@ -1,0 +1,102 @@
+"""The task that trains a generator."""
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from launch.builders import common
+from selfboottok_jax import data, errors, inference
+from selfboottok_jax.evaluation import evaluators
+from selfboottok_jax.models import sit
+from selfboottok_jax.tasks import generator
+from selfboottok_jax.training import checkpointing
+
+
+def build_generator(
+  config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
+) -> common.Built:
+  """A generator of the codes of `config.tokenizer`."""
+  if not config.tokenizer:
+    raise errors.ConfigError(
+      'tokenizer is empty; wanted the workdir of a tokenizer run, as in '
+      '--config.tokenizer=runs/tok'
+    )
+  if not train.class_names:
+    raise errors.DataError(
+      f'data.path={config.data.path} has no class folders; a generator wanted '
+      'PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/*.jpg'
+    )
+  run = checkpointing.read_run(
+    config.tokenizer, what='tokenizer', task='tokenizer'
+  )
+  common.check_image_size(config, run)
+  tokenizer = inference.tokenizer_of(run)
+  model = sit.SiT(
+    num_tokens=tokenizer.num_tokens,
+    token_dim=tokenizer.token_dim,
+    num_classes=len(train.class_names),
+    **config.model,
+  )
+  if model.width % model.heads:
+    raise errors.ConfigError(
+      f'model.width={model.width} does not divide by model.heads='
+      f'{model.heads}; change one of the two'
+    )
+  goal = generator.Objective(**config.loss)
+  task = generator.GeneratorTask(model, goal, tokenizer.model, tokenizer.params)
+
+  def start(state):
+    latents = None
+    if config.init_from:
+      source = checkpointing.read_run(
+        config.init_from, what='init_from', task='generator'
+      )
+      state = common.fine_tune(
+        state,
+        'generator',
+        source.ema['generator'],
+        config.init_from,
+        # Other classes: their embeddings start fresh.
+        may_differ=('label_table',),
+      )
+      # Of the same codes, the same normalisation.
+      if source.meta['tokenizer_fingerprint'] == tokenizer.fingerprint:
+        latents = source.stats['latents']
+    if latents is None:
+      latents = _latents(config, goal, tokenizer, train)
+    placed = jax.tree.map(
+      lambda new, old: jax.device_put(np.asarray(new), old.sharding),
+      dict(latents),
+      state.stats['latents'],
+    )
+    return state.replace(stats={**state.stats, 'latents': placed})
+
+  batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
+  return common.Built(
+    task,
+    common.build_optimizers(config, task.groups),
+    start,
+    lambda frozen: [evaluators.Velocity(task, batches, mesh, frozen)],
+    {
+      'class_names': list(train.class_names),
+      'tokenizer_fingerprint': tokenizer.fingerprint,
+    },
+    config.model.to_dict(),
+  )
+
+
+def _latents(config, goal, tokenizer, train):
+  """Statistics of the codes of centre crops of the training images."""
+  batches = data.make_eval_dataset(
+    train,
+    batch_size=config.data.batch_size,
+    image_size=config.data.image_size,
+    num_images=min(goal.statistics_images, len(train)),
+    num_threads=config.data.num_threads,
+  )
+  encoded = (
+    np.asarray(tokenizer.encode(batch['image']))[batch['mask']]
+    for batch in batches
+  )
+  return generator.measure_latents(encoded, goal.latent_statistics)

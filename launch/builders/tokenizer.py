@@ -1,0 +1,144 @@
+"""The two tasks that train a tokenizer: stage 1 and local scaling."""
+
+from typing import Any
+
+import ml_collections
+from jax.sharding import Mesh
+
+from launch.builders import common
+from selfboottok_jax import data, errors, inference, pretrained
+from selfboottok_jax.evaluation import evaluators
+from selfboottok_jax.models import discriminator
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.tasks import objective, scaling
+from selfboottok_jax.tasks import tokenizer as tokenizer_task
+from selfboottok_jax.training import checkpointing
+
+
+def build_tokenizer(
+  config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
+) -> common.Built:
+  """Stage 1."""
+  if config.tokenizer:
+    raise errors.ConfigError(
+      f'tokenizer={config.tokenizer}, but stage 1 starts from none; wanted '
+      '--config.init_from to fine-tune, or configs/scaling.py for stage 2'
+    )
+  fields = config.model.to_dict()
+  model, goal, networks, critic = _tokenizer_parts(config, fields)
+  batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
+  task = tokenizer_task.TokenizerTask(
+    model, goal, networks, critic, steps=config.train.steps
+  )
+
+  def start(state):
+    if not config.init_from:
+      return state
+    run = checkpointing.read_run(
+      config.init_from, what='init_from', task='tokenizer'
+    )
+    stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
+    return common.fine_tune(state, 'tokenizer', stored, config.init_from)
+
+  return common.Built(
+    task,
+    common.build_optimizers(config, task.groups),
+    start,
+    lambda _: [evaluators.Reconstruction(model, batches, mesh)],
+    {'class_names': list(train.class_names)},
+    fields,
+  )
+
+
+def build_scaling(
+  config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
+) -> common.Built:
+  """Stage 2, from the tokenizer that `config.tokenizer` names."""
+  if not config.tokenizer:
+    raise errors.ConfigError(
+      'tokenizer is empty; wanted the workdir of a stage 1 run, as in '
+      '--config.tokenizer=runs/tok'
+    )
+  run = checkpointing.read_run(
+    config.tokenizer, what='tokenizer', task='tokenizer'
+  )
+  common.check_image_size(config, run)
+  fields = {**run.config['model'], **config.model.to_dict()}
+  model, goal, networks, critic = _tokenizer_parts(config, fields)
+  if 'local2d' not in model.groups:
+    raise errors.ConfigError(
+      'model.local2d_depth=0; wanted the depth of the larger aligner'
+    )
+  batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
+  task = scaling.ScalingTask(
+    model,
+    goal,
+    networks,
+    critic,
+    steps=config.train.steps,
+    trainable=tuple(config.trainable),
+  )
+
+  def start(state):
+    optimizer = checkpointing.read_optimizer(config.tokenizer, run.step)
+    state = scaling.start_from(state, run, optimizer)
+    if not config.init_from:
+      return state
+    stage2 = checkpointing.read_run(
+      config.init_from, what='init_from', task='scaling'
+    )
+    stored = {**stage2.params['base'], **stage2.ema['tokenizer']}
+    return common.fine_tune(state, 'tokenizer', stored, config.init_from)
+
+  tokenizer = inference.tokenizer_of(run)
+  return common.Built(
+    task,
+    common.build_optimizers(config, task.groups),
+    start,
+    lambda _: [evaluators.Reconstruction(model, batches, mesh)],
+    {
+      'class_names': list(train.class_names),
+      'tokenizer_fingerprint': tokenizer.fingerprint,
+    },
+    fields,
+  )
+
+
+def _tokenizer_parts(config, model_fields):
+  model = tokenizer_lib.Tokenizer(
+    image_size=config.data.image_size, **model_fields
+  )
+  model.check()
+  goal = objective.Objective(**config.loss)
+  critic = None
+  if goal.adversarial:
+    critic = discriminator.Discriminator(
+      **config.discriminator, dtype=model.dtype
+    )
+  return model, goal, _networks(config, model, goal), critic
+
+
+def _networks(
+  config: ml_collections.ConfigDict,
+  model: tokenizer_lib.Tokenizer,
+  goal: objective.Objective,
+) -> dict[str, Any]:
+  """Frozen networks of the active terms, on the tokenizer's patch grid."""
+  options = {
+    'hog': {'patch_size': model.patch_size},
+    'dct': {'patch_size': model.patch_size, 'dim': model.token_dim},
+    'random': {'patch_size': model.patch_size, 'dim': model.token_dim},
+    # Its maps have stride 16.
+    'mobilenet_v2': {'image_size': 16 * model.image_size // model.patch_size},
+  }
+  networks = {}
+  for term in objective.active_terms(model, goal):
+    spec = config.networks[term]
+    if term == 'perceptual':
+      load, own = pretrained.load_perceptual, {}
+      if spec in options:
+        own = {'patch_size': model.patch_size}
+    else:
+      load, own = pretrained.load_network, options.get(spec.split(':')[0], {})
+    networks[term] = load(spec, **own)
+  return networks

@@ -1,0 +1,147 @@
+from configs import generator, scaling, tokenizer
+from launch import limits
+from selfboottok_jax.training import checkpointing
+from tests.launch.bad_input.arguments import (
+  EVALUATE,
+  EVALUATE_GENERATOR,
+  SAMPLE,
+  SCALING,
+  TOKENIZER,
+  TRAIN,
+  TRAIN_GENERATOR,
+  WORKDIR,
+)
+
+# A command, and what its line must say: what was given, and what was wanted.
+CASES = {
+  'image size': (
+    (*TRAIN, '--config.data.image_size=20'),
+    ('data.image_size=20', 'model.patch_size=8'),
+  ),
+  'tokens': (
+    (*TRAIN, '--config.model.num_tokens=5'),
+    ('model.num_tokens=5', 'model.num_codebooks=2'),
+  ),
+  'batch of 0': (
+    (*TRAIN, '--config.data.batch_size=0'),
+    ('data.batch_size=0', 'positive'),
+  ),
+  'negative batch': (
+    (*TRAIN, '--config.data.batch_size=-4'),
+    ('data.batch_size=-4', 'positive'),
+  ),
+  'evaluation batch': (
+    (*TRAIN, '--config.evaluation.batch_size=0'),
+    ('evaluation.batch_size=0', 'positive'),
+  ),
+  'steps': ((*TRAIN, '--config.train.steps=0'), ('train.steps=0', '1 or more')),
+  'seed': ((*TRAIN, '--config.train.seed=-1'), ('train.seed=-1', '0 or more')),
+  'depth': (
+    (*TRAIN, '--config.model.encoder_depth=0'),
+    ('model.encoder_depth=0', '1 or more'),
+  ),
+  'number type': (
+    (*TRAIN, '--config.model.dtype=float99'),
+    ("model.dtype='float99'", 'bfloat16'),
+  ),
+  'decay': (
+    (*TRAIN, '--config.train.ema=1'),
+    ('train.ema=1', 'from 0 to below 1'),
+  ),
+  'rate': (
+    (*TRAIN, '--config.optimizer.learning_rate=0'),
+    ('optimizer.learning_rate=0', 'above 0'),
+  ),
+  'checkpoints': (
+    (*TRAIN, '--config.checkpoint.max_to_keep=0'),
+    ('checkpoint.max_to_keep=0', '1 or more'),
+  ),
+  'mesh': (
+    (*TRAIN, '--config.mesh.fsdp=3'),
+    ('mesh.fsdp=3', 'mesh.data=-1'),
+  ),
+  'unknown network': (
+    (*TRAIN, '--config.networks.perceptual=nope'),
+    ("'nope'", 'hog, random, lpips_squeeze'),
+  ),
+  'no weight file': (
+    (*TRAIN, '--config.networks.repa_global=mobilenet_v2:/nope.npz'),
+    ('/nope.npz', 'mobilenet_v2'),
+  ),
+  'weight file not named': (
+    (*TRAIN, '--config.networks.repa_global=mobilenet_v2'),
+    ('mobilenet_v2:PATH',),
+  ),
+  'heads': (
+    (*TRAIN_GENERATOR, '--config.model.heads=3'),
+    ('model.width=16', 'model.heads=3'),
+  ),
+  'sampler of a config': (
+    (*TRAIN_GENERATOR, '--config.sampling.sampler=nope'),
+    ("sampling.sampler='nope'", 'sde, ode, heun'),
+  ),
+  'guidance of a config': (
+    (*TRAIN_GENERATOR, '--config.sampling.guidance_low=.9'),
+    ('sampling.guidance_low=0.9', 'low <= high'),
+  ),
+  'trainable': (
+    (
+      'train', SCALING, WORKDIR, '--config.tokenizer={runs}/tokenizer',
+      "--config.trainable=('nope',)",
+    ),
+    ('nope', 'local2d'),
+  ),
+  'label': ((*SAMPLE, '--labels=3,99'), ("'99'", 'from 0 to 9')),
+  'negative label': ((*SAMPLE, '--labels=-1'), ("'-1'", 'from 0 to 9')),
+  'word for a label': ((*SAMPLE, '--labels=cat'), ("'cat'", 'integers')),
+  'no label': ((*SAMPLE, '--labels='), ('--labels=', 'integers')),
+  'sampler': ((*SAMPLE, '--sampler=nope'), ("'nope'", 'sde, ode, heun')),
+  'sampler steps': ((*SAMPLE, '--num_steps=0'), ('num_steps=0', '1 step')),
+  'guidance': (
+    (*SAMPLE, '--guidance_low=.8', '--guidance_high=.3'),
+    ('(0.8, 0.3)', 'low <= high'),
+  ),
+  'sampling seed': ((*SAMPLE, '--seed=-1'), ('seed=-1', '0 to')),
+  'samples': ((*SAMPLE, '--num_samples=0'), ('--num_samples=0', '1 or more')),
+  'sampling batch': ((*SAMPLE, '--batch_size=0'), ('--batch_size=0', '1 or')),
+  'split': ((*EVALUATE, '--config.data.split=nope'), ("'nope'", 'train, val')),
+  'images': (
+    (*EVALUATE, '--config.data.num_images=-1'),
+    ('data.num_images=-1', '0 (all)'),
+  ),
+  'distance': (
+    (*EVALUATE, '--config.networks.perceptual=nope'),
+    ("'nope'", 'lpips_squeeze'),
+  ),
+  'features': (
+    (*EVALUATE_GENERATOR, '--config.networks.frechet=nope'),
+    ("'nope'", 'mobilenet_v2'),
+  ),
+}  # fmt: skip
+
+
+def test_values(refused):
+  refused(CASES)
+
+
+def test_batch_that_devices_cannot_share(server, tmp_path):
+  devices = '--xla_force_host_platform_device_count=3'
+  result = server.run(
+    'train', TOKENIZER, f'--workdir={tmp_path / "new"}', XLA_FLAGS=devices
+  )
+  assert 'data.batch_size=4 does not divide over 3 devices' in result.error
+  assert not (tmp_path / 'new').exists()
+
+
+def test_limits_name_keys_that_there_are():
+  known = set()
+  for module in (tokenizer, scaling, generator):
+    for preset in module.PRESETS:
+      config = checkpointing.flatten(module.get_config(preset).to_dict())
+      limits.check(config)
+      known |= config.keys()
+  named = {
+    *limits.LEAST, *limits.MOST, *limits.POSITIVE, *limits.DECAYS,
+    *limits.CHOICES,
+  }  # fmt: skip
+  assert named <= known
