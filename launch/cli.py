@@ -159,7 +159,7 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
 def start_jax(*, multihost: bool = False) -> None:
   """Joins the other hosts, and keeps compiled programs for the next start."""
   if multihost:
-    jax.distributed.initialize()
+    _join()
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   cache = folder or os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
@@ -168,6 +168,29 @@ def start_jax(*, multihost: bool = False) -> None:
   jax.config.update('jax_compilation_cache_dir', cache)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def _join() -> None:
+  """Joins the processes that a scheduler, a pod or the environment names."""
+  given = {
+    name.lower(): os.environ.get(f'JAX_{name}')
+    for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
+  }
+  try:
+    if all(given.values()):
+      jax.distributed.initialize(
+        given['coordinator_address'],
+        int(given['num_processes']),
+        int(given['process_id']),
+      )
+    else:
+      jax.distributed.initialize()
+  except (RuntimeError, ValueError) as error:
+    raise errors.ConfigError(
+      f'--multihost found no other processes to join: {error}; start it on a '
+      'TPU pod or under Slurm or MPI, or set JAX_COORDINATOR_ADDRESS='
+      'HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process'
+    ) from error
 
 
 def say(text: str) -> None:

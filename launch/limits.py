@@ -10,6 +10,7 @@ from selfboottok_jax import errors
 from selfboottok_jax.flow import samplers
 
 LEAST = {
+  'checkpoint.every': 0,
   'checkpoint.max_to_keep': 1,
   'data.image_size': 1,
   'data.num_threads': 0,
@@ -17,9 +18,20 @@ LEAST = {
   'discriminator.max_width': 1,
   'discriminator.min_resolution': 1,
   'discriminator.width': 1,
+  'evaluation.every': 0,
   'evaluation.num_images': 0,
+  'loss.adversarial': 0,
+  'loss.align': 0,
+  'loss.kl': 0,
+  'loss.lecam': 0,
   'loss.ot_iterations': 1,
+  'loss.perceptual': 0,
+  'loss.pixel': 0,
   'loss.projector_width': 1,
+  'loss.repa_global': 0,
+  'loss.repa_local': 0,
+  'loss.statistics_images': 1,
+  'loss.transport': 0,
   'model.codebook_size': 1,
   'model.decoder_depth': 1,
   'model.depth': 1,
@@ -29,7 +41,11 @@ LEAST = {
   'model.local2d_depth': 0,
   'model.unroll': 1,
   'model.width': 1,
+  'optimizer.clip_norm': 0,
+  'optimizer.weight_decay': 0,
+  'sampling.guidance_scale': 0,
   'sampling.num_steps': 1,
+  'train.log_every': 0,
   'train.seed': 0,
   'train.steps': 1,
 }
@@ -44,6 +60,15 @@ POSITIVE = (
 )
 # From 0 to below 1.
 DECAYS = ('optimizer.b1', 'optimizer.b2', 'train.ema')
+# From 0 to 1.
+SHARES = (
+  'loss.adversarial_start',
+  'loss.perceptual_warmup',
+  'model.group_dropout',
+  'model.label_dropout',
+  'optimizer.final',
+  'optimizer.warmup',
+)
 CHOICES = {
   'model.attention': ('xla', 'cudnn'),
   'model.dtype': ('float32', 'bfloat16', 'float16'),
@@ -66,6 +91,8 @@ def check(values: Mapping[str, Any]) -> None:
       wanted = 'a number above 0'
     elif key in DECAYS and not 0 <= value < 1:
       wanted = 'a number from 0 to below 1'
+    elif key in SHARES and not 0 <= value <= 1:
+      wanted = 'a number from 0 to 1'
     elif key in LEAST and value < LEAST[key]:
       wanted = f'{LEAST[key]} or more'
     elif key in MOST and value > MOST[key]:

@@ -9,13 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from selfboottok_jax.models import layers, transformer
 
-# 33, 130, 458 and 675 million parameters with 1000 classes.
-SIZES = {
-  's': {'width': 384, 'depth': 12, 'heads': 6},
-  'b': {'width': 768, 'depth': 12, 'heads': 12},
-  'l': {'width': 1024, 'depth': 24, 'heads': 16},
-  'xl': {'width': 1152, 'depth': 28, 'heads': 16},
-}
 _TIME_FEATURES = 256
 
 
@@ -58,7 +51,7 @@ class SiT(nn.Module):
     num_tokens: k; positions are a fixed sin-cos table.
     token_dim: e.
     num_classes: classes without the null label.
-    width: d; see SIZES for the usual (width, depth, heads).
+    width: d; 384, 768, 1024 and 1152 in the S, B, L and XL of the paper.
     depth: number of blocks.
     heads: attention heads, a divisor of `width`.
     mlp_ratio: hidden width of the MLPs over d.

@@ -48,6 +48,18 @@ CASES = {
     (*TRAIN, '--config.train.ema=1'),
     ('train.ema=1', 'from 0 to below 1'),
   ),
+  'warm-up': (
+    (*TRAIN, '--config.optimizer.warmup=2'),
+    ('optimizer.warmup=2', 'from 0 to 1'),
+  ),
+  'label dropout': (
+    (*TRAIN_GENERATOR, '--config.model.label_dropout=-.1'),
+    ('model.label_dropout=-0.1', 'from 0 to 1'),
+  ),
+  'weight of a loss': (
+    (*TRAIN, '--config.loss.kl=-1'),
+    ('loss.kl=-1', '0 or more'),
+  ),
   'rate': (
     (*TRAIN, '--config.optimizer.learning_rate=0'),
     ('optimizer.learning_rate=0', 'above 0'),
@@ -142,6 +154,6 @@ def test_limits_name_keys_that_there_are():
       known |= config.keys()
   named = {
     *limits.LEAST, *limits.MOST, *limits.POSITIVE, *limits.DECAYS,
-    *limits.CHOICES,
+    *limits.SHARES, *limits.CHOICES,
   }  # fmt: skip
   assert named <= known
