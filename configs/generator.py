@@ -47,7 +47,7 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 32
   config.model.width = 128
   config.model.heads = 4
-  config.train.steps = 800
+  config.train.steps = 750
   config.evaluation.every = 400
 
 

@@ -92,7 +92,7 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 32
   config.model.patch_size = 8
   config.model.num_tokens = 16
-  config.train.steps = 1_050
+  config.train.steps = 950
 
 
 def photos64(config: ml_collections.ConfigDict) -> None:
@@ -122,7 +122,7 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.loss.adversarial_start = 0.5
   config.loss.projector_width = 256
   config.loss.perceptual = 0.05
-  config.loss.adversarial = 0.02
+  config.loss.adversarial = 0.005
   config.discriminator.width = 8
   config.discriminator.max_width = 64
   config.optimizer.learning_rate = 2e-3

@@ -26,7 +26,8 @@ _PRELOAD = [
   'selfboottok_jax.evaluation.report',
   'tests.launch.tiny',
 ]
-_TIMEOUT = 300
+# Generous: on a loaded machine compiling alone takes minutes.
+_TIMEOUT = 900
 
 
 def environment() -> dict[str, str]:
