@@ -9,13 +9,17 @@ PYTEST_FLAGS ?=
 # Programs that were compiled once are read back by later runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-full lint format clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python -m launch.quickstart --workdir=$(WORKDIR) \
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_FLAGS)
+
+# All of them, before a release.
+test-full: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/ready-test

@@ -44,7 +44,14 @@ def _losses(workdir):
   return {r['step']: r['loss'] for r in records if 'loss' in r}
 
 
-@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
+@pytest.mark.parametrize(
+  'task',
+  [
+    'generator',
+    pytest.param('tokenizer', marks=pytest.mark.slow),
+    pytest.param('scaling', marks=pytest.mark.slow),
+  ],
+)
 def test_two_processes_train_as_one(task, runs, tmp_path):
   arguments = [
     f'--config=tests/launch/tiny.py:{task}', f'--workdir={tmp_path}',
