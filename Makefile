@@ -9,14 +9,18 @@ PYTEST_FLAGS ?=
 # Programs that were compiled once are read back by later runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart test test-full lint format clean
+.PHONY: quickstart test test-faults test-full lint format clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python -m launch.quickstart --workdir=$(WORKDIR) \
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not faults" $(PYTEST_FLAGS)
+
+# kill -9 in the middle of trainings, KILLS times each.
+test-faults: $(VENV)/ready-test
+	$(BIN)/python -m pytest -m faults tests/launch/kill_test.py $(PYTEST_FLAGS)
 
 # All of them, before a release.
 test-full: $(VENV)/ready-test

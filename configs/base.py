@@ -7,7 +7,7 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   """The keys that all tasks read."""
   config = ml_collections.ConfigDict()
   config.task = task
-  # Workdir of a tokenizer run (scaling, generator); unused by the tokenizer.
+  # Workdir of a tokenizer run; stage 1 has none.
   config.tokenizer = ''
   # Workdir of a run of the same task to fine-tune from; '' starts fresh.
   config.init_from = ''

@@ -29,7 +29,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.optimizer.b2 = 0.999
   config.optimizer.warmup = 0.0
   config.train.steps = 800_000
-  # How validation samples are made.
+  # How samples are made where flags say nothing else.
   config.sampling = ml_collections.ConfigDict()
   config.sampling.sampler = 'sde'
   config.sampling.num_steps = 250

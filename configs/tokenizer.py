@@ -141,7 +141,6 @@ def imagenet256(config: ml_collections.ConfigDict) -> None:
   """
   config.model.dtype = 'bfloat16'
   config.model.remat = True
-  config.train.log_every = 100
 
 
 PRESETS = {

@@ -29,6 +29,12 @@ _KINDS = {
   'could not convert string to float': 'a number',
   'Non-boolean argument': 'true or false',
 }
+# What names the processes of a run where no scheduler does.
+_JOINING = {
+  'JAX_COORDINATOR_ADDRESS': r'.+:\d+',
+  'JAX_NUM_PROCESSES': r'[1-9]\d*',
+  'JAX_PROCESS_ID': r'\d+',
+}
 # Of a process that ended on SIGINT, by the convention of shells.
 _INTERRUPTED = 130
 
@@ -172,24 +178,29 @@ def start_jax(*, multihost: bool = False) -> None:
 
 def _join() -> None:
   """Joins the processes that a scheduler, a pod or the environment names."""
-  given = {
-    name.lower(): os.environ.get(f'JAX_{name}')
-    for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
-  }
+  given = {name: os.environ.get(name, '') for name in _JOINING}
+  wrong = [
+    f'{name}={given[name]!r}'
+    for name, form in _JOINING.items()
+    if not re.fullmatch(form, given[name])
+  ]
+  named = any(given.values())
+  if named and wrong:
+    raise errors.ConfigError(
+      f'--multihost cannot join: {", ".join(wrong)}; wanted '
+      'JAX_COORDINATOR_ADDRESS=HOST:PORT and the integers JAX_NUM_PROCESSES '
+      'and JAX_PROCESS_ID'
+    )
   try:
-    if all(given.values()):
-      jax.distributed.initialize(
-        given['coordinator_address'],
-        int(given['num_processes']),
-        int(given['process_id']),
-      )
+    if named:
+      address, count, index = given.values()
+      jax.distributed.initialize(address, int(count), int(index))
     else:
       jax.distributed.initialize()
   except (RuntimeError, ValueError) as error:
     raise errors.ConfigError(
       f'--multihost found no other processes to join: {error}; start it on a '
-      'TPU pod or under Slurm or MPI, or set JAX_COORDINATOR_ADDRESS='
-      'HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process'
+      f'TPU pod, under Slurm or MPI, or set {", ".join(_JOINING)}'
     ) from error
 
 

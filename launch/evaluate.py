@@ -60,7 +60,7 @@ def score_tokenizer(
     tokenizer,
     batches,
     sharding.make_mesh(),
-    reference=_reference(config, source, batches),
+    reference=_reference(source, batches),
     perceptual=perceptual,
   )
 
@@ -70,6 +70,10 @@ def score_generator(
 ) -> list[content.Score]:
   """Frechet distance of a run's samples."""
   cli.require(tokenizer=tokenizer)
+  if config.num_samples < 2:
+    raise errors.ConfigError(
+      f'num_samples={config.num_samples}; wanted 2 or more, for a covariance'
+    )
   generator = inference.load_generator(
     workdir, tokenizer=inference.load_tokenizer(tokenizer)
   )
@@ -81,7 +85,7 @@ def score_generator(
     _frechet_network(config.networks.frechet, generator),
     num_samples=config.num_samples,
     batch_size=config.data.batch_size,
-    reference=_reference(config, source, batches),
+    reference=_reference(source, batches),
     sampling=evaluate.sampling_of(generator),
     seed=config.seed,
   )
@@ -121,9 +125,11 @@ def _open(config, run_config):
   return source, batches
 
 
-def _reference(config, source, batches) -> str:
-  count = sum(int(batch['mask'].sum()) for batch in batches)
-  return f'{count} images of {data.describe(source)}'
+def _reference(source, batches) -> str:
+  return (
+    f'{batches.rows.count} images of {source!r}, fingerprint '
+    f'{source.fingerprint[:12]}'
+  )
 
 
 if __name__ == '__main__':

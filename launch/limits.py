@@ -71,7 +71,7 @@ SHARES = (
 )
 CHOICES = {
   'model.attention': ('xla', 'cudnn'),
-  'model.dtype': ('float32', 'bfloat16', 'float16'),
+  'model.dtype': ('float32', 'bfloat16'),
   'sampling.sampler': tuple(samplers.SAMPLERS),
 }
 

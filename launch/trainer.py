@@ -2,8 +2,10 @@
 
 import contextlib
 
+import chex
 import jax
 import ml_collections
+import numpy as np
 from jaxtyping import PyTree
 
 from launch import builders, cli
@@ -33,39 +35,49 @@ def train(
   }
   resolved = config.to_dict() | {'model': built.model_fields}
   latest = _check_workdir(config, resolved, workdir)
+  abstract = sharding.place_abstractly(
+    jax.eval_shape(make_init(config, built)), mesh
+  )
+  shardings = sharding.tree_shardings(abstract, mesh)
+  programs = make_programs(config, built, mesh, shardings)
+  _trace(programs, config, built, mesh, abstract)
   if latest is None:
-    state, shardings = _begin(config, built, mesh)
+    init = jax.jit(make_init(config, built), out_shardings=shardings)
+    state = built.start(init())
   checkpointer = checkpointing.Checkpointer(
     workdir, max_to_keep=config.checkpoint.max_to_keep
   )
   with contextlib.closing(checkpointer):
     if latest is not None:
-      state, shardings = _resume(
-        config, built, mesh, checkpointer, latest, meta
-      )
+      state = _resume(abstract, checkpointer, latest, meta)
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
     frozen = place(built.task.frozen, mesh)
-    step_fn = compile_step(config, built, mesh, shardings)
+    step_fn = _choose_by_step(programs)
     return _run(
       config, built, state, step_fn, frozen, source, mesh, checkpointer,
       meta, workdir,
     )  # fmt: skip
 
 
-def compile_step(config, built, mesh, shardings):
-  """Returns step_fn(state, frozen, batch, step); the state is donated.
+def make_programs(config, built, mesh, shardings):
+  """{first step: jitted train step}, one for each phase of the task.
 
-  One compiled program for each phase of the task, chosen by `step`, the
-  updates made so far as the host counts them.
+  The state is donated. Each is traced once: another shape or type later on is
+  an error.
   """
-  programs = {
+  # chex counts by the address of a function, which another may have had.
+  chex.clear_trace_counter()
+  return {
     first: jax.jit(
-      state_lib.make_train_step(
-        built.task.losses(first),
-        built.optimizers,
-        seed=config.train.seed,
-        ema_limit=config.train.ema,
+      chex.assert_max_traces(
+        state_lib.make_train_step(
+          built.task.losses(first),
+          built.optimizers,
+          seed=config.train.seed,
+          ema_limit=config.train.ema,
+        ),
+        n=1,
       ),
       out_shardings=(shardings, sharding.replicated(mesh)),
       donate_argnums=0,
@@ -73,9 +85,41 @@ def compile_step(config, built, mesh, shardings):
     for first in built.task.milestones
   }
 
+
+def _trace(programs, config, built, mesh, abstract) -> None:
+  """Finds what does not fit together before anything is written.
+
+  The programs keep the trace for when they are called.
+  """
+  size, count = config.data.image_size, config.data.batch_size
+  rows = sharding.batch_sharding(mesh)
+  batch = {
+    'image': jax.ShapeDtypeStruct(
+      (count, size, size, 3), np.float32, sharding=rows
+    ),
+    'label': jax.ShapeDtypeStruct((count,), np.int32, sharding=rows),
+  }
+  frozen = sharding.place_abstractly(built.task.frozen, mesh)
+  with jax.set_mesh(mesh):
+    for program in programs.values():
+      program.eval_shape(abstract, frozen, batch)
+
+
+def _choose_by_step(programs):
+  """Returns step_fn(state, frozen, batch, step).
+
+  `step` is the number of updates made so far, as the host counts them. From a
+  program's second call on nothing crosses between host and device in a step.
+  """
+  compiled = set()
+
   def step_fn(state, frozen, batch, step):
     phase = max(first for first in programs if first <= step)
-    return programs[phase](state, frozen, batch)
+    # Compiling puts constants on the device.
+    guard = 'disallow' if phase in compiled else 'allow'
+    compiled.add(phase)
+    with jax.transfer_guard(guard):
+      return programs[phase](state, frozen, batch)
 
   return step_fn
 
@@ -111,25 +155,9 @@ def _check_workdir(config, resolved, workdir) -> int | None:
   return latest
 
 
-def _begin(config, built, mesh):
-  """A fresh state, and its shardings."""
-  init = make_init(config, built)
-  shardings = sharding.tree_shardings(jax.eval_shape(init), mesh)
-  return built.start(jax.jit(init, out_shardings=shardings)()), shardings
-
-
-def _resume(config, built, mesh, checkpointer, latest, meta):
-  """The saved state, and its shardings."""
-  abstract = jax.eval_shape(make_init(config, built))
-  shardings = sharding.tree_shardings(abstract, mesh)
-  placed = jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
-    abstract,
-    shardings,
-  )
-  state, saved = checkpointer.restore(placed, latest)
+def _resume(abstract, checkpointer, latest, meta):
+  """The saved state."""
+  state, saved = checkpointer.restore(abstract, latest)
   for key, value in meta.items():
     if saved.get(key) != value:
       raise errors.CheckpointError(
@@ -137,7 +165,7 @@ def _resume(config, built, mesh, checkpointer, latest, meta):
         f'{str(saved.get(key))[:60]}, this run has {str(value)[:60]}; restore '
         'what changed, or choose another --workdir'
       )
-  return state, shardings
+  return state
 
 
 def _run(

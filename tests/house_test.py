@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from configs import evaluate as evaluate_config
 from configs import generator, scaling, tokenizer
 from selfboottok_jax import inference
 from selfboottok_jax.evaluation import evaluate
@@ -115,7 +116,7 @@ def test_only_the_machinery_takes_gradients_and_applies_updates():
   machinery = (ROOT / PACKAGE / 'training').glob('*.py')
   assert any(steps.search(path.read_text()) for path in machinery)
   for folder in (ROOT / PACKAGE / 'tasks', ROOT / 'launch'):
-    for path in folder.glob('*.py'):
+    for path in folder.rglob('*.py'):
       assert not steps.search(path.read_text()), path
 
 
@@ -124,11 +125,6 @@ PRESETS = [
   for module in (tokenizer, scaling, generator)
   for preset in module.PRESETS
 ]
-SECTIONS = {
-  'optimizer': set(inspect.signature(optim.build_optimizer).parameters),
-  'mesh': set(inspect.signature(sharding.make_mesh).parameters),
-  'discriminator': set(discriminator.Discriminator.__dataclass_fields__),
-}
 
 
 @functools.cache
@@ -145,6 +141,18 @@ def _read_fields(cls: type) -> set[str]:
     # `getattr(self, ...)` over names spelt out is reading too.
     if re.search(rf"self\.{name}\b|'(model|data)\.{name}'", source)
   }
+
+
+def _read_parameters(function) -> set[str]:
+  """Parameters of a function that its body reads."""
+  tree = ast.parse(inspect.getsource(function)).body[0]
+  read = {
+    node.id
+    for statement in tree.body
+    for node in ast.walk(statement)
+    if isinstance(node, ast.Name)
+  }
+  return read & inspect.signature(function).parameters.keys()
 
 
 def _read_weights(cls: type) -> set[str]:
@@ -182,7 +190,10 @@ def _unread(config) -> list[str]:
   is_generator = config.task == 'generator'
   model = sit.SiT if is_generator else tokenizer_lib.Tokenizer
   goal = generator_task.Objective if is_generator else objective.Objective
-  read = SECTIONS | {
+  read = {
+    'optimizer': _read_parameters(optim.build_optimizer),
+    'mesh': _read_parameters(sharding.make_mesh),
+    'discriminator': _read_fields(discriminator.Discriminator),
     'model': _read_fields(model),
     'loss': _read_weights(goal),
     'networks': set(
@@ -211,6 +222,14 @@ def _unread(config) -> list[str]:
 )
 def test_every_key_of_every_preset_is_read(module, preset):
   assert not _unread(module.get_config(preset))
+
+
+def test_every_key_of_evaluation_is_read():
+  keys = checkpointing.flatten(evaluate_config.get_config().to_dict())
+  source = _sources('launch/evaluate.py')
+  assert keys
+  for key in keys:
+    assert re.search(rf'\bconfig\.{re.escape(key)}\b', source), key
 
 
 def test_a_key_that_nobody_reads_would_be_seen():

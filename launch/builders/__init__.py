@@ -1,5 +1,6 @@
 """Turns a configuration into the objects of its task."""
 
+import jax
 import ml_collections
 from jax.sharding import Mesh
 
@@ -20,8 +21,23 @@ def build(
 ) -> common.Built:
   """Builds the task that `config.task` names."""
   limits.check(checkpointing.flatten(config.to_dict()))
+  _check_attention(config)
+  if config.init_from:
+    checkpointing.read_config(config.init_from, 'init_from')
   if config.task not in TASKS:
     raise errors.ConfigError(
       f'task={config.task!r}; wanted one of {", ".join(TASKS)}'
     )
   return TASKS[config.task](config, train, mesh)
+
+
+def _check_attention(config) -> None:
+  """Raises ConfigError for an implementation that cannot run here."""
+  if config.model.get('attention', 'xla') != 'cudnn':
+    return
+  if jax.default_backend() != 'gpu' or config.model.dtype == 'float32':
+    raise errors.ConfigError(
+      f'model.attention=cudnn on {jax.default_backend()} with model.dtype='
+      f'{config.model.dtype}; wanted a GPU and bfloat16, or '
+      '--config.model.attention=xla'
+    )

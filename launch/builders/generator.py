@@ -61,7 +61,13 @@ def build_generator(
         may_differ=('label_table',),
       )
       # Of the same codes, the same normalisation.
-      if source.meta['tokenizer_fingerprint'] == tokenizer.fingerprint:
+      same_kind = (
+        source.config['loss']['latent_statistics'] == goal.latent_statistics
+      )
+      if (
+        same_kind
+        and source.meta['tokenizer_fingerprint'] == tokenizer.fingerprint
+      ):
         latents = source.stats['latents']
     if latents is None:
       latents = _latents(config, goal, tokenizer, train)

@@ -79,6 +79,8 @@ def build_scaling(
     trainable=tuple(config.trainable),
   )
 
+  tokenizer = inference.tokenizer_of(run)
+
   def start(state):
     optimizer = checkpointing.read_optimizer(config.tokenizer, run.step)
     state = scaling.start_from(state, run, optimizer)
@@ -87,10 +89,17 @@ def build_scaling(
     stage2 = checkpointing.read_run(
       config.init_from, what='init_from', task='scaling'
     )
+    theirs = stage2.meta['tokenizer_fingerprint']
+    if theirs != tokenizer.fingerprint:
+      raise errors.CheckpointError(
+        f'init_from={config.init_from} was scaled from another tokenizer than '
+        f'tokenizer={config.tokenizer} ({theirs[:12]} there, '
+        f'{tokenizer.fingerprint[:12]} given); use the one that it was scaled '
+        'from'
+      )
     stored = {**stage2.params['base'], **stage2.ema['tokenizer']}
     return common.fine_tune(state, 'tokenizer', stored, config.init_from)
 
-  tokenizer = inference.tokenizer_of(run)
   return common.Built(
     task,
     common.build_optimizers(config, task.groups),

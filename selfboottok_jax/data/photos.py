@@ -144,9 +144,13 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def _list_folder(path: str) -> tuple[dict[str, int], set[str]]:
-  sizes, folders = {}, set()
+  sizes, folders, seen = {}, set(), {os.path.realpath(path)}
   root = pathlib.Path(path)
-  for where, _, names in os.walk(path, followlinks=True):
+  for where, below, names in os.walk(path, followlinks=True, onerror=_refuse):
+    # A link that leads back would show the same pictures again.
+    real = {name: os.path.realpath(os.path.join(where, name)) for name in below}
+    below[:] = [name for name in sorted(below) if real[name] not in seen]
+    seen |= {real[name] for name in below}
     relative = pathlib.Path(where).relative_to(root)
     folders.add(relative.as_posix())
     for name in names:
@@ -156,6 +160,13 @@ def _list_folder(path: str) -> tuple[dict[str, int], set[str]]:
       if layout.is_image(file) and os.path.isfile(full):
         sizes[file] = os.path.getsize(full)
   return sizes, folders
+
+
+def _refuse(error: OSError) -> None:
+  raise errors.DataError(
+    f'cannot list {error.filename}: {error.strerror}; make it readable, or '
+    'take it out'
+  ) from error
 
 
 # Train and val are mostly opened one after the other, and walking the headers

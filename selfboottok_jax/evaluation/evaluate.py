@@ -1,6 +1,7 @@
 """Scores of finished runs, each with its protocol."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, PyTree
 
 from selfboottok_jax import inference
 from selfboottok_jax.evaluation import content, evaluators, frechet, scores
@@ -56,7 +57,10 @@ def evaluate_tokenizer(
       tokenizer.params
     )
   )
-  where = f'{reference}; centre crops; step {tokenizer.step}, EMA weights'
+  where = (
+    f'{reference}; centre crops; step {tokenizer.step}, EMA weights '
+    f'{weights_hash(tokenizer.params)}; {jax.default_backend()}'
+  )
   result = []
   for metric, value in measured.items():
     family = next((key for key in PROTOCOLS if metric == key), None)
@@ -74,10 +78,11 @@ def evaluate_tokenizer(
     result.append(
       content.Score(
         name,
-        f'lpips ({perceptual.name})',
+        f'distance ({perceptual.name})',
         _perceptual(tokenizer, batches, perceptual),
         False,
-        f'{perceptual.name} on [-1, 1], uint8 rounded; {where}',
+        f'{perceptual.name} (weights {weights_hash(perceptual.params)}) on '
+        f'[-1, 1], uint8 rounded; {where}',
       )
     )
   return result
@@ -158,11 +163,13 @@ def evaluate_generator(
   decoder = generator.tokenizer
   patch = getattr(network, 'patch_size', None)
   where = (
-    f'{network.name} features{f", patch {patch}" if patch else ""}; '
-    f'{num_samples} samples, balanced labels, against {reference}; '
-    f'{_describe(sampling)}; step {generator.step}, '
-    f'decoded by a tokenizer of step {decoder.step}, '
-    'EMA weights'
+    f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
+    f'{weights_hash(network.params)}; {num_samples} samples, rounded down to '
+    f'uint8, balanced labels, against centre crops of {reference}; '
+    f'{_describe(sampling)}; step {generator.step}, EMA weights '
+    f'{weights_hash(generator.params)}, decoded by a tokenizer of step '
+    f'{decoder.step}, EMA weights {weights_hash(decoder.params)}; '
+    f'{jax.default_backend()}'
   )
   return [
     content.Score(
@@ -177,6 +184,14 @@ def evaluate_generator(
       f'{where}',
     ),
   ]
+
+
+def weights_hash(params: PyTree) -> str:
+  """The first 8 hex digits of the SHA-256 of all arrays; 'none' without any."""
+  digest, leaves = hashlib.sha256(), jax.tree.leaves(params)
+  for leaf in leaves:
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:8] if leaves else 'none'
 
 
 def sampling_of(generator: inference.ImageGenerator) -> dict[str, Any]:

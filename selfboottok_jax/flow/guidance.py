@@ -1,5 +1,6 @@
 """Classifier-free guidance, and sampling with it."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ def guided(
   that one program serves a sweep.
   """
   low, high = interval
+  if isinstance(scale, float) and not math.isfinite(scale):
+    raise errors.UserError(f'guidance scale {scale}: give a finite number')
   if not 0 <= low <= high <= 1:
     raise errors.UserError(
       f'guidance interval ({low}, {high}): give 0 <= low <= high <= 1'

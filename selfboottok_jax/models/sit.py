@@ -123,10 +123,11 @@ class SiT(nn.Module):
 
   def _embed_time(self, t: Float[Array, ' b']) -> Float[Array, 'b d']:
     normal = nn.initializers.normal(0.02)
-    # 16 bits cannot tell neighbouring times of a 250-step grid apart.
+    # 16 bits cannot tell neighbouring times of a 250-step grid apart, neither
+    # in the features nor in what is made of them.
     features = layers.timestep_features(t.astype(jnp.float32), _TIME_FEATURES)
     dense = functools.partial(
-      nn.Dense, self.width, kernel_init=normal, dtype=self.dtype
+      nn.Dense, self.width, kernel_init=normal, dtype=jnp.float32
     )
     return dense(name='time1')(nn.silu(dense(name='time0')(features)))
 

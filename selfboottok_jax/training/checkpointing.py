@@ -192,7 +192,10 @@ def latest_step(workdir: str) -> int | None:
 
 
 def check_config(workdir: str, config: dict[str, Any]) -> None:
-  """Checks a configuration against the one that a workdir holds, if any.
+  """Checks a configuration against that of the run in a workdir, if any.
+
+  A run that ended before its first checkpoint, for want of memory perhaps, may
+  be begun again with other values.
 
   Raises:
     CheckpointError: the workdir belongs to another configuration.
@@ -200,6 +203,8 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
   if not (pathlib.Path(workdir) / CONFIG).exists():
     return
   stored = flatten(read_config(workdir, '--workdir'))
+  if latest_step(workdir) is None:
+    return
   given = flatten(json.loads(json.dumps(config)))
   changed = sorted(
     key

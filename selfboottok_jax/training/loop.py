@@ -113,8 +113,10 @@ def run(
         if step > start and (
           stopping or schedule.due(step, schedule.save_every)
         ):
-          # No state is saved whose own metrics were not seen to be finite.
-          pending = _flush(newest, clock, progress, writer)
+          # No state is saved whose own metrics were not seen to be finite. A
+          # stop adds no line to the log: it is that of an unbroken run.
+          planned = pending is newest or schedule.due(step, schedule.save_every)
+          pending = _flush(newest, clock, progress, writer if planned else None)
           checkpointer.save(state, dict(meta))
         if step >= schedule.steps:
           break
@@ -131,7 +133,7 @@ def run(
         # numbers fetched: the device never waits for the log.
         pending = _flush(pending, clock, progress, writer)
         newest = _Pending(step, metrics, batch['image'].shape[0])
-        if schedule.due(step, schedule.log_every) or step == start + 1:
+        if schedule.due(step, schedule.log_every) or step == 1:
           pending = newest
       _flush(pending, clock, progress, writer)
     finally:

@@ -68,9 +68,11 @@ def build_optimizer(
 
   def rate(step: Int[Array, '']) -> Float[Array, '']:
     now = jnp.asarray(step, jnp.float32)
-    rise = jnp.minimum(1.0, 0.1 + 0.9 * now / max(warmup_steps, 1.0))
+    rise = 1.0
+    if warmup_steps:
+      rise = jnp.minimum(1.0, 0.1 + 0.9 * now / max(warmup_steps, 1.0))
     if schedule == 'constant':
-      return learning_rate * rise
+      return jnp.asarray(learning_rate * rise, jnp.float32)
     progress = (now - warmup_steps) / max(steps - warmup_steps, 1.0)
     wave = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
     return learning_rate * rise * (final + (1 - final) * wave)

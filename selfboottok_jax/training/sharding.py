@@ -58,6 +58,17 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   )
 
 
+def place_abstractly(tree: PyTree, mesh: Mesh) -> PyTree:
+  """The shapes and types of a tree, with the shardings of the shape rule."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    tree,
+    tree_shardings(tree, mesh),
+  )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The first axis over all devices."""
   return NamedSharding(mesh, P(AXES))

@@ -82,21 +82,23 @@ def test_a_tokenizer_gets_a_score_with_a_protocol_for_each_metric(
       tokenizer.model, batches, sharding.make_mesh()
     ).run_params(tokenizer.params)
   )
-  lpips = f'lpips ({perceptual.name})'
-  assert set(by_metric) == {*measured, lpips}
+  distance = f'distance ({perceptual.name})'
+  assert set(by_metric) == {*measured, distance}
   for name, value in measured.items():
     assert by_metric[name].value == pytest.approx(value)
   for score in result:
     assert score.run == 'RUN'
     assert '12 pictures' in score.protocol
     assert 'step 7' in score.protocol
+    assert evaluate.weights_hash(tokenizer.params) in score.protocol
+    assert jax.default_backend() in score.protocol
   assert by_metric['psnr'].higher_is_better is True
-  assert by_metric[lpips].higher_is_better is False
+  assert by_metric[distance].higher_is_better is False
   assert by_metric['psnr_mean_image'].higher_is_better is None
   # Baselines are told apart from what they are compared with.
   assert 'baseline' in by_metric['psnr_mean_image'].protocol
   assert 'baseline' not in by_metric['psnr'].protocol
-  assert by_metric[lpips].value > 0
+  assert by_metric[distance].value > 0
 
 
 def test_image_features_are_one_vector_per_image(batches):
@@ -157,3 +159,10 @@ def test_a_generator_is_scored_beside_gaussian_codes(generator, batches):
 
 def test_sampling_settings_are_those_of_the_config(generator):
   assert evaluate.sampling_of(generator) == SAMPLING
+
+
+def test_weights_hash_tells_weights_apart(tokenizer):
+  assert evaluate.weights_hash({}) == 'none'
+  one = evaluate.weights_hash(tokenizer.params)
+  assert one == evaluate.weights_hash(jax.tree.map(jnp.copy, tokenizer.params))
+  assert one != evaluate.weights_hash(tiny.awake(tokenizer.params))

@@ -50,8 +50,7 @@ def test_every_recorded_array(name):
     of_codes, of_entropy = jax.jacrev(losses, argnums=(0, 1))(z, codebook)
     return out, _entropies(meta, out.logits), of_codes, of_entropy
 
-  with jax.default_matmul_precision('highest'):
-    out, entropies, of_codes, of_entropy = evaluate(z, codebook)
+  out, entropies, of_codes, of_entropy = evaluate(z, codebook)
   sample, average, entropy_loss = entropies
   # The codebook is detached in the logits, hence in the entropy.
   np.testing.assert_array_equal(of_entropy[1], 0.0)

@@ -14,7 +14,7 @@ def test_scores_a_tokenizer_on_photographs(server, runs, photos):
   records = json.loads((runs / 'tokenizer' / 'scores.json').read_text())
   line = json.loads(result.out.splitlines()[-1])
   assert line == {record['metric']: record['value'] for record in records}
-  assert {'psnr', 'ssim', 'codes_used_global', 'lpips (hog)'} <= line.keys()
+  assert {'psnr', 'ssim', 'codes_used_global', 'distance (hog)'} <= line.keys()
   for record in records:
     assert f'8 images of {photos}' in record['protocol']
 

@@ -32,16 +32,25 @@ def _train_together(*arguments):
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   processes = [_start(address, i, *arguments) for i in range(2)]
-  ended = [process.communicate(timeout=200) for process in processes]
+  try:
+    ended = [process.communicate(timeout=600) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   for process, (_, err) in zip(processes, ended, strict=True):
     assert process.returncode == 0, err
   return [err for _, err in ended]
 
 
-def _losses(workdir):
+def _metrics(workdir):
+  """(step, name) -> value, without the rates."""
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  records = [json.loads(line) for line in lines]
-  return {r['step']: r['loss'] for r in records if 'loss' in r}
+  return {
+    (record['step'], name): value
+    for record in map(json.loads, lines)
+    for name, value in record.items()
+    if name not in ('images_per_second', 'data_wait', 'seconds')
+  }
 
 
 @pytest.mark.parametrize(
@@ -62,10 +71,14 @@ def test_two_processes_train_as_one(task, runs, tmp_path):
   assert 'step 2' in first
   assert 'step' not in second
   name = 'scaled' if task == 'scaling' else task
-  alone, together = _losses(runs / name), _losses(tmp_path)
-  assert together.keys() == alone.keys() == {1, 2}
-  for step, loss in alone.items():
-    np.testing.assert_allclose(together[step], loss, rtol=1e-4)
+  alone, together = _metrics(runs / name), _metrics(tmp_path)
+  assert together.keys() == alone.keys()
+  for key, value in alone.items():
+    np.testing.assert_allclose(
+      together[key], value, rtol=1e-3, atol=1e-4, err_msg=str(key)
+    )
   # Both restore what both saved, and go on.
   _train_together(*arguments, '--config.train.steps=3')
-  assert _losses(tmp_path).keys() == {1, 2, 3}
+  assert {step for step, name in _metrics(tmp_path) if name == 'loss'} == {
+    1, 2, 3,
+  }  # fmt: skip

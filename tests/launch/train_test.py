@@ -174,3 +174,13 @@ def test_interrupted_run_continues(runs, tmp_path):
     last = step
   steps = [record['step'] for record in _metrics(workdir)]
   assert steps == list(range(1, last + 1))
+
+
+def test_what_does_not_fit_together_is_found_before_anything_is_written(
+  server, tmp_path
+):
+  workdir = tmp_path / 'new'
+  command = ('train', TOKENIZER, f'--workdir={workdir}')
+  result = server.run(*command, '--config.model.num_tokens=6')
+  assert '4 patches and 6 tokens' in result.error
+  assert not workdir.exists()

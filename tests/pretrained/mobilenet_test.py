@@ -72,6 +72,7 @@ def test_real_weights_recognise_photographs():
   folder = pathlib.Path(os.environ.get('DATA') or weights.SHARED / 'data')
   path = folder / 'imagenette64.tar'
   if not path.exists():
+    assert 'DATA' not in os.environ, f'no imagenette64.tar in DATA={folder}'
     pytest.skip(f'no imagenette64.tar in {folder}; set DATA to its folder')
   images, labels = [], []
   with tarfile.open(path) as tar:

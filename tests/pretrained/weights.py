@@ -14,6 +14,7 @@ def real(file: str) -> str:
   folder = pathlib.Path(os.environ.get('WEIGHTS') or SHARED / 'weights')
   path = folder / file
   if not path.exists():
+    assert 'WEIGHTS' not in os.environ, f'no {file} in WEIGHTS={folder}'
     pytest.skip(f'no {file} in {folder}; set WEIGHTS to the folder that has it')
   return str(path)
 

@@ -41,16 +41,6 @@ def _state(step=3, seed=0):
   return state.replace(step=jnp.int32(step), opt=opt)
 
 
-def _abstract(state, mesh):
-  return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
-    state,
-    sharding.tree_shardings(state, mesh),
-  )
-
-
 @pytest.fixture
 def opened(tmp_path):
   checkpointer = checkpointing.Checkpointer(str(tmp_path), max_to_keep=2)
@@ -65,7 +55,7 @@ def test_round_trip_onto_a_mesh(opened, shape):
   opened.save(state, META)
   opened.wait()
   assert opened.latest_step() == 3
-  abstract = _abstract(state, mesh)
+  abstract = sharding.place_abstractly(state, mesh)
   restored, meta = opened.restore(abstract, 3)
   tiny.assert_same(restored, state)
   assert meta == {**META, 'step': 3}
@@ -83,7 +73,9 @@ def test_keeps_the_newest_and_saves_a_step_once(opened):
   opened.save(_state(3, seed=9), META)
   opened.wait()
   state = _state(3, seed=3)
-  restored, _ = opened.restore(_abstract(state, sharding.make_mesh()), 3)
+  restored, _ = opened.restore(
+    sharding.place_abstractly(state, sharding.make_mesh()), 3
+  )
   tiny.assert_same(restored, state)
 
 
@@ -150,26 +142,41 @@ def _with(**changes):
   return config
 
 
-def test_another_configuration_is_refused_and_nothing_written(tmp_path):
+@pytest.fixture
+def begun(opened, tmp_path):
+  """A workdir with a configuration and a checkpoint."""
   checkpointing.write_config(str(tmp_path), CONFIG)
-  path = tmp_path / checkpointing.CONFIG
+  opened.save(_state(), META)
+  opened.wait()
+  return tmp_path
+
+
+def test_a_run_without_a_checkpoint_may_begin_again(tmp_path):
+  checkpointing.write_config(str(tmp_path), CONFIG)
+  other = _with(model__width=16)
+  checkpointing.write_config(str(tmp_path), other)
+  stored = checkpointing.read_config(str(tmp_path), '--workdir')
+  assert stored['model']['width'] == 16
+
+
+def test_another_configuration_is_refused_and_nothing_written(begun):
+  path = begun / checkpointing.CONFIG
   before = path.read_bytes()
   other = _with(model__width=16, train__seed=1, train__steps=20)
   with pytest.raises(errors.CheckpointError) as caught:
-    checkpointing.write_config(str(tmp_path), other)
+    checkpointing.write_config(str(begun), other)
   message = str(caught.value)
   assert 'model.width: 8 there, 16 given' in message
   assert 'train.seed: 0 there, 1 given' in message
   assert 'train.steps' not in message
   assert path.read_bytes() == before
-  assert [p.name for p in tmp_path.iterdir()] == [checkpointing.CONFIG]
+  assert not list(begun.glob('*.partial'))
 
 
-def test_many_changes_are_counted(tmp_path):
-  checkpointing.write_config(str(tmp_path), CONFIG)
+def test_many_changes_are_counted(begun):
   other = CONFIG | {'model': dict.fromkeys('pqrstu', 1)}
   with pytest.raises(errors.CheckpointError, match='and 4 more'):
-    checkpointing.write_config(str(tmp_path), other)
+    checkpointing.write_config(str(begun), other)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +190,10 @@ def test_many_changes_are_counted(tmp_path):
     {'evaluation__every': 7},
   ],
 )
-def test_what_a_continued_run_may_change(tmp_path, changes):
-  checkpointing.write_config(str(tmp_path), CONFIG)
+def test_what_a_continued_run_may_change(begun, changes):
   changed = _with(**changes)
-  checkpointing.write_config(str(tmp_path), changed)
-  stored = checkpointing.read_config(str(tmp_path), '--workdir')
+  checkpointing.write_config(str(begun), changed)
+  stored = checkpointing.read_config(str(begun), '--workdir')
   assert stored == json.loads(json.dumps(changed))
 
 

@@ -39,7 +39,8 @@ def test_without_warm_up_the_first_rates_are_whole():
   optimizer = optim.build_optimizer(
     steps=STEPS, learning_rate=2.0, schedule='constant', warmup=0.0
   )
-  np.testing.assert_allclose(optimizer.schedule(jnp.int32(1)), 2.0)
+  for step in (0, 1, STEPS):
+    np.testing.assert_allclose(optimizer.schedule(jnp.int32(step)), 2.0)
 
 
 def test_unknown_schedule():

@@ -27,14 +27,15 @@ def bad(runs, tmp_path_factory):
 
 @pytest.fixture
 def refused(server, runs, bad, tmp_path):
-  """Checks {name: (command, what its one line must say)}."""
+  """Checks {name: (command, what its one line must say, its environment)}."""
 
   def check(cases):
     before = {folder: pictures.contents(folder) for folder in (runs, bad)}
     places = {'runs': runs, 'bad': bad, 'new': tmp_path / 'new'}
     wrong = {}
-    for name, (command, wanted) in cases.items():
-      result = server.run(*(word.format(**places) for word in command))
+    for name, (command, wanted, *variables) in cases.items():
+      words = (word.format(**places) for word in command)
+      result = server.run(*words, **dict(*variables))
       missing = [
         text
         for text in (word.format(**places) for word in wanted)

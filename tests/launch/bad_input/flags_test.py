@@ -65,6 +65,17 @@ CASES = {
     ('--config.data.foo', 'configs/evaluate.py'),
   ),
   'evaluate: no workdir': (('evaluate',), ('--workdir', 'not given')),
+  'multihost: port is missing': (
+    (*TRAIN, '--multihost'),
+    ("JAX_COORDINATOR_ADDRESS='localhost'", 'HOST:PORT'),
+    {'JAX_COORDINATOR_ADDRESS': 'localhost'},
+  ),
+  'multihost: one of three': (
+    (*TRAIN, '--multihost'),
+    ("JAX_PROCESS_ID=''", 'integers'),
+    {'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_NUM_PROCESSES': '2'},
+  ),
+  'multihost: alone': ((*TRAIN, '--multihost'), ('no other processes',)),
   'sample: no flags': (('sample',), ('--workdir, --tokenizer, --out',)),
   'quickstart: budget 0': (
     ('quickstart', WORKDIR, '--budget=0'),

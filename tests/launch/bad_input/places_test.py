@@ -71,6 +71,10 @@ CASES = {
     (*TRAIN_GENERATOR, '--config.init_from={bad}/absent'),
     ('init_from={bad}/absent', 'no run'),
   ),
+  'init_from: no run in a dry run': (
+    (*TRAIN, '--dry_run', '--config.init_from={bad}/absent'),
+    ('init_from={bad}/absent', 'no run'),
+  ),
   'init_from: other task': (
     (*TRAIN_GENERATOR, '--config.init_from={runs}/tokenizer'),
     ("task 'tokenizer'", "task 'generator'"),

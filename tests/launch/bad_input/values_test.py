@@ -113,6 +113,15 @@ CASES = {
     (*SAMPLE, '--guidance_low=.8', '--guidance_high=.3'),
     ('(0.8, 0.3)', 'low <= high'),
   ),
+  'guidance scale': ((*SAMPLE, '--guidance_scale=nan'), ('nan', 'finite')),
+  'scored samples': (
+    (*EVALUATE_GENERATOR, '--config.num_samples=0'),
+    ('num_samples=0', '2 or more'),
+  ),
+  'attention': (
+    (*TRAIN, '--config.model.attention=cudnn'),
+    ('model.attention=cudnn', 'a GPU'),
+  ),
   'sampling seed': ((*SAMPLE, '--seed=-1'), ('seed=-1', '0 to')),
   'samples': ((*SAMPLE, '--num_samples=0'), ('--num_samples=0', '1 or more')),
   'sampling batch': ((*SAMPLE, '--batch_size=0'), ('--batch_size=0', '1 or')),
