@@ -184,11 +184,13 @@ def read_config(workdir: str, what: str) -> dict[str, Any]:
 
 
 def latest_step(workdir: str) -> int | None:
-  """The newest whole checkpoint of a workdir that may not even exist."""
-  if not (pathlib.Path(workdir) / FOLDER).is_dir():
-    return None
-  with _reader(workdir) as manager:
-    return manager.latest_step()
+  """The newest whole checkpoint of a workdir that may not even exist.
+
+  One process of several may ask alone: opening a manager would wait for all.
+  """
+  folder = pathlib.Path(workdir) / FOLDER
+  steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+  return max(steps, default=None)
 
 
 def check_config(workdir: str, config: dict[str, Any]) -> None:

@@ -36,5 +36,5 @@ def test_scores_a_generator_and_leaves_its_tokenizer_alone(server, runs):
     'FD (hog), Gaussian codes',
   ]
   assert all(score['value'] >= 0 for score in scores)
-  assert '8 samples, balanced labels, against 8 images' in result.out
+  assert 'balanced labels, against centre crops of 8 images' in result.out
   assert pictures.contents(runs / 'scaled') == before
