@@ -142,24 +142,24 @@ def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
       f'{what}={workdir} is a run of task {config["task"]!r}; wanted a run of '
       f'task {task!r}'
     )
-  with _reader(workdir) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise errors.CheckpointError(
-        f'{what}={workdir} has no checkpoint yet; wait for its first save, or '
-        'train it'
-      )
-    model = _read_item(manager, step, 'model')
-    meta = manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+  step = latest_step(workdir)
+  if step is None:
+    raise errors.CheckpointError(
+      f'{what}={workdir} has no checkpoint yet; wait for its first save, or '
+      'train it'
+    )
+  model = _read_arrays(workdir, step, 'model')
+  with _reader() as reader:
+    path = _path(workdir, step)
+    meta = reader.restore(
+      path, ocp.args.Composite(meta=ocp.args.JsonRestore())
     )['meta']
   return Run(workdir, config, step, meta=meta, **model)
 
 
 def read_optimizer(workdir: str, step: int) -> dict[str, PyTree]:
   """The optimiser states by group of a checkpoint, as plain containers."""
-  with _reader(workdir) as manager:
-    return _read_item(manager, step, 'optimizer')['opt']
+  return _read_arrays(workdir, step, 'optimizer')['opt']
 
 
 def read_config(workdir: str, what: str) -> dict[str, Any]:
@@ -247,33 +247,37 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _reader(workdir: str) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
-    pathlib.Path(workdir).resolve() / FOLDER,
-    options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-    item_handlers={
-      'model': ocp.StandardCheckpointHandler(),
-      'optimizer': ocp.StandardCheckpointHandler(),
-      'meta': ocp.JsonCheckpointHandler(),
-    },
+def _path(workdir: str, step: int) -> pathlib.Path:
+  return pathlib.Path(workdir).resolve() / FOLDER / str(step)
+
+
+def _reader() -> ocp.Checkpointer:
+  """Reads without the log lines of a manager that may not write."""
+  return ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(
+      model=ocp.StandardCheckpointHandler(),
+      optimizer=ocp.StandardCheckpointHandler(),
+      meta=ocp.JsonCheckpointHandler(),
+    )
   )
 
 
-def _read_item(manager: ocp.CheckpointManager, step: int, item: str):
+def _read_arrays(workdir: str, step: int, item: str) -> PyTree:
   """One item as it lies on disk, as host arrays.
 
   Arrays on a device could not be placed on a mesh of several hosts.
   """
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  metadata = manager.item_metadata(step)[item]
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    metadata.tree if hasattr(metadata, 'tree') else metadata,
-  )
-  restored = manager.restore(
-    step,
-    args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}),
-  )
+  path = _path(workdir, step)
+  with _reader() as reader:
+    metadata = reader.metadata(path).item_metadata[item]
+    abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      metadata.tree if hasattr(metadata, 'tree') else metadata,
+    )
+    restored = reader.restore(
+      path, ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+    )
   return jax.device_get(restored[item])
