@@ -66,7 +66,7 @@ def make_programs(config, built, mesh, shardings):
   The state is donated. Each is traced once: another shape or type later on is
   an error.
   """
-  # chex counts by the address of a function, which another may have had.
+  # chex counts all that is made here together, in every call.
   chex.clear_trace_counter()
   return {
     first: jax.jit(
@@ -77,7 +77,7 @@ def make_programs(config, built, mesh, shardings):
           seed=config.train.seed,
           ema_limit=config.train.ema,
         ),
-        n=1,
+        n=len(built.task.milestones),
       ),
       out_shardings=(shardings, sharding.replicated(mesh)),
       donate_argnums=0,

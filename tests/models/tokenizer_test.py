@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.models import tokenizer
+from selfboottok_jax.models import aligners, tokenizer
 from tests import tiny
 
 B = 4
