@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 BUDGET ?= 1.0
 WORKDIR ?= runs/quickstart
 PYTEST_FLAGS ?=
+export KILLS ?= 5
 
 # Programs that were compiled once are read back by later runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart test test-faults test-full lint format clean
+.PHONY: quickstart test test-slow test-faults lint format clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python -m launch.quickstart --workdir=$(WORKDIR) \
@@ -18,13 +19,13 @@ quickstart: $(VENV)/ready
 test: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not faults" $(PYTEST_FLAGS)
 
+# Meshes of eight devices, two processes, 16-bit training: minutes each.
+test-slow: $(VENV)/ready-test
+	$(BIN)/python -m pytest -n auto -m slow $(PYTEST_FLAGS)
+
 # kill -9 in the middle of trainings, KILLS times each.
 test-faults: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m faults tests/launch/kill_test.py $(PYTEST_FLAGS)
-
-# All of them, before a release.
-test-full: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto -m faults $(PYTEST_FLAGS)
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .

@@ -48,14 +48,8 @@ def _losses(server, workdir, task, runs, mesh):
   ]
 
 
-@pytest.mark.parametrize(
-  'task',
-  [
-    'generator',
-    pytest.param('tokenizer', marks=pytest.mark.slow),
-    pytest.param('scaling', marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('task', list(FIELDS))
 def test_losses_are_those_of_one_device(task, server, runs, tmp_path):
   one = _losses(server, tmp_path / 'one', task, runs, (1, 1))
   assert [name for name, _ in one].count('loss') == STEPS

@@ -53,14 +53,8 @@ def _metrics(workdir):
   }
 
 
-@pytest.mark.parametrize(
-  'task',
-  [
-    'generator',
-    pytest.param('tokenizer', marks=pytest.mark.slow),
-    pytest.param('scaling', marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
 def test_two_processes_train_as_one(task, runs, tmp_path):
   arguments = [
     f'--config=tests/launch/tiny.py:{task}', f'--workdir={tmp_path}',
