@@ -9,7 +9,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import data, errors
+from selfboottok_jax import data, errors, tasks
 from selfboottok_jax.tasks import parts
 from selfboottok_jax.training import checkpointing, loop, optim, sharding
 from selfboottok_jax.training import state as state_lib
@@ -28,7 +28,7 @@ class Built:
     model_fields: the model's fields, complete, for config.json.
   """
 
-  task: Any
+  task: tasks.Task
   optimizers: dict[str, optim.Optimizer]
   start: Callable[[state_lib.TrainState], state_lib.TrainState]
   evaluators: Callable[[PyTree], list[loop.Evaluator]]
@@ -51,6 +51,27 @@ def build_optimizers(
     group: optim.build_optimizer(steps=config.train.steps, **config.optimizer)
     for group in groups
   }
+
+
+def assemble(
+  config: ml_collections.ConfigDict,
+  task: tasks.Task,
+  train: data.Source,
+  *,
+  start: Callable[[state_lib.TrainState], state_lib.TrainState],
+  evaluators: Callable[[PyTree], list[loop.Evaluator]],
+  model_fields: dict[str, Any],
+  **meta: Any,
+) -> Built:
+  """Adds what every task has: optimizers, and class names in `meta`."""
+  return Built(
+    task,
+    build_optimizers(config, task.groups),
+    start,
+    evaluators,
+    {'class_names': list(train.class_names), **meta},
+    model_fields,
+  )
 
 
 def eval_batches(

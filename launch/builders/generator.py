@@ -79,16 +79,16 @@ def build_generator(
     return state.replace(stats={**state.stats, 'latents': placed})
 
   batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
-  return common.Built(
+  return common.assemble(
+    config,
     task,
-    common.build_optimizers(config, task.groups),
-    start,
-    lambda frozen: [evaluators.Velocity(task, batches, mesh, frozen)],
-    {
-      'class_names': list(train.class_names),
-      'tokenizer_fingerprint': tokenizer.fingerprint,
-    },
-    config.model.to_dict(),
+    train,
+    start=start,
+    evaluators=lambda frozen: [
+      evaluators.Velocity(task, batches, mesh, frozen)
+    ],
+    model_fields=config.model.to_dict(),
+    tokenizer_fingerprint=tokenizer.fingerprint,
   )
 
 

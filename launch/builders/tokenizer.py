@@ -40,13 +40,13 @@ def build_tokenizer(
     stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
     return common.fine_tune(state, 'tokenizer', stored, config.init_from)
 
-  return common.Built(
+  return common.assemble(
+    config,
     task,
-    common.build_optimizers(config, task.groups),
-    start,
-    lambda _: [evaluators.Reconstruction(model, batches, mesh)],
-    {'class_names': list(train.class_names)},
-    fields,
+    train,
+    start=start,
+    evaluators=lambda _: [evaluators.Reconstruction(model, batches, mesh)],
+    model_fields=fields,
   )
 
 
@@ -80,37 +80,42 @@ def build_scaling(
   )
 
   tokenizer = inference.tokenizer_of(run)
+  stage2 = None
+  if config.init_from:
+    stage2 = _read_scaled(config, tokenizer.fingerprint)
 
   def start(state):
     optimizer = checkpointing.read_optimizer(config.tokenizer, run.step)
     state = scaling.start_from(state, run, optimizer)
-    if not config.init_from:
+    if stage2 is None:
       return state
-    stage2 = checkpointing.read_run(
-      config.init_from, what='init_from', task='scaling'
-    )
-    theirs = stage2.meta['tokenizer_fingerprint']
-    if theirs != tokenizer.fingerprint:
-      raise errors.CheckpointError(
-        f'init_from={config.init_from} was scaled from another tokenizer than '
-        f'tokenizer={config.tokenizer} ({theirs[:12]} there, '
-        f'{tokenizer.fingerprint[:12]} given); use the one that it was scaled '
-        'from'
-      )
     stored = {**stage2.params['base'], **stage2.ema['tokenizer']}
     return common.fine_tune(state, 'tokenizer', stored, config.init_from)
 
-  return common.Built(
+  return common.assemble(
+    config,
     task,
-    common.build_optimizers(config, task.groups),
-    start,
-    lambda _: [evaluators.Reconstruction(model, batches, mesh)],
-    {
-      'class_names': list(train.class_names),
-      'tokenizer_fingerprint': tokenizer.fingerprint,
-    },
-    fields,
+    train,
+    start=start,
+    evaluators=lambda _: [evaluators.Reconstruction(model, batches, mesh)],
+    model_fields=fields,
+    tokenizer_fingerprint=tokenizer.fingerprint,
   )
+
+
+def _read_scaled(config, fingerprint: str) -> checkpointing.Run:
+  """The stage 2 run to fine-tune; CheckpointError for another tokenizer's."""
+  run = checkpointing.read_run(
+    config.init_from, what='init_from', task='scaling'
+  )
+  theirs = run.meta['tokenizer_fingerprint']
+  if theirs != fingerprint:
+    raise errors.CheckpointError(
+      f'init_from={config.init_from} was scaled from another tokenizer than '
+      f'tokenizer={config.tokenizer} ({theirs[:12]} there, {fingerprint[:12]} '
+      'given); use the one that it was scaled from'
+    )
+  return run
 
 
 def _tokenizer_parts(config, model_fields):

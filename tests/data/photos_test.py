@@ -100,3 +100,9 @@ def test_a_file_that_vanished_is_named(folder):
   (folder / 'train' / 'bee' / '0.png').unlink()
   with pytest.raises(errors.DataError, match='cannot read .*train/bee/0.png'):
     source[0]
+
+
+def test_a_folder_linked_to_its_parent_shows_each_picture_once(folder):
+  before = len(_open(folder, 'train'))
+  (folder / 'train' / 'cat' / 'again').symlink_to(folder / 'train')
+  assert len(_open(folder, 'train')) == before == 6

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import subprocess
 import sys
 
 import jax
@@ -38,6 +39,18 @@ def environment() -> dict[str, str]:
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
   }
+
+
+def spawn(module: str, *arguments: str, **variables: str) -> subprocess.Popen:
+  """`python -m launch.MODULE ARGUMENTS` as a shell starts it, output piped."""
+  return subprocess.Popen(
+    [sys.executable, '-m', f'launch.{module}', *arguments],
+    cwd=ROOT,
+    env=environment() | variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

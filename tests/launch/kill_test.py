@@ -4,34 +4,19 @@ KILLS (5) says how often each training is killed, every other time while a
 checkpoint is written.
 """
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from selfboottok_jax.training import checkpointing
 from tests import tiny
-from tests.launch import commands
+from tests.launch import commands, logs
 
 KILLS = int(os.environ.get('KILLS', '5'))
 STEPS, SAVE_EVERY = 240, 10
-# Of how fast a machine is, not of what it computes.
-RATES = ('images_per_second', 'data_wait', 'seconds')
-
-
-def _start(arguments):
-  return subprocess.Popen(
-    [sys.executable, '-m', 'launch.train', *arguments],
-    cwd=commands.ROOT,
-    env=commands.environment(),
-    stderr=subprocess.PIPE,
-    text=True,
-  )
 
 
 def _kill_after_lines(process, count, delay) -> None:
@@ -54,21 +39,12 @@ def _kill_while_saving(process, workdir, count) -> None:
 
 
 def _kill(rng, arguments, workdir, *, saving) -> None:
-  with _start(arguments) as process:
+  with commands.spawn('train', *arguments) as process:
     if saving:
       _kill_while_saving(process, workdir, rng.randint(1, 2))
     else:
       _kill_after_lines(process, rng.randint(1, 12), 0.02 * rng.random())
   assert process.returncode == -signal.SIGKILL
-
-
-def _metrics(workdir):
-  """Every line of the log, without the rates."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if k not in RATES}
-    for line in lines
-  ]
 
 
 def _assert_same_runs(one, other):
@@ -83,7 +59,7 @@ def _assert_same_runs(one, other):
     *(checkpointing.read_optimizer(str(run), STEPS) for run in (one, other))
   )
   assert first.meta == second.meta
-  assert _metrics(one) == _metrics(other)
+  assert logs.read(one) == logs.read(other)
 
 
 @pytest.mark.faults
@@ -107,7 +83,7 @@ def test_killed_training_is_the_uninterrupted_one(task, server, runs, tmp_path):
   rng = random.Random(f'{task} {KILLS}')
   for index in range(KILLS):
     _kill(rng, arguments, killed, saving=index % 2 == 0)
-  with _start(arguments) as process:
+  with commands.spawn('train', *arguments) as process:
     err = process.stderr.read()
   assert process.returncode == 0, err
   _assert_same_runs(whole, killed)

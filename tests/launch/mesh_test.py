@@ -1,12 +1,12 @@
 """The same losses on any mesh."""
 
-import json
 import os
 
 import numpy as np
 import pytest
 
 from selfboottok_jax.training import sharding
+from tests.launch import logs
 
 MESHES = [(8, 1), (2, 4)]
 BATCH, STEPS, TOLERANCE = 16, 5, 1e-5
@@ -38,11 +38,9 @@ def _losses(server, workdir, task, runs, mesh):
   flags = f'{os.environ["XLA_FLAGS"]} {count}'
   result = server.run('train', *arguments, XLA_FLAGS=flags)
   assert result.code == 0, result.err
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  records = [json.loads(line) for line in lines]
   return [
     (name, record[name])
-    for record in records
+    for record in logs.read(workdir)
     for name in sorted(record)
     if name in ('loss', 'discriminator_loss')
   ]

@@ -1,14 +1,11 @@
 """Two processes of one machine train as two hosts do."""
 
-import json
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.launch import commands
+from tests.launch import commands, logs
 
 
 def _start(address, process, *arguments):
@@ -17,14 +14,7 @@ def _start(address, process, *arguments):
     'JAX_NUM_PROCESSES': '2',
     'JAX_PROCESS_ID': str(process),
   }
-  return subprocess.Popen(
-    [sys.executable, '-m', 'launch.train', '--multihost', *arguments],
-    cwd=commands.ROOT,
-    env=commands.environment() | joined,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  return commands.spawn('train', '--multihost', *arguments, **joined)
 
 
 def _train_together(*arguments):
@@ -43,13 +33,11 @@ def _train_together(*arguments):
 
 
 def _metrics(workdir):
-  """(step, name) -> value, without the rates."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  """(step, name) -> value."""
   return {
     (record['step'], name): value
-    for record in map(json.loads, lines)
+    for record in logs.read(workdir)
     for name, value in record.items()
-    if name not in ('images_per_second', 'data_wait', 'seconds')
   }
 
 

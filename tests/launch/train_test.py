@@ -1,24 +1,16 @@
-import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from selfboottok_jax.training import checkpointing
-from tests.launch import commands, pictures
+from tests.launch import commands, logs, pictures
 
 TOKENIZER = '--config=tests/launch/tiny.py:tokenizer'
 SCALING = '--config=tests/launch/tiny.py:scaling'
 GENERATOR = '--config=tests/launch/tiny.py:generator'
-
-
-def _metrics(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
 
 
 def test_dry_run_counts_parameters_and_writes_nothing(server, tmp_path):
@@ -37,18 +29,18 @@ def test_dry_run_counts_parameters_and_writes_nothing(server, tmp_path):
 
 
 def test_logs_every_update_and_the_last_evaluation(runs):
-  records = _metrics(runs / 'tokenizer')
+  records = logs.read(runs / 'tokenizer')
   assert [r['step'] for r in records if 'loss' in r] == [1, 2]
   assert [r['step'] for r in records if 'val/psnr' in r] == [2]
 
 
 def test_finished_run_is_left_as_it_is(server, runs):
   before = pictures.contents(runs / 'tokenizer' / 'checkpoints')
-  metrics = _metrics(runs / 'tokenizer')
+  metrics = logs.read(runs / 'tokenizer', rates=True)
   result = server.run('train', TOKENIZER, f'--workdir={runs / "tokenizer"}')
   assert result.code == 0, result.err
   assert pictures.contents(runs / 'tokenizer' / 'checkpoints') == before
-  assert _metrics(runs / 'tokenizer') == metrics
+  assert logs.read(runs / 'tokenizer', rates=True) == metrics
 
 
 def test_steps_logging_and_mesh_may_change(server, runs, tmp_path):
@@ -89,7 +81,7 @@ def test_bfloat16_gives_nearly_the_same_losses(task, server, runs, tmp_path):
       arguments.append(f'--config.tokenizer={runs / "tokenizer"}')
     result = server.run('train', *arguments)
     assert result.code == 0, result.err
-    records = _metrics(tmp_path / dtype)
+    records = logs.read(tmp_path / dtype)
     losses.append([r['loss'] for r in records if 'loss' in r])
   full, half = losses
   assert half != full
@@ -110,7 +102,7 @@ def test_tokenizer_starts_from_another_run(server, runs, tmp_path):
   assert result.code == 0, result.err
   assert pictures.contents(source) == before
   # Same seed, same batch: only other parameters make another error.
-  first, (tuned, last, *_) = _metrics(source)[0], _metrics(workdir)
+  first, (tuned, last, *_) = logs.read(source)[0], logs.read(workdir)
   assert first['step'] == tuned['step'] == 1
   assert first['pixel'] != tuned['pixel']
   # The critic comes in half-way.
@@ -134,6 +126,26 @@ def test_scaled_run_is_fine_tuned_with_its_base_as_it_is(
     for workdir in (tmp_path / 'tuned', runs / 'scaled')
   )
   jax.tree.map(np.testing.assert_array_equal, tuned, scaled)
+
+
+def test_generator_that_normalises_otherwise_measures_anew(
+  server, runs, tmp_path
+):
+  result = server.run(
+    'train',
+    GENERATOR,
+    f'--config.tokenizer={runs / "tokenizer"}',
+    f'--config.init_from={runs / "generator"}',
+    '--config.loss.latent_statistics=channel',
+    f'--workdir={tmp_path}',
+  )
+  assert result.code == 0, result.err
+  old, new = (
+    checkpointing.read_run(str(workdir), what='test').stats['latents']['std']
+    for workdir in (runs / 'generator', tmp_path)
+  )
+  assert np.ptp(old) == 0
+  assert np.ptp(new) > 0
 
 
 def test_generator_starts_from_another_run_on_other_classes(
@@ -172,13 +184,7 @@ def test_generator_starts_from_another_run_on_other_classes(
 def _interrupt(arguments) -> tuple[list[str], int]:
   """Ctrl-C once three updates are logged: the log's lines, and the code."""
   lines = []
-  with subprocess.Popen(
-    [sys.executable, '-m', 'launch.train', *arguments],
-    cwd=commands.ROOT,
-    env=commands.environment(),
-    stderr=subprocess.PIPE,
-    text=True,
-  ) as process:
+  with commands.spawn('train', *arguments) as process:
     for line in process.stderr:
       lines.append(line.strip())
       if len(lines) == 3:
@@ -206,7 +212,7 @@ def test_interrupted_run_continues(runs, tmp_path):
     assert lines[-1].startswith(f'error: stopped at step {step} of 1000000')
     assert step >= last + 3
     last = step
-  steps = [record['step'] for record in _metrics(workdir)]
+  steps = [record['step'] for record in logs.read(workdir)]
   assert steps == list(range(1, last + 1))
 
 

@@ -145,3 +145,16 @@ def test_float32_from_bfloat16_tokens(params, z):
   out = _apply(params, z.astype(jnp.bfloat16))
   for leaf in (out.codes, out.logits, out.probs):
     assert leaf.dtype == jnp.float32
+
+
+def test_products_are_of_full_precision(params, z):
+  """TPU and GPU would choose other nearest codes by default."""
+  for assignment in ASSIGNMENTS:
+    jaxpr = jax.make_jaxpr(_model(assignment).apply)({'params': params}, z)
+    precisions = [
+      eqn.params['precision']
+      for eqn in jaxpr.eqns
+      if eqn.primitive.name == 'dot_general'
+    ]
+    highest = jax.lax.Precision.HIGHEST
+    assert precisions == [(highest, highest)] * 2, assignment

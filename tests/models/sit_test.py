@@ -182,3 +182,21 @@ def test_qk_norm_ignores_the_scale_of_the_queries():
 
   assert gap(True) < 1e-3
   assert gap(False) > 1e-2
+
+
+def test_time_is_embedded_in_float32_whatever_the_blocks_compute_in():
+  model = sit.SiT(**SMALL, dtype='bfloat16')
+  times = jnp.array([0.5, 0.5 + 2**-12])
+  # Neighbours that 16 bits round to one.
+  assert times[0].astype(jnp.bfloat16) == times[1].astype(jnp.bfloat16)
+  x, _, labels = _inputs()
+  _, seen = model.apply(
+    _awake(),
+    x[:2],
+    times,
+    labels[:2],
+    capture_intermediates=lambda module, _: module.name == 'time1',
+  )
+  embedded = seen['intermediates']['time1']['__call__'][0]
+  assert embedded.dtype == jnp.float32
+  assert not np.array_equal(embedded[0], embedded[1])

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 from tests.launch import commands
 from tests.launch.bad_input.arguments import (
   EVALUATE,
@@ -95,14 +92,7 @@ def test_flags(refused):
 def test_commands_of_a_shell(tmp_path):
   """The same, without any of this folder's machinery."""
   processes = {
-    wanted: subprocess.Popen(
-      [sys.executable, '-m', f'launch.{module}', *arguments],
-      cwd=commands.ROOT,
-      env=commands.environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    wanted: commands.spawn(module, *arguments)
     for wanted, module, *arguments in (
       ('--config.foo.bar is no key', 'train', TOKENIZER, '--config.foo.bar=1'),
       ('/absent does not exist', 'train', TOKENIZER,

@@ -86,6 +86,13 @@ CASES = {
     ),
     ('init_from={runs}/generator', 'does not fit'),
   ),
+  'init_from: scaled from another tokenizer': (
+    (
+      'train', SCALING, WORKDIR, '--config.tokenizer={runs}/softvq',
+      '--config.init_from={runs}/scaled', '--dry_run',
+    ),
+    ('init_from={runs}/scaled', 'another tokenizer', '{runs}/softvq'),
+  ),
   'workdir: a file': (
     ('train', TOKENIZER, '--workdir={bad}/file'),
     ('--workdir={bad}/file', 'no folder'),
