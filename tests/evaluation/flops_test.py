@@ -1,0 +1,150 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from selfboottok_jax.evaluation import flops
+from selfboottok_jax.models import sit
+from tests import tiny
+
+M, K, N = 3, 5, 7
+
+
+def _count(function, *args, components=()):
+  return flops.count(jax.jit(function).trace(*args).jaxpr, components)
+
+
+def _total(function, *args):
+  return _count(function, *args)[flops.OTHER].total
+
+
+def _zeros(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_a_product_is_two_operations_per_multiply_add():
+  assert _total(jnp.dot, _zeros(M, K), _zeros(K, N)) == 2 * M * K * N
+  batched = functools.partial(jnp.einsum, 'bij,bkj->bik')
+  left, right = _zeros(4, M, K), _zeros(4, N, K)
+  assert _total(batched, left, right) == 2 * 4 * M * K * N
+
+
+def test_element_wise_work_is_not_counted():
+  assert _total(lambda x: jnp.tanh(x).sum(), _zeros(M, K)) == 0
+
+
+CONVOLUTIONS = {
+  'plain': ({}, (3, 3, 4, 6), 2 * 8 * 8 * 6 * (3 * 3 * 4)),
+  'strided': ({'window_strides': (2, 2)}, (3, 3, 4, 6), 2 * 16 * 6 * 36),
+  'depthwise': ({'feature_group_count': 4}, (3, 3, 1, 4), 2 * 64 * 4 * 9),
+}
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_a_convolution_multiplies_its_window_at_every_output(name):
+  options, kernel, wanted = CONVOLUTIONS[name]
+  options = {'window_strides': (1, 1), 'padding': 'SAME'} | options
+  convolve = functools.partial(
+    jax.lax.conv_general_dilated,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    **options,
+  )
+  image = _zeros(1, 8, 8, 4)
+  assert _total(convolve, image, _zeros(*kernel)) == wanted
+
+  def gradients(x, w):
+    return jax.value_and_grad(lambda *a: convolve(*a).sum(), (0, 1))(x, w)
+
+  # Each of the two gradients multiplies as often as the value.
+  assert _total(gradients, image, _zeros(*kernel)) == 3 * wanted
+
+
+def test_loops_count_as_often_as_they_run():
+  def looped(x, w):
+    x = jax.lax.fori_loop(0, 5, lambda _, x: x @ w, x)
+    return jax.lax.scan(lambda x, _: (x @ w, None), x, length=6)[0]
+
+  assert _total(looped, _zeros(M, K), _zeros(K, K)) == 11 * 2 * M * K * K
+
+
+def test_of_two_branches_the_dearer_one_counts():
+  def branch(flag, x, w):
+    return jax.lax.cond(flag, lambda: x @ w @ w, lambda: x @ w)
+
+  flag = jax.ShapeDtypeStruct((), bool)
+  count = _total(branch, flag, _zeros(M, K), _zeros(K, K))
+  assert count == 2 * 2 * M * K * K
+
+
+def test_a_loop_of_unknown_length_is_refused():
+  def halve(x, w):
+    return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ w, x)
+
+  with pytest.raises(ValueError, match='unknown number of times'):
+    _total(halve, _zeros(M, K), _zeros(K, K))
+  quiet = functools.partial(jax.lax.while_loop, lambda x: x.sum() > 1, jnp.sin)
+  assert _total(quiet, _zeros(M, K)) == 0
+
+
+def test_products_belong_to_the_outermost_named_scope():
+  def layered(x, w):
+    with jax.named_scope('outer'), jax.named_scope('inner'):
+      x = x @ w
+    with jax.named_scope('inner'):
+      x = jax.lax.scan(lambda x, _: (x @ w, None), x, length=3)[0]
+    return (x @ w).sum()
+
+  one = 2.0 * M * K * K
+  arguments = _zeros(M, K), _zeros(K, K)
+  counted = _count(layered, *arguments, components=('outer', 'inner'))
+  forward = {name: found.forward for name, found in counted.items()}
+  assert forward == {'outer': one, 'inner': 3 * one, flops.OTHER: one}
+
+  counted = _count(
+    jax.grad(layered, 1), *arguments, components=('outer', 'inner')
+  )
+  # The first product has one gradient: its input is no parameter.
+  backward = {name: found.backward for name, found in counted.items()}
+  assert backward == {'outer': one, 'inner': 6 * one, flops.OTHER: 2 * one}
+  assert all(found.recompute == 0 for found in counted.values())
+
+
+def _sit_flops(**fields):
+  model = sit.SiT(8, 4, 10, 16, 3, 2, **fields)
+  inputs = _zeros(2, 8, 4), _zeros(2), jax.ShapeDtypeStruct((2,), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+  def loss(params, *inputs):
+    with jax.named_scope('generator'):
+      return model.apply(params, *inputs).sum()
+
+  program = jax.value_and_grad(loss)
+  return _count(program, params, *inputs, components=('generator',))
+
+
+def test_scanned_blocks_count_as_unrolled_ones():
+  scanned, unrolled = _sit_flops(), _sit_flops(unroll=3)
+  assert scanned == unrolled
+  assert scanned['generator'].forward > 0
+  assert scanned[flops.OTHER].total == 0
+
+
+def test_recomputation_is_told_apart_from_the_model():
+  kept, recomputed = (_sit_flops(remat=r)['generator'] for r in (False, True))
+  assert kept.model == recomputed.model
+  assert kept.recompute == 0
+  # The blocks, not the embeddings and the last layer.
+  assert 0.8 * kept.forward < recomputed.recompute < kept.forward
+
+
+def test_agrees_with_xla_on_a_program_without_loops():
+  # Wide enough that products outweigh what is done per element.
+  model = tiny.make_tokenizer(unroll=16, encoder_width=256, decoder_width=256)
+  image = _zeros(2, model.image_size, model.image_size, 3)
+  params = jax.eval_shape(model.init, jax.random.key(0), image)
+  traced = jax.jit(model.apply).trace(params, image)
+  ours = flops.count(traced.jaxpr, ())[flops.OTHER].total
+  theirs = traced.lower().cost_analysis()['flops']
+  # XLA also counts additions, and each softmax and norm.
+  assert 0.9 < ours / theirs < 1.0
