@@ -47,6 +47,11 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   config.checkpoint.every = 5_000
   config.checkpoint.max_to_keep = 2
 
+  # What a dry run or a benchmark supposes where nothing is given.
+  config.assumed = ml_collections.ConfigDict()
+  config.assumed.num_classes = 1_000
+  config.assumed.tokenizer = ''  # a preset of configs/tokenizer.py
+
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # -1 is all devices that fsdp leaves
   config.mesh.fsdp = 1

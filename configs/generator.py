@@ -36,6 +36,8 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.sampling.guidance_scale = 2.3
   config.sampling.guidance_low = 0.0
   config.sampling.guidance_high = 0.85
+  # The preset of tokenizer whose codes it models.
+  config.assumed.tokenizer = preset.split('_')[0]
   base.choose(PRESETS, preset, 'configs/generator.py')(config)
   return config
 

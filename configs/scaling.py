@@ -12,8 +12,10 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   what changes.
   """
   base.choose(PRESETS, preset, 'configs/scaling.py')
-  config = tokenizer.get_config(preset.split('_')[0])
+  stage1 = preset.split('_')[0]
+  config = tokenizer.get_config(stage1)
   config.task = 'scaling'
+  config.assumed.tokenizer = stage1
   config.model = ml_collections.ConfigDict()
   config.model.local2d_width = 384
   config.model.local2d_depth = 6

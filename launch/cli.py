@@ -162,8 +162,19 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
   )
 
 
-def start_jax(*, multihost: bool = False) -> None:
-  """Joins the other hosts, and keeps compiled programs for the next start."""
+def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
+  """Joins the other hosts, and keeps compiled programs for the next start.
+
+  `devices` makes up so many on the CPU in place of the real ones.
+  """
+  if devices is not None:
+    if devices < 1 or multihost:
+      raise errors.ConfigError(
+        f'--devices={devices}{" with --multihost" * multihost}; wanted 1 or '
+        'more, in one process'
+      )
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', devices)
   if multihost:
     _join()
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')

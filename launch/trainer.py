@@ -2,15 +2,14 @@
 
 import contextlib
 
-import chex
 import jax
 import ml_collections
-import numpy as np
 from jaxtyping import PyTree
 
 from launch import builders, cli
 from launch.builders import common
-from selfboottok_jax import data, errors, tasks
+from launch.programs import TrainPrograms
+from selfboottok_jax import data, errors
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
@@ -35,105 +34,22 @@ def train(
   }
   resolved = config.to_dict() | {'model': built.model_fields}
   latest = _check_workdir(config, resolved, workdir)
-  abstract = sharding.place_abstractly(
-    jax.eval_shape(make_init(config, built)), mesh
-  )
-  shardings = sharding.tree_shardings(abstract, mesh)
-  programs = make_programs(config, built, mesh, shardings)
-  _trace(programs, config, built, mesh, abstract)
+  programs = TrainPrograms(config, built.task, built.optimizers, mesh)
   if latest is None:
-    init = jax.jit(make_init(config, built), out_shardings=shardings)
-    state = built.start(init())
+    state = built.start(programs.init())
   checkpointer = checkpointing.Checkpointer(
     workdir, max_to_keep=config.checkpoint.max_to_keep
   )
   with contextlib.closing(checkpointer):
     if latest is not None:
-      state = _resume(abstract, checkpointer, latest, meta)
+      state = _resume(programs.state, checkpointer, latest, meta)
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
     frozen = place(built.task.frozen, mesh)
-    step_fn = _choose_by_step(programs)
     return _run(
-      config, built, state, step_fn, frozen, source, mesh, checkpointer,
+      config, built, state, programs, frozen, source, mesh, checkpointer,
       meta, workdir,
     )  # fmt: skip
-
-
-def make_programs(config, built, mesh, shardings):
-  """{first step: jitted train step}, one for each phase of the task.
-
-  The state is donated. Each is traced once: another shape or type later on is
-  an error.
-  """
-  # chex counts all that is made here together, in every call.
-  chex.clear_trace_counter()
-  return {
-    first: jax.jit(
-      chex.assert_max_traces(
-        state_lib.make_train_step(
-          built.task.losses(first),
-          built.optimizers,
-          seed=config.train.seed,
-          ema_limit=config.train.ema,
-        ),
-        n=len(built.task.milestones),
-      ),
-      out_shardings=(shardings, sharding.replicated(mesh)),
-      donate_argnums=0,
-    )
-    for first in built.task.milestones
-  }
-
-
-def _trace(programs, config, built, mesh, abstract) -> None:
-  """Finds what does not fit together before anything is written.
-
-  The programs keep the trace for when they are called.
-  """
-  size, count = config.data.image_size, config.data.batch_size
-  rows = sharding.batch_sharding(mesh)
-  batch = {
-    'image': jax.ShapeDtypeStruct(
-      (count, size, size, 3), np.float32, sharding=rows
-    ),
-    'label': jax.ShapeDtypeStruct((count,), np.int32, sharding=rows),
-  }
-  frozen = sharding.place_abstractly(built.task.frozen, mesh)
-  with jax.set_mesh(mesh):
-    for program in programs.values():
-      program.eval_shape(abstract, frozen, batch)
-
-
-def _choose_by_step(programs):
-  """Returns step_fn(state, frozen, batch, step).
-
-  `step` is the number of updates made so far, as the host counts them. From a
-  program's second call on nothing crosses between host and device in a step.
-  """
-  compiled = set()
-
-  def step_fn(state, frozen, batch, step):
-    phase = max(first for first in programs if first <= step)
-    # Compiling puts constants on the device.
-    guard = 'disallow' if phase in compiled else 'allow'
-    compiled.add(phase)
-    with jax.transfer_guard(guard):
-      return programs[phase](state, frozen, batch)
-
-  return step_fn
-
-
-def make_init(config, built):
-  """Returns init() -> a fresh state; traceable."""
-
-  def init() -> state_lib.TrainState:
-    params, stats = built.task.init(jax.random.key(config.train.seed))
-    return state_lib.init_state(
-      params, stats, built.optimizers, built.task.ema_groups
-    )
-
-  return init
 
 
 def place(tree: PyTree, mesh) -> PyTree:
@@ -169,7 +85,7 @@ def _resume(abstract, checkpointer, latest, meta):
 
 
 def _run(
-  config, built, state, step_fn, frozen, source, mesh, checkpointer, meta,
+  config, built, state, programs, frozen, source, mesh, checkpointer, meta,
   workdir,
 ):  # fmt: skip
   step = int(state.step)
@@ -204,7 +120,7 @@ def _run(
   with contextlib.closing(batches), jax.set_mesh(mesh), writer as log:
     return loop.run(
       state,
-      step_fn,
+      programs,
       frozen,
       batches,
       name=config.task,
@@ -215,22 +131,3 @@ def _run(
       evaluators=built.evaluators(frozen),
       writer=log,
     )
-
-
-def describe(config: ml_collections.ConfigDict) -> None:
-  """Prints what a run would train, without allocating or writing it."""
-  mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch_size(config.data.batch_size, mesh)
-  source = common.open_data(config, 'train')
-  built = builders.build(config, source, mesh)
-  abstract = jax.eval_shape(make_init(config, built))
-  lines = [f'data: {data.describe(source)}']
-  for group, modules in abstract.params.items():
-    kind = 'trained' if group in built.task.groups else 'frozen'
-    for name, module in modules.items():
-      lines.append(f'{group}/{name}: {tasks.count(module):,} {kind}')
-  for name, network in built.task.frozen.items():
-    lines.append(f'frozen network {name}: {tasks.count(network):,}')
-  trained = sum(tasks.count(abstract.params[g]) for g in built.task.groups)
-  lines.append(f'trained parameters: {trained:,}')
-  cli.say('\n'.join(lines))

@@ -20,6 +20,12 @@ def build(
   config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
 ) -> common.Built:
   """Builds the task that `config.task` names."""
+  check(config)
+  return TASKS[config.task](config, train, mesh)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises a UserError for what needs no data to be seen to be wrong."""
   limits.check(checkpointing.flatten(config.to_dict()))
   _check_attention(config)
   if config.init_from:
@@ -28,7 +34,6 @@ def build(
     raise errors.ConfigError(
       f'task={config.task!r}; wanted one of {", ".join(TASKS)}'
     )
-  return TASKS[config.task](config, train, mesh)
 
 
 def _check_attention(config) -> None:

@@ -4,11 +4,13 @@ import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from launch.builders import common
 from selfboottok_jax import data, errors, inference
 from selfboottok_jax.evaluation import evaluators
 from selfboottok_jax.models import sit
+from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import generator
 from selfboottok_jax.training import checkpointing
 
@@ -32,19 +34,10 @@ def build_generator(
   )
   common.check_image_size(config, run)
   tokenizer = inference.tokenizer_of(run)
-  model = sit.SiT(
-    num_tokens=tokenizer.num_tokens,
-    token_dim=tokenizer.token_dim,
-    num_classes=len(train.class_names),
-    **config.model,
+  task = make_generator_task(
+    config, tokenizer.model, tokenizer.params, len(train.class_names)
   )
-  if model.width % model.heads:
-    raise errors.ConfigError(
-      f'model.width={model.width} does not divide by model.heads='
-      f'{model.heads}; change one of the two'
-    )
-  goal = generator.Objective(**config.loss)
-  task = generator.GeneratorTask(model, goal, tokenizer.model, tokenizer.params)
+  goal = task.objective
 
   def start(state):
     latents = None
@@ -90,6 +83,28 @@ def build_generator(
     model_fields=config.model.to_dict(),
     tokenizer_fingerprint=tokenizer.fingerprint,
   )
+
+
+def make_generator_task(
+  config: ml_collections.ConfigDict,
+  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer_params: PyTree,
+  num_classes: int,
+) -> generator.GeneratorTask:
+  """A generator without data; the parameters may be shapes."""
+  model = sit.SiT(
+    num_tokens=tokenizer.num_tokens,
+    token_dim=tokenizer.token_dim,
+    num_classes=num_classes,
+    **config.model,
+  )
+  if model.width % model.heads:
+    raise errors.ConfigError(
+      f'model.width={model.width} does not divide by model.heads='
+      f'{model.heads}; change one of the two'
+    )
+  goal = generator.Objective(**config.loss)
+  return generator.GeneratorTask(model, goal, tokenizer, tokenizer_params)
 
 
 def _latents(config, goal, tokenizer, train):

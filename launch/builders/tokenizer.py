@@ -1,5 +1,6 @@
 """The two tasks that train a tokenizer: stage 1 and local scaling."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -24,12 +25,8 @@ def build_tokenizer(
       f'tokenizer={config.tokenizer}, but stage 1 starts from none; wanted '
       '--config.init_from to fine-tune, or configs/scaling.py for stage 2'
     )
-  fields = config.model.to_dict()
-  model, goal, networks, critic = _tokenizer_parts(config, fields)
+  task = make_tokenizer_task(config)
   batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
-  task = tokenizer_task.TokenizerTask(
-    model, goal, networks, critic, steps=config.train.steps
-  )
 
   def start(state):
     if not config.init_from:
@@ -45,8 +42,8 @@ def build_tokenizer(
     task,
     train,
     start=start,
-    evaluators=lambda _: [evaluators.Reconstruction(model, batches, mesh)],
-    model_fields=fields,
+    evaluators=lambda _: [evaluators.Reconstruction(task.model, batches, mesh)],
+    model_fields=config.model.to_dict(),
   )
 
 
@@ -63,22 +60,8 @@ def build_scaling(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
   common.check_image_size(config, run)
-  fields = {**run.config['model'], **config.model.to_dict()}
-  model, goal, networks, critic = _tokenizer_parts(config, fields)
-  if 'local2d' not in model.groups:
-    raise errors.ConfigError(
-      'model.local2d_depth=0; wanted the depth of the larger aligner'
-    )
+  task = make_scaling_task(config, run.config)
   batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
-  task = scaling.ScalingTask(
-    model,
-    goal,
-    networks,
-    critic,
-    steps=config.train.steps,
-    trainable=tuple(config.trainable),
-  )
-
   tokenizer = inference.tokenizer_of(run)
   stage2 = None
   if config.init_from:
@@ -97,10 +80,43 @@ def build_scaling(
     task,
     train,
     start=start,
-    evaluators=lambda _: [evaluators.Reconstruction(model, batches, mesh)],
-    model_fields=fields,
+    evaluators=lambda _: [evaluators.Reconstruction(task.model, batches, mesh)],
+    model_fields=scaled_fields(config, run.config),
     tokenizer_fingerprint=tokenizer.fingerprint,
   )
+
+
+def make_tokenizer_task(
+  config: ml_collections.ConfigDict,
+) -> tokenizer_task.TokenizerTask:
+  """Stage 1, without data."""
+  return tokenizer_task.TokenizerTask(
+    *_tokenizer_parts(config, config.model.to_dict()), steps=config.train.steps
+  )
+
+
+def make_scaling_task(
+  config: ml_collections.ConfigDict, stage1: Mapping[str, Any]
+) -> scaling.ScalingTask:
+  """Stage 2, without data; `stage1` is the configuration of stage 1's run."""
+  model, *others = _tokenizer_parts(config, scaled_fields(config, stage1))
+  if 'local2d' not in model.groups:
+    raise errors.ConfigError(
+      'model.local2d_depth=0; wanted the depth of the larger aligner'
+    )
+  return scaling.ScalingTask(
+    model,
+    *others,
+    steps=config.train.steps,
+    trainable=tuple(config.trainable),
+  )
+
+
+def scaled_fields(
+  config: ml_collections.ConfigDict, stage1: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Stage 1's model, but for the larger aligner."""
+  return {**stage1['model'], **config.model.to_dict()}
 
 
 def _read_scaled(config, fingerprint: str) -> checkpointing.Run:

@@ -35,6 +35,16 @@ def duration(seconds: float | int) -> str:
   return f'{minutes // 60} h {minutes % 60:02d} min'
 
 
+def size(count: int) -> str:
+  """Bytes as `12 B`, `3.4 MiB` or `56.7 GiB`."""
+  value, units = float(count), ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  while value >= 1024 and len(units) > 1:
+    value /= 1024
+    units.pop(0)
+  digits = 0 if units[0] == 'B' or value >= 100 else 1
+  return f'{value:.{digits}f} {units[0]}'
+
+
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
   """Rows as aligned text: words to the left, numbers to the right.
 

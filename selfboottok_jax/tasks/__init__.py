@@ -5,6 +5,7 @@ its loss; the machinery in `training` does the rest. No task takes a gradient or
 applies an update.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -12,6 +13,21 @@ import jax
 from jaxtyping import PyTree
 
 from selfboottok_jax.training import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+  """A network, or a module of one, whose cost is told by itself.
+
+  Attributes:
+    name: unique within a task; the named scope in which it computes.
+    params: its parameters, or their shapes.
+    trained: whether the task updates them.
+  """
+
+  name: str
+  params: PyTree
+  trained: bool
 
 
 class Task(Protocol):
@@ -38,6 +54,10 @@ class Task(Protocol):
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Parameters by group and statistics of a fresh training; traceable."""
+    ...
+
+  def components(self, params: Mapping[str, PyTree]) -> list[Component]:
+    """All that computes, frozen networks included, given the groups."""
     ...
 
 

@@ -1,7 +1,7 @@
 """Training SiT on the global tokens of a frozen tokenizer."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, tasks
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.models import sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -87,27 +87,36 @@ class GeneratorTask:
     one = jnp.ones((self.model.token_dim,))
     return {'generator': params}, {'latents': {'mean': 0 * one, 'std': one}}
 
+  def components(self, params: Mapping[str, PyTree]) -> list[tasks.Component]:
+    """The generator, and what of the tokenizer makes its codes."""
+    return [
+      tasks.Component('generator', params['generator'], True),
+      tasks.Component('tokenizer', self.frozen['tokenizer'], False),
+    ]
+
   def _loss(
     self, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
     """Mean squared velocity error at uniform t."""
-    codes = self.tokenizer.apply(
-      {'params': inputs.frozen['tokenizer']},
-      inputs.batch['image'],
-      method='encode',
-    )
+    with jax.named_scope('tokenizer'):
+      codes = self.tokenizer.apply(
+        {'params': inputs.frozen['tokenizer']},
+        inputs.batch['image'],
+        method='encode',
+      )
     x = normalise(codes, inputs.stats['latents'])
     time_key, noise_key, label_key = jax.random.split(inputs.rng, 3)
     t = jax.random.uniform(time_key, x.shape[:1], minval=self.path.min_time)
     noise = jax.random.normal(noise_key, x.shape)
-    prediction = self.model.apply(
-      {'params': trained},
-      self.path.interpolate(x, noise, t),
-      t,
-      inputs.batch['label'],
-      train=True,
-      rngs={'dropout': label_key},
-    )
+    with jax.named_scope('generator'):
+      prediction = self.model.apply(
+        {'params': trained},
+        self.path.interpolate(x, noise, t),
+        t,
+        inputs.batch['label'],
+        train=True,
+        rngs={'dropout': label_key},
+      )
     loss = jnp.mean(velocity.velocity_loss(prediction, x, noise, t, self.path))
     return loss, state_lib.LossOutputs({}, inputs.stats, inputs.carry)
 

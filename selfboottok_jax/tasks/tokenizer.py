@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from selfboottok_jax import tasks
 from selfboottok_jax.models import aligners, discriminator
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import (
@@ -96,6 +97,21 @@ class TokenizerTask:
       stats['lecam'] = adversarial.init_lecam()
     return params, stats
 
+  def components(self, params: Mapping[str, PyTree]) -> list[tasks.Component]:
+    """The tokenizer's modules, the heads, the critic and the teachers."""
+    found = [
+      tasks.Component(module, of_module, group == 'tokenizer')
+      for group in ('tokenizer', 'base')
+      for module, of_module in params.get(group, {}).items()
+    ]
+    if self.critic is not None:
+      found.append(
+        tasks.Component('discriminator', params['discriminator'], True)
+      )
+    return found + [
+      tasks.Component(term, self.frozen[term], False) for term in self.networks
+    ]
+
   def _tokenizer_loss(
     self, critic_active: bool, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
@@ -117,8 +133,8 @@ class TokenizerTask:
     if 'perceptual' in self.networks:
       terms['perceptual'] = o.perceptual, self._perceptual(inputs, output)
     if critic_active:
-      logits = self.critic.apply(
-        {'params': inputs.params['discriminator']}, output.reconstruction
+      logits = self._judge(
+        inputs.params['discriminator'], output.reconstruction
       )
       terms['adversarial'] = (
         o.adversarial,
@@ -138,25 +154,26 @@ class TokenizerTask:
 
   def _perceptual(self, inputs, output):
     """The gated distance; the raw one would hide the warm-up in the log."""
-    weighted, _ = perceptual.perceptual_loss(
-      self.networks['perceptual'],
-      inputs.frozen['perceptual'],
-      inputs.batch['image'],
-      output.reconstruction,
-      step=inputs.step,
-      warmup_steps=self.warmup_steps,
-    )
+    with jax.named_scope('perceptual'):
+      weighted, _ = perceptual.perceptual_loss(
+        self.networks['perceptual'],
+        inputs.frozen['perceptual'],
+        inputs.batch['image'],
+        output.reconstruction,
+        step=inputs.step,
+        warmup_steps=self.warmup_steps,
+      )
     return weighted
 
   def _align(self, params, inputs, output):
     """Eq. (5): the weighted terms, and what tells whether they are healthy."""
-    o, images = self.objective, inputs.batch['image']
+    o = self.objective
     group_of = {'repa_global': 'global', 'repa_local': o.repa_local_on}
     terms, diagnostics = {}, {}
     for term, group in group_of.items():
       if term not in self.networks:
         continue
-      features = self.networks[term](inputs.frozen[term], images)
+      features = self._features(term, inputs)
       if o.repa_input == 'continuous':
         tokens = output.latents[group]
       else:
@@ -170,7 +187,7 @@ class TokenizerTask:
         alignment.alignment_loss(features.patches, projected, mode=o.repa_mode),
       )
     if 'transport' in self.networks:
-      features = self.networks['transport'](inputs.frozen['transport'], images)
+      features = self._features('transport', inputs)
       tokens = self._project(params, 'transport', output.latents['local2d'])
       result = transport.transport_loss(
         features.patches,
@@ -188,7 +205,18 @@ class TokenizerTask:
     name = parts.PROJECTOR + term
     if name not in self._projectors:
       return tokens
-    return self._projectors[name].apply({'params': params[name]}, tokens)
+    with jax.named_scope(name):
+      return self._projectors[name].apply({'params': params[name]}, tokens)
+
+  def _features(self, term, inputs):
+    """What a teacher sees in the images."""
+    with jax.named_scope(term):
+      return self.networks[term](inputs.frozen[term], inputs.batch['image'])
+
+  def _judge(self, params, images):
+    """The discriminator's logits."""
+    with jax.named_scope('discriminator'):
+      return self.critic.apply({'params': params}, images)
 
   def _kl(self, output):
     """Mean over groups: a model's weight on its codebooks' use is one."""
@@ -206,9 +234,8 @@ class TokenizerTask:
     self, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
     """Hinge and LeCAM on the images and the reconstruction carried over."""
-    critic = {'params': trained}
-    real = self.critic.apply(critic, inputs.batch['image'])
-    fake = self.critic.apply(critic, inputs.carry['reconstruction'])
+    real = self._judge(trained, inputs.batch['image'])
+    fake = self._judge(trained, inputs.carry['reconstruction'])
     result = adversarial.discriminator_loss(
       real,
       fake,

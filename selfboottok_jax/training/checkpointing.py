@@ -32,6 +32,7 @@ MAY_CHANGE = (
   'data.num_',
   'tokenizer',
   'sampling.',
+  'assumed.',
 )
 
 
@@ -135,13 +136,7 @@ def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
   Returns:
     The run, its arrays on the host.
   """
-  config = read_config(workdir, what)
-  accepted = {'tokenizer': ('tokenizer', 'scaling'), None: (config['task'],)}
-  if config['task'] not in accepted.get(task, (task,)):
-    raise errors.CheckpointError(
-      f'{what}={workdir} is a run of task {config["task"]!r}; wanted a run of '
-      f'task {task!r}'
-    )
+  config = read_config(workdir, what, task=task)
   step = latest_step(workdir)
   if step is None:
     raise errors.CheckpointError(
@@ -162,8 +157,13 @@ def read_optimizer(workdir: str, step: int) -> dict[str, PyTree]:
   return _read_arrays(workdir, step, 'optimizer')['opt']
 
 
-def read_config(workdir: str, what: str) -> dict[str, Any]:
-  """The configuration a workdir was trained with, as nested dicts."""
+def read_config(
+  workdir: str, what: str, *, task: str | None = None
+) -> dict[str, Any]:
+  """The configuration a workdir was trained with, as nested dicts.
+
+  Arguments are those of `read_run`.
+  """
   path = pathlib.Path(workdir) / CONFIG
   if not path.is_file():
     raise errors.CheckpointError(
@@ -179,6 +179,12 @@ def read_config(workdir: str, what: str) -> dict[str, Any]:
   if not isinstance(config, dict) or 'task' not in config:
     raise errors.CheckpointError(
       f'{path} is damaged (it names no task); restore it or train anew'
+    )
+  accepted = {'tokenizer': ('tokenizer', 'scaling'), None: (config['task'],)}
+  if config['task'] not in accepted.get(task, (task,)):
+    raise errors.CheckpointError(
+      f'{what}={workdir} is a run of task {config["task"]!r}; wanted a run of '
+      f'task {task!r}'
     )
   return config
 

@@ -1,0 +1,115 @@
+"""Tasks of which data or tokenizer are not at hand, to be sized and timed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import PyTree
+
+from configs import tokenizer as tokenizer_config
+from launch.builders import common, generator, tokenizer
+from selfboottok_jax import errors, tasks
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.tasks import generator as generator_task
+from selfboottok_jax.training import checkpointing, optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+  """A task without data.
+
+  Attributes:
+    task: as trained; a tokenizer of which nothing is known but its shapes has
+      these in place of parameters.
+    optimizers: one per trained group.
+    assumed: what was supposed because nothing was given, a line for each.
+  """
+
+  task: tasks.Task
+  optimizers: dict[str, optim.Optimizer]
+  assumed: list[str]
+
+
+def has_data(config: ml_collections.ConfigDict) -> bool:
+  """Whether the configuration says where images are."""
+  return bool(config.data.path) or config.data.source == 'procedural'
+
+
+def lacks(config: ml_collections.ConfigDict) -> bool:
+  """Whether a training would refuse the configuration for want of inputs."""
+  needs_tokenizer = config.task != 'tokenizer'
+  return not has_data(config) or (needs_tokenizer and not config.tokenizer)
+
+
+def outline(config: ml_collections.ConfigDict) -> Outline:
+  """The task of a configuration; what is missing is assumed and named."""
+  assumed = []
+  if config.task == 'tokenizer':
+    task = tokenizer.make_tokenizer_task(config)
+  else:
+    stage1 = _stage1(config, assumed)
+    if config.task == 'scaling':
+      task = tokenizer.make_scaling_task(config, stage1)
+    else:
+      task = _generator(config, stage1, assumed)
+  optimizers = common.build_optimizers(config, task.groups)
+  return Outline(task, optimizers, assumed)
+
+
+def materialise(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Puts a tree on its devices, with small random numbers for mere shapes."""
+
+  def place(leaf, where):
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+      return jax.device_put(leaf, where)
+    draw = jax.jit(
+      lambda key: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype),
+      out_shardings=where,
+    )
+    return draw(jax.random.key(0))
+
+  return jax.tree.map(place, tree, shardings)
+
+
+def _stage1(config, assumed):
+  """The configuration of the tokenizer's run, or of its preset."""
+  if config.tokenizer:
+    stored = checkpointing.read_config(
+      config.tokenizer, 'tokenizer', task='tokenizer'
+    )
+  else:
+    preset = config.assumed.tokenizer
+    if preset not in tokenizer_config.PRESETS:
+      raise errors.ConfigError(
+        f'assumed.tokenizer={preset!r}; wanted a preset of configs/'
+        f'tokenizer.py: {", ".join(tokenizer_config.PRESETS)}'
+      )
+    stored = tokenizer_config.get_config(preset).to_dict()
+    assumed.append(
+      f'the tokenizer of configs/tokenizer.py:{preset} (tokenizer is empty)'
+    )
+  trained = stored['data']['image_size']
+  if config.data.image_size != trained:
+    raise errors.ConfigError(
+      f'data.image_size={config.data.image_size}, but the tokenizer is one of '
+      f'{trained}; set --config.data.image_size={trained}'
+    )
+  return stored
+
+
+def _generator(config, stage1, assumed) -> generator_task.GeneratorTask:
+  if has_data(config):
+    num_classes = len(common.open_data(config, 'train').class_names)
+  else:
+    num_classes = config.assumed.num_classes
+    assumed.append(f'{num_classes:,} classes (data.path is empty)')
+  model = tokenizer_lib.Tokenizer(
+    image_size=stage1['data']['image_size'], **stage1['model']
+  )
+  size = model.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  return generator.make_generator_task(
+    config, model, variables['params'], num_classes
+  )

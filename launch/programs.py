@@ -1,0 +1,151 @@
+"""The train step of a task as compiled programs, one for each of its phases."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from selfboottok_jax import tasks
+from selfboottok_jax.evaluation import cost
+from selfboottok_jax.training import optim, sharding
+from selfboottok_jax.training import state as state_lib
+
+
+class TrainPrograms:
+  """Traced when it is made, compiled when it is first needed.
+
+  What does not fit together is found in the trace, without a number in memory
+  and before anything is written. The state of a call is donated.
+
+  Attributes:
+    state: shapes, types and shardings of the state.
+    frozen: those of the frozen parameters.
+    batch: those of a batch.
+    compile_seconds: by first step of a phase; without those that were read
+      from the compilation cache.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    optimizers: Mapping[str, optim.Optimizer],
+    mesh: Mesh,
+  ):
+    """Traces the step of every phase."""
+    self._config, self._task, self._mesh = config, task, mesh
+    self._optimizers = optimizers
+    abstract = jax.eval_shape(self._init)
+    self.state = sharding.place_abstractly(abstract, mesh)
+    self.frozen = sharding.place_abstractly(task.frozen, mesh)
+    self.batch = abstract_batch(config, mesh)
+    # chex counts all that is made here together.
+    chex.clear_trace_counter()
+    with jax.set_mesh(mesh):
+      self._traced = {
+        first: self._jit(first).trace(self.state, self.frozen, self.batch)
+        for first in task.milestones
+      }
+    self._compiled: dict[int, Any] = {}
+    self._called: set[int] = set()
+    self.compile_seconds: dict[int, float] = {}
+
+  def init(self) -> state_lib.TrainState:
+    """A fresh state, on its devices."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+    return jax.jit(self._init, out_shardings=shardings)()
+
+  def __call__(
+    self, state: state_lib.TrainState, frozen: PyTree, batch: PyTree, step: int
+  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+    """One update; `step` is the number of those made so far, as counted here.
+
+    From a program's second call on nothing crosses between host and device.
+    """
+    first = max(first for first in self._traced if first <= step)
+    program = self.compile(first)
+    # The first one puts constants on the device.
+    guard = 'disallow' if first in self._called else 'allow'
+    self._called.add(first)
+    with jax.transfer_guard(guard):
+      return program(state, frozen, batch)
+
+  def compile(self, first: int) -> Any:
+    """The program of the phase from step `first` on."""
+    if first not in self._compiled:
+      with jax.set_mesh(self._mesh):
+        lowered = self._traced[first].lower()
+        began = time.monotonic()
+        self._compiled[first] = lowered.compile()
+        self.compile_seconds[first] = time.monotonic() - began
+    return self._compiled[first]
+
+  def card(self) -> cost.Card:
+    """The cost of the last phase; with memory once that is compiled."""
+    last = max(self._traced)
+    rows = cost.count(
+      self._traced[last].jaxpr,
+      self._task.components(self.state.params),
+      self._config.data.batch_size,
+    )
+    card = cost.Card(rows)
+    if last not in self._compiled:
+      return card
+    memory = cost.measure_memory(
+      self._compiled[last], self.state, self.frozen, self.batch
+    )
+    return dataclasses.replace(
+      card,
+      memory=memory,
+      compile_seconds=self.compile_seconds[last],
+      devices=describe_devices(self._mesh),
+    )
+
+  def _init(self) -> state_lib.TrainState:
+    seed = self._config.train.seed
+    params, stats = self._task.init(jax.random.key(seed))
+    return state_lib.init_state(
+      params, stats, self._optimizers, self._task.ema_groups
+    )
+
+  def _jit(self, first: int):
+    step = state_lib.make_train_step(
+      self._task.losses(first),
+      self._optimizers,
+      seed=self._config.train.seed,
+      ema_limit=self._config.train.ema,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+    return jax.jit(
+      chex.assert_max_traces(step, n=len(self._task.milestones)),
+      out_shardings=(shardings, sharding.replicated(self._mesh)),
+      donate_argnums=0,
+    )
+
+
+def abstract_batch(
+  config: ml_collections.ConfigDict, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What the pipeline will yield, placed."""
+  size, count = config.data.image_size, config.data.batch_size
+  rows = sharding.batch_sharding(mesh)
+  return {
+    'image': jax.ShapeDtypeStruct(
+      (count, size, size, 3), np.float32, sharding=rows
+    ),
+    'label': jax.ShapeDtypeStruct((count,), np.int32, sharding=rows),
+  }
+
+
+def describe_devices(mesh: Mesh) -> str:
+  """Number, kind and arrangement of the devices."""
+  kind = mesh.devices.flat[0].device_kind
+  shape = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  return f'{mesh.size} x {kind} (mesh: {shape})'

@@ -1,0 +1,207 @@
+"""The cost card of a training: parameters, operations, memory, compile time."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jaxtyping import PyTree
+
+from selfboottok_jax import tasks
+from selfboottok_jax.evaluation import flops, tables
+
+# Dense bfloat16 operations per second and device, by `device_kind`; from the
+# vendors' data sheets.
+PEAKS = {
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100 PCIe': 756e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+  'NVIDIA B200': 2250e12,
+  'NVIDIA L4': 121e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5p': 459e12,
+  'TPU v5': 459e12,
+  'TPU v6 lite': 918e12,
+  'TPU v6e': 918e12,
+}
+COLUMNS = (
+  'component', 'parameters', 'kind', 'forward', 'backward', 'recompute',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A component of a training.
+
+  Attributes:
+    component: its name.
+    parameters: their number.
+    trained: whether the training updates them; None of what is no network.
+    flops: operations per image of a train step.
+  """
+
+  component: str
+  parameters: int
+  trained: bool | None
+  flops: flops.Flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """What a compiled train step needs on each device, in bytes.
+
+  Attributes:
+    state: parameters, running means and moments of the optimiser.
+    frozen: parameters of frozen networks.
+    batch: images and labels.
+    temporary: everything between the first and the last operation.
+  """
+
+  state: int
+  frozen: int
+  batch: int
+  temporary: int
+
+  @property
+  def total(self) -> int:
+    """Of one step; the new state is written over the old one."""
+    return self.state + self.frozen + self.batch + self.temporary
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """What is known before a training runs.
+
+  Attributes:
+    rows: the components, and what belongs to none.
+    memory: of the step as compiled for `devices`; None before it is compiled.
+    compile_seconds: None before it is compiled.
+    devices: number and kind.
+  """
+
+  rows: Sequence[Row]
+  memory: Memory | None = None
+  compile_seconds: float | None = None
+  devices: str = ''
+
+  @property
+  def flops(self) -> flops.Flops:
+    """Operations per image of everything."""
+    return sum((row.flops for row in self.rows), flops.Flops())
+
+  def parameters(self, *, trained: bool) -> int:
+    """Number of trained, or of frozen parameters."""
+    return sum(r.parameters for r in self.rows if r.trained is trained)
+
+  def to_dict(self) -> dict[str, Any]:
+    """For JSON."""
+    return dataclasses.asdict(self)
+
+
+def from_dict(values: Mapping[str, Any]) -> Card:
+  """Inverse of `Card.to_dict`."""
+  rows = [
+    Row(**r | {'flops': flops.Flops(**r['flops'])}) for r in values['rows']
+  ]
+  memory = values['memory'] and Memory(**values['memory'])
+  return Card(**{**values, 'rows': rows, 'memory': memory})
+
+
+def count(
+  jaxpr: core.ClosedJaxpr,
+  components: Sequence[tasks.Component],
+  batch_size: int,
+) -> list[Row]:
+  """The rows of a train step, from its trace on a batch of that size."""
+  counted = flops.count(jaxpr, [component.name for component in components])
+  per_image = {name: f * (1 / batch_size) for name, f in counted.items()}
+  rows = []
+  for component in components:
+    name, size = component.name, tasks.count(component.params)
+    rows.append(Row(name, size, component.trained, per_image[name]))
+  return [*rows, Row('losses', 0, None, per_image[flops.OTHER])]
+
+
+def measure_memory(
+  compiled: Any, state: PyTree, frozen: PyTree, batch: PyTree
+) -> Memory:
+  """Bytes per device of a compiled step and its placed or abstract inputs."""
+  return Memory(
+    *(_shard_bytes(tree) for tree in (state, frozen, batch)),
+    compiled.memory_analysis().temp_size_in_bytes,
+  )
+
+
+def _shard_bytes(tree: PyTree) -> int:
+  """Of one device's share."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    shard = leaf.sharding.shard_shape(leaf.shape)
+    total += leaf.dtype.itemsize * math.prod(shard)
+  return total
+
+
+def peak_flops(device: jax.Device) -> float | None:
+  """Dense bfloat16 operations per second of a device; None if unknown."""
+  names = [name for name in PEAKS if device.device_kind.startswith(name)]
+  return PEAKS[max(names, key=len)] if names else None
+
+
+def table(card: Card) -> str:
+  """The card for a terminal."""
+  rows = [
+    {
+      'component': row.component,
+      'parameters': row.parameters,
+      'kind': kind(row),
+      **_gigas(row.flops),
+    }
+    for row in card.rows
+  ]
+  rows.append(
+    {
+      'component': 'total',
+      'parameters': sum(row.parameters for row in card.rows),
+      'kind': '',
+      **_gigas(card.flops),
+    }
+  )
+  lines = [
+    tables.table(rows, COLUMNS),
+    f'parameters: {card.parameters(trained=True):,} trained, '
+    f'{card.parameters(trained=False):,} frozen',
+    'forward, backward, recompute: GFLOPs per image of a train step, matrix '
+    'products and convolutions, a multiply-add as two',
+    *sentences(card),
+  ]
+  return '\n'.join(lines)
+
+
+def sentences(card: Card) -> list[str]:
+  """What a card knows of the compiled step, for people."""
+  if card.memory is None:
+    return []
+  memory = {
+    name: getattr(card.memory, name)
+    for name in ('state', 'frozen', 'batch', 'temporary')
+  }
+  parts = ', '.join(f'{k} {tables.size(v)}' for k, v in memory.items())
+  return [
+    f'memory per device: {tables.size(card.memory.total)} ({parts}), as '
+    f'compiled for {card.devices}',
+    f'compile time: {tables.duration(card.compile_seconds)}',
+  ]
+
+
+def kind(row: Row) -> str:
+  """'trained', 'frozen', or nothing for what is no network."""
+  return {True: 'trained', False: 'frozen', None: ''}[row.trained]
+
+
+def _gigas(counted: flops.Flops) -> dict[str, float]:
+  return {k: v / 1e9 for k, v in dataclasses.asdict(counted).items()}
