@@ -10,6 +10,7 @@ from selfboottok_jax import errors
 from selfboottok_jax.flow import samplers
 
 LEAST = {
+  'assumed.num_classes': 1,
   'checkpoint.every': 0,
   'checkpoint.max_to_keep': 1,
   'data.image_size': 1,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -28,8 +28,9 @@ class TrainPrograms:
     state: shapes, types and shardings of the state.
     frozen: those of the frozen parameters.
     batch: those of a batch.
-    compile_seconds: by first step of a phase; without those that were read
-      from the compilation cache.
+    compile_seconds: by first step of a phase; short where the compilation cache
+      has the program.
+    on_compile: called whenever a program was compiled.
   """
 
   def __init__(
@@ -40,8 +41,9 @@ class TrainPrograms:
     mesh: Mesh,
   ):
     """Traces the step of every phase."""
-    self._config, self._task, self._mesh = config, task, mesh
-    self._optimizers = optimizers
+    self._task, self._optimizers, self._mesh = task, optimizers, mesh
+    self._seed, self._ema_limit = config.train.seed, config.train.ema
+    self._batch_size = config.data.batch_size
     abstract = jax.eval_shape(self._init)
     self.state = sharding.place_abstractly(abstract, mesh)
     self.frozen = sharding.place_abstractly(task.frozen, mesh)
@@ -56,6 +58,7 @@ class TrainPrograms:
     self._compiled: dict[int, Any] = {}
     self._called: set[int] = set()
     self.compile_seconds: dict[int, float] = {}
+    self.on_compile: Callable[[], None] = lambda: None
 
   def init(self) -> state_lib.TrainState:
     """A fresh state, on its devices."""
@@ -85,6 +88,7 @@ class TrainPrograms:
         began = time.monotonic()
         self._compiled[first] = lowered.compile()
         self.compile_seconds[first] = time.monotonic() - began
+      self.on_compile()
     return self._compiled[first]
 
   def card(self) -> cost.Card:
@@ -93,7 +97,7 @@ class TrainPrograms:
     rows = cost.count(
       self._traced[last].jaxpr,
       self._task.components(self.state.params),
-      self._config.data.batch_size,
+      self._batch_size,
     )
     card = cost.Card(rows)
     if last not in self._compiled:
@@ -109,8 +113,7 @@ class TrainPrograms:
     )
 
   def _init(self) -> state_lib.TrainState:
-    seed = self._config.train.seed
-    params, stats = self._task.init(jax.random.key(seed))
+    params, stats = self._task.init(jax.random.key(self._seed))
     return state_lib.init_state(
       params, stats, self._optimizers, self._task.ema_groups
     )
@@ -119,8 +122,8 @@ class TrainPrograms:
     step = state_lib.make_train_step(
       self._task.losses(first),
       self._optimizers,
-      seed=self._config.train.seed,
-      ema_limit=self._config.train.ema,
+      seed=self._seed,
+      ema_limit=self._ema_limit,
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     return jax.jit(

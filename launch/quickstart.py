@@ -24,9 +24,10 @@ from configs import scaling as scaling_config
 from configs import tokenizer as tokenizer_config
 from launch import cli, trainer
 from launch.builders import common
-from selfboottok_jax import errors, inference, pretrained, tasks
+from selfboottok_jax import errors, inference, pretrained
 from selfboottok_jax.evaluation import (
   content,
+  cost,
   evaluate,
   findings,
   report,
@@ -54,16 +55,6 @@ FOLDERS = {
 SHOWN = 8
 SAMPLES_PER_CLASS = 4
 FRECHET_SAMPLES = 500
-# Components of a tokenizer, as the report counts them.
-COMPONENTS = {
-  'encoder': 'Encoder',
-  'decoder': 'Decoder',
-  'fuse': 'Fusion',
-  'local1d': 'Local 1D aligner',
-  'local2d': 'Local 2D aligner',
-  'quantizer': 'Codebooks',
-  'project': 'Heads to teachers (training only)',
-}
 
 
 def main(argv) -> None:
@@ -183,7 +174,9 @@ def make_report(workdir: pathlib.Path) -> content.Report:
     comparison=_comparison(tokenizers, batches, measured, reference),
     samples=_samples(generator),
     scores=measured,
-    parameters={name: _parameters(workdir / FOLDERS[name]) for name in FOLDERS},
+    costs={
+      name: cost.read(workdir / folder) for name, folder in FOLDERS.items()
+    },
     notes=[
       'Built-in scenes and weight-free teachers (hog, dct) show that every '
       'stage works; they say nothing about photographs.',
@@ -241,24 +234,6 @@ def _samples(generator: inference.ImageGenerator) -> content.Samples:
   return content.Samples(
     classes, f'{protocol}; seed 1, EMA weights, decoded by stage 2; unselected'
   )
-
-
-def _parameters(workdir: pathlib.Path) -> dict[str, content.Parameters]:
-  """Counts by component, and whether this run trained them."""
-  run = checkpointing.read_run(str(workdir), what='quickstart')
-  counts: dict[str, content.Parameters] = {}
-  for group, modules in run.params.items():
-    if group in ('generator', 'discriminator'):
-      name = {'generator': 'SiT', 'discriminator': 'Discriminator'}[group]
-      counts[name] = content.Parameters(tasks.count(modules))
-      continue
-    trained = group != 'base'
-    for module, params in modules.items():
-      label = COMPONENTS.get(module, COMPONENTS.get(module.split('_')[0]))
-      label = f'{label}' if trained else f'{label} (frozen)'
-      before = counts[label].count if label in counts else 0
-      counts[label] = content.Parameters(before + tasks.count(params), trained)
-  return counts
 
 
 def _environment() -> dict[str, object]:

@@ -10,6 +10,7 @@ from launch import builders, cli
 from launch.builders import common
 from launch.programs import TrainPrograms
 from selfboottok_jax import data, errors
+from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
@@ -45,6 +46,7 @@ def train(
       state = _resume(programs.state, checkpointer, latest, meta)
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
+      programs.on_compile = lambda: cost.write(programs.card(), workdir)
     frozen = place(built.task.frozen, mesh)
     return _run(
       config, built, state, programs, frozen, source, mesh, checkpointer,

@@ -204,7 +204,10 @@ def _unread(config) -> list[str]:
   }
   if 'sampling' in config:
     read['sampling'] = _sampling_keys(config.sampling.to_dict())
-  launch = _sources('launch/builders/*.py') + _sources('launch/trainer.py')
+  launch = ''.join(
+    _sources(f'launch/{name}.py')
+    for name in ('builders/*', 'trainer', 'programs')
+  )
   unread = []
   for key in checkpointing.flatten(config.to_dict()):
     section, _, name = key.partition('.')

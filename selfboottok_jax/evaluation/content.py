@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfboottok_jax import errors
+from selfboottok_jax.evaluation import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +76,12 @@ class Samples:
     _need_protocol(self.protocol, 'the samples')
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-  """The parameter count of a component, and whether its run trained it."""
-
-  count: int
-  trained: bool = True
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
   """What the page shows; everything but the title may be left out.
 
   `environment` holds versions, device, cores; `configs` a nested mapping by
-  run; `parameters` counts by run and component.
+  run; `costs` the card of each run.
   """
 
   title: str
@@ -99,9 +92,7 @@ class Report:
   comparison: Comparison | None = None
   samples: Samples | None = None
   scores: Sequence[Score] = ()
-  parameters: Mapping[str, Mapping[str, Parameters]] = dataclasses.field(
-    default_factory=dict
-  )
+  costs: Mapping[str, cost.Card] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
 
   def __post_init__(self):

@@ -1,16 +1,21 @@
 """The cost card of a training: parameters, operations, memory, compile time."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
 from jaxtyping import PyTree
 
-from selfboottok_jax import tasks
-from selfboottok_jax.evaluation import flops, tables
+from selfboottok_jax import errors, tasks
+from selfboottok_jax.evaluation import files, flops, tables
+
+FILE = 'cost.json'
 
 # Dense bfloat16 operations per second and device, by `device_kind`; from the
 # vendors' data sheets.
@@ -29,7 +34,7 @@ PEAKS = {
   'TPU v6 lite': 918e12,
   'TPU v6e': 918e12,
 }
-COLUMNS = (
+_COLUMNS = (
   'component', 'parameters', 'kind', 'forward', 'backward', 'recompute',
 )  # fmt: skip
 
@@ -103,13 +108,32 @@ class Card:
     return dataclasses.asdict(self)
 
 
-def from_dict(values: Mapping[str, Any]) -> Card:
-  """Inverse of `Card.to_dict`."""
-  rows = [
-    Row(**r | {'flops': flops.Flops(**r['flops'])}) for r in values['rows']
-  ]
-  memory = values['memory'] and Memory(**values['memory'])
-  return Card(**{**values, 'rows': rows, 'memory': memory})
+def write(card: Card, workdir: str | os.PathLike[str]) -> None:
+  """Keeps the card of a training in its workdir."""
+  text = json.dumps(card.to_dict(), indent=2) + '\n'
+  files.write_atomically(pathlib.Path(workdir) / FILE, text.encode())
+
+
+def read(workdir: str | os.PathLike[str]) -> Card:
+  """The card that `write` kept.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  path = pathlib.Path(workdir) / FILE
+  try:
+    values = json.loads(path.read_text())
+    rows = [
+      Row(**{**row, 'flops': flops.Flops(**row['flops'])})
+      for row in values['rows']
+    ]
+    memory = values['memory'] and Memory(**values['memory'])
+    return Card(**{**values, 'rows': rows, 'memory': memory})
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({error}); give the --workdir of a training, and '
+      'continue that training to write it anew'
+    ) from error
 
 
 def count(
@@ -146,9 +170,9 @@ def _shard_bytes(tree: PyTree) -> int:
   return total
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device_kind: str) -> float | None:
   """Dense bfloat16 operations per second of a device; None if unknown."""
-  names = [name for name in PEAKS if device.device_kind.startswith(name)]
+  names = [name for name in PEAKS if device_kind.startswith(name)]
   return PEAKS[max(names, key=len)] if names else None
 
 
@@ -172,7 +196,7 @@ def table(card: Card) -> str:
     }
   )
   lines = [
-    tables.table(rows, COLUMNS),
+    tables.table(rows, _COLUMNS),
     f'parameters: {card.parameters(trained=True):,} trained, '
     f'{card.parameters(trained=False):,} frozen',
     'forward, backward, recompute: GFLOPs per image of a train step, matrix '

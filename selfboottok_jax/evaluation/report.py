@@ -14,6 +14,7 @@ from matplotlib import figure as figures
 
 from selfboottok_jax.evaluation import (
   content,
+  cost,
   curves,
   files,
   findings,
@@ -91,7 +92,8 @@ def render(report: content.Report) -> str:
     ],
     curves=_curve_figures(metrics),
     most_points=curves.MOST_POINTS,
-    components=_parameter_rows(report.parameters),
+    components=_component_rows(report.costs),
+    cost_notes=_notes_on_costs(report.costs, metrics),
     configs={name: _flat(tree) for name, tree in report.configs.items()},
   )
 
@@ -104,7 +106,11 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {'number': tables.number, 'duration': tables.duration}
+  environment.filters |= {
+    'number': tables.number,
+    'duration': tables.duration,
+    'kind': cost.kind,
+  }
   source = importlib.resources.files(__package__) / 'report.html'
   return environment.from_string(source.read_text('utf-8'))
 
@@ -142,26 +148,29 @@ def _in_order(metrics: Mapping[str, history.Metrics]) -> list[str]:
   return curves.panels({k: s for m in metrics.values() for k, s in m.items()})
 
 
-def _parameter_rows(
-  parameters: Mapping[str, Mapping[str, content.Parameters]],
-) -> dict[str, list]:
-  """Components as rows and runs as columns, with three rows of totals."""
-  names = dict.fromkeys(name for run in parameters.values() for name in run)
-  rows = {
-    name: [run.get(name) for run in parameters.values()] for name in names
-  }
-  totals = {
-    heading: [
-      sum(p.count for p in run.values() if p.trained in kinds)
-      for run in parameters.values()
-    ]
-    for heading, kinds in {
-      'Trained': (True,),
-      'Frozen': (False,),
-      'Total': (True, False),
-    }.items()
-  }
-  return {'rows': list(rows.items()), 'totals': list(totals.items())}
+def _component_rows(costs: Mapping[str, cost.Card]) -> list[tuple[str, list]]:
+  """Components as rows; for each run a row of its card, or None."""
+  names = dict.fromkeys(r.component for c in costs.values() for r in c.rows)
+  by_run = [{r.component: r for r in card.rows} for card in costs.values()]
+  return [(name, [rows.get(name) for rows in by_run]) for name in names]
+
+
+def _notes_on_costs(
+  costs: Mapping[str, cost.Card], metrics: Mapping[str, history.Metrics]
+) -> list[tuple[str, str]]:
+  """What is known of a run's compiled step and of its speed."""
+  notes = []
+  for name, card in costs.items():
+    known = cost.sentences(card)
+    rates = metrics.get(name, {}).get('images_per_second')
+    if rates is not None:
+      rate = float(np.median(rates.values))
+      known.append(
+        f'{tables.number(rate)} images/s while training (median), '
+        f'{tables.number(rate * card.flops.model / 1e9)} GFLOP/s'
+      )
+    notes.append((name, '; '.join(known)))
+  return [(name, note) for name, note in notes if note]
 
 
 def _flat(tree: Mapping, prefix: str = '') -> list[tuple[str, object]]:

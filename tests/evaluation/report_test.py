@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from selfboottok_jax import errors
-from selfboottok_jax.evaluation import content, pictures, report
+from selfboottok_jax.evaluation import content, cost, flops, pictures, report
 
 _VOID = {'meta', 'link', 'img', 'br', 'hr'}
 _HOSTILE = '<script>alert("x")</script> & <b>'
@@ -70,9 +70,18 @@ def _run(folder, name, psnr, baseline=10.0):
   return content.Run(name, f'runs/{name}', 'tokenizer', 1600, 185.0, path)
 
 
+def _card(memory=None, **components):
+  step = flops.Flops(forward=2e9, backward=4e9, recompute=1e9)
+  return cost.Card(
+    [cost.Row(n, size, kind, step) for n, (size, kind) in components.items()],
+    memory=memory,
+    compile_seconds=memory and 75.0,
+    devices='8 x cpu',
+  )
+
+
 def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
   names = ['SoftVQ baseline', f'Stage 1 {_HOSTILE}', 'Scaled aligner']
-  parameters = content.Parameters
   return content.Report(
     title=f'Shapes {_HOSTILE}',
     created='1 May 2026',
@@ -100,12 +109,14 @@ def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
       content.Score(names[1], 'FD (HOG)', 45.678, False, f'raw {_HOSTILE}'),
       content.Score(names[1], 'usage', 0.5, None, 'step 1,600'),
     ],
-    parameters={
-      names[0]: {'encoder': parameters(1000), 'decoder': parameters(234)},
-      names[2]: {
-        'encoder': parameters(1000, trained=False),
-        'aligner': parameters(5678),
-      },
+    costs={
+      names[0]: _card(encoder=(1000, True), decoder=(234, True)),
+      names[2]: _card(
+        encoder=(1000, False),
+        aligner=(5678, True),
+        losses=(0, None),
+        memory=cost.Memory(2**30, 0, 2**20, 2**30),
+      ),
     },
     notes=[f'A note {_HOSTILE}'],
   )
@@ -217,13 +228,36 @@ def test_texts_of_users_are_escaped(written):
 
 def test_parameters_have_totals_and_say_what_was_trained(written):
   _, _, page = written
-  rows = {row[0]: row[1:] for row in page.rows if len(row) == 3}
-  assert rows['encoder'] == ['1,000trained', '1,000frozen']
-  assert rows['decoder'] == ['234trained', '–']
-  assert rows['aligner'] == ['–', '5,678trained']
-  assert rows['Trained'] == ['1,234', '5,678']
-  assert rows['Frozen'] == ['0', '1,000']
-  assert rows['Total'] == ['1,234', '6,678']
+  rows = [row for row in page.rows if len(row) == 3]
+  for row in (
+    ['encoder', '1,000trained', '1,000frozen'],
+    ['decoder', '234trained', '–'],
+    ['aligner', '–', '5,678trained'],
+    ['Trained', '1,234', '5,678'],
+    ['Frozen', '0', '1,000'],
+  ):
+    assert row in rows
+  assert ['losses', '–', '0'] not in rows
+
+
+def test_operations_have_totals(written):
+  _, _, page = written
+  rows = [row for row in page.rows if len(row) == 3]
+  assert ['encoder', '2.00 / 7.00', '2.00 / 7.00'] in rows
+  assert ['losses', '–', '2.00 / 7.00'] in rows
+  assert ['Total', '4.00 / 14.00', '6.00 / 21.00'] in rows
+
+
+def test_compiled_steps_tell_memory_and_rate(written):
+  made, _, page = written
+  pairs = [data for (at, _), data in page.texts if at in ('dt', 'dd')]
+  first, _, last = (run.name for run in made.runs)
+  # 9 images/s of 2 components, 6 GFLOPs each without recomputation.
+  rate = '9.00 images/s while training (median), 108.0 GFLOP/s'
+  assert pairs[pairs.index(first) + 1] == rate
+  told = pairs[pairs.index(last) + 1]
+  assert told.startswith('memory per device: 2.0 GiB (state 1.0 GiB')
+  assert 'compile time: 1 min 15 s' in told
 
 
 def test_configs_runs_and_environment_are_there(written):

@@ -13,21 +13,6 @@ SCALING = '--config=tests/launch/tiny.py:scaling'
 GENERATOR = '--config=tests/launch/tiny.py:generator'
 
 
-def test_dry_run_counts_parameters_and_writes_nothing(server, tmp_path):
-  workdir = tmp_path / 'new'
-  result = server.run('train', TOKENIZER, f'--workdir={workdir}', '--dry_run')
-  assert result.code == 0, result.err
-  assert not workdir.exists()
-  lines = result.out.splitlines()
-  counts = [
-    int(line.split()[1].replace(',', ''))
-    for line in lines
-    if line.endswith(' trained')
-  ]
-  total = int(lines[-1].removeprefix('trained parameters: ').replace(',', ''))
-  assert sum(counts) == total > 0
-
-
 def test_logs_every_update_and_the_last_evaluation(runs):
   records = logs.read(runs / 'tokenizer')
   assert [r['step'] for r in records if 'loss' in r] == [1, 2]

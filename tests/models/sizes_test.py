@@ -1,5 +1,7 @@
 """The presets of the paper have the numbers of parameters of the paper."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from configs import generator as generator_config
 from configs import scaling as scaling_config
 from configs import tokenizer as tokenizer_config
 from selfboottok_jax import tasks
+from selfboottok_jax.evaluation import flops
 from selfboottok_jax.models import aligners, sit, tokenizer
 
 
@@ -85,4 +88,34 @@ def test_sizes_of_the_generators(size, millions):
   # Published counts are rounded to a million and for 2D patches.
   np.testing.assert_allclose(
     tasks.count(shapes['params']) / 1e6, millions, rtol=0.01
+  )
+
+
+# The published multiply-adds are of 65 tokens (REG's class token is one) and
+# include its projector, which only training uses.
+TOKENS = 65
+PROJECTOR = (2048, 2048, 768)
+
+
+@pytest.mark.parametrize(
+  ('size', 'giga_multiply_adds'),
+  [('s', 1.9), ('b', 6.1), ('l', 20.5), ('xl', 30.0)],
+)
+def test_operations_of_the_generators(size, giga_multiply_adds):
+  config = generator_config.get_config(f'imagenet256_{size}')
+  model = sit.SiT(
+    num_tokens=TOKENS, token_dim=32, num_classes=1000, **config.model
+  )
+  inputs = (
+    jax.ShapeDtypeStruct((1, TOKENS, 32), jnp.float32),
+    jax.ShapeDtypeStruct((1,), jnp.float32),
+    jax.ShapeDtypeStruct((1,), jnp.int32),
+  )
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  jaxpr = jax.jit(model.apply).trace(params, *inputs).jaxpr
+  counted = flops.count(jaxpr, ())[flops.OTHER].total
+  widths = (config.model.width, *PROJECTOR)
+  projector = TOKENS * sum(a * b for a, b in itertools.pairwise(widths))
+  np.testing.assert_allclose(
+    counted / 2e9 + projector / 1e9, giga_multiply_adds, rtol=0.03
   )

@@ -73,6 +73,18 @@ CASES = {
     {'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_NUM_PROCESSES': '2'},
   ),
   'multihost: alone': ((*TRAIN, '--multihost'), ('no other processes',)),
+  'devices of a training': (
+    (*TRAIN, '--devices=2'),
+    ('--devices=2', 'dry_run'),
+  ),
+  'no devices': (
+    (*TRAIN, '--dry_run', '--devices=0'),
+    ('--devices=0', '1 or more'),
+  ),
+  'devices and hosts': (
+    (*TRAIN, '--dry_run', '--devices=2', '--multihost'),
+    ('--multihost', 'one process'),
+  ),
   'sample: no flags': (('sample',), ('--workdir, --tokenizer, --out',)),
   'quickstart: budget 0': (
     ('quickstart', WORKDIR, '--budget=0'),

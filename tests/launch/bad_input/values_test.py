@@ -4,6 +4,7 @@ from selfboottok_jax.training import checkpointing
 from tests.launch.bad_input.arguments import (
   EVALUATE,
   EVALUATE_GENERATOR,
+  GENERATOR,
   SAMPLE,
   SCALING,
   TOKENIZER,
@@ -95,6 +96,18 @@ CASES = {
   'guidance of a config': (
     (*TRAIN_GENERATOR, '--config.sampling.guidance_low=.9'),
     ('sampling.guidance_low=0.9', 'low <= high'),
+  ),
+  'assumed tokenizer': (
+    ('train', GENERATOR, '--dry_run', '--config.assumed.tokenizer=nope'),
+    ("assumed.tokenizer='nope'", 'imagenet256'),
+  ),
+  'other images than the assumed tokenizer': (
+    ('train', GENERATOR, '--dry_run', '--config.data.image_size=32'),
+    ('data.image_size=32', '--config.data.image_size=16'),
+  ),
+  'assumed classes': (
+    (*TRAIN, '--config.assumed.num_classes=0'),
+    ('assumed.num_classes=0', '1 or more'),
   ),
   'trainable': (
     (
