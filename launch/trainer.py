@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from launch import builders, cli
 from launch.builders import common
 from launch.programs import TrainPrograms
-from selfboottok_jax import data, errors
+from selfboottok_jax import errors
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import logging as logging_lib
@@ -92,20 +92,7 @@ def _run(
 ):  # fmt: skip
   step = int(state.step)
   first = jax.process_index() == 0
-  batches = data.make_train_dataset(
-    source,
-    batch_size=config.data.batch_size,
-    image_size=config.data.image_size,
-    seed=config.train.seed,
-    start_step=step,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_threads=config.data.num_threads,
-    num_workers=config.data.num_workers,
-    max_scale=None if config.data.augment else 1.0,
-    flip=config.data.augment,
-    random_crop=config.data.augment,
-  )
+  batches = common.train_batches(config, source, start_step=step)
   # Closed on errors too: TensorBoard's thread outlives the main one, and
   # would follow the error with a traceback of its own.
   writer = (

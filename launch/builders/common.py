@@ -74,6 +74,26 @@ def assemble(
   )
 
 
+def train_batches(
+  config: ml_collections.ConfigDict, source: data.Source, *, start_step: int
+) -> data.TrainBatches:
+  """Augmented batches of this process's share, from that of `start_step` on."""
+  return data.make_train_dataset(
+    source,
+    batch_size=config.data.batch_size,
+    image_size=config.data.image_size,
+    seed=config.train.seed,
+    start_step=start_step,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_threads=config.data.num_threads,
+    num_workers=config.data.num_workers,
+    max_scale=None if config.data.augment else 1.0,
+    flip=config.data.augment,
+    random_crop=config.data.augment,
+  )
+
+
 def eval_batches(
   config: ml_collections.ConfigDict, source: data.Source, mesh: Mesh
 ) -> data.EvalBatches:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from configs import tokenizer as tokenizer_config
@@ -12,7 +13,7 @@ from launch.builders import common, generator, tokenizer
 from selfboottok_jax import errors, tasks
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import generator as generator_task
-from selfboottok_jax.training import checkpointing, optim
+from selfboottok_jax.training import checkpointing, optim, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def outline(config: ml_collections.ConfigDict) -> Outline:
   return Outline(task, optimizers, assumed)
 
 
-def materialise(tree: PyTree, shardings: PyTree) -> PyTree:
+def materialise(tree: PyTree, mesh: Mesh) -> PyTree:
   """Puts a tree on its devices, with small random numbers for mere shapes."""
 
   def place(leaf, where):
@@ -69,7 +70,7 @@ def materialise(tree: PyTree, shardings: PyTree) -> PyTree:
     )
     return draw(jax.random.key(0))
 
-  return jax.tree.map(place, tree, shardings)
+  return jax.tree.map(place, tree, sharding.tree_shardings(tree, mesh))
 
 
 def _stage1(config, assumed):

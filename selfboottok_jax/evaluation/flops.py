@@ -74,7 +74,8 @@ def count(
     Flops of every component and of `OTHER`.
 
   Raises:
-    ValueError: a loop of unknown length multiplies matrices.
+    ValueError: a loop of unknown length multiplies matrices, or a kernel does
+      not show what it multiplies.
   """
   flops = dict.fromkeys((*components, OTHER), Flops())
   for stack, amount in _walk(jaxpr.jaxpr, ''):
@@ -89,6 +90,11 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
     # An inner program's stack begins where it was called.
     stack = f'{outer}/{equation.source_info.name_stack}'
     kind, parameters = equation.primitive.name, equation.params
+    if kind in _OPAQUE:
+      raise ValueError(
+        f'a {kind} in {stack} does not show what it multiplies; wanted code '
+        'of matrix products, or a rule for it in flops.py'
+      )
     if kind in _COUNTED:
       yield stack, _COUNTED[kind](equation)
     inner = [list(_walk(j, stack)) for j in _inner_jaxprs(parameters)]
@@ -130,10 +136,27 @@ def _convolution(equation: core.JaxprEqn) -> float:
   return 2.0 * math.prod(out) * per_output / inserted
 
 
+def _attention(products: int):
+  """Of a fused kernel, whose trace is one equation with q and k in front."""
+
+  def count_products(equation: core.JaxprEqn) -> float:
+    b, queries, heads, width = equation.invars[0].aval.shape
+    keys = equation.invars[1].aval.shape[1]
+    return 2.0 * products * b * heads * queries * keys * width
+
+  return count_products
+
+
 _COUNTED = {
   'dot_general': _dot_general,
   'conv_general_dilated': _convolution,
+  # jax.nn.dot_product_attention with 'cudnn': logits and mixture; and for each
+  # of the two a gradient on either side.
+  'dot_product_attention_fwd_wrapper': _attention(2),
+  'dot_product_attention_bwd_wrapper': _attention(4),
 }
+# Kernels that say nothing of what they multiply.
+_OPAQUE = ('pallas_call', 'ffi_call')
 
 
 def _of_phase(stack: str, amount: float) -> Flops:

@@ -138,6 +138,38 @@ def test_recomputation_is_told_apart_from_the_model():
   assert 0.8 * kept.forward < recomputed.recompute < kept.forward
 
 
+def test_fused_attention_counts_as_the_plain_one(monkeypatch):
+  # Its checks ask for a GPU; tracing needs none.
+  kernels = 'jax._src.cudnn.fused_attention_stablehlo'
+  monkeypatch.setattr(f'{kernels}.check_cudnn_version', lambda: 91000)
+  monkeypatch.setattr(
+    f'{kernels}.check_compute_capability', lambda *_, **__: True
+  )
+  counted = {}
+  for implementation in ('xla', 'cudnn'):
+
+    def loss(q, k, v, implementation=implementation):
+      mixed = jax.nn.dot_product_attention(
+        q, k, v, implementation=implementation
+      )
+      return mixed.astype(jnp.float32).sum()
+
+    q, k = (
+      jax.ShapeDtypeStruct((2, tokens, 4, 32), jnp.bfloat16)
+      for tokens in (64, 128)
+    )
+    gradients = jax.value_and_grad(loss, (0, 1, 2))
+    counted[implementation] = _count(gradients, q, k, k)[flops.OTHER]
+  assert counted['cudnn'] == counted['xla']
+  assert counted['xla'].forward == 2 * 2 * (2 * 4 * 64 * 128 * 32)
+
+
+def test_a_kernel_that_shows_nothing_is_refused():
+  call = jax.ffi.ffi_call('some_kernel', jax.ShapeDtypeStruct((M,), 'float32'))
+  with pytest.raises(ValueError, match='ffi_call'):
+    _total(call, _zeros(M))
+
+
 def test_agrees_with_xla_on_a_program_without_loops():
   # Wide enough that products outweigh what is done per element.
   model = tiny.make_tokenizer(unroll=16, encoder_width=256, decoder_width=256)

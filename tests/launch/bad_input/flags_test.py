@@ -86,6 +86,15 @@ CASES = {
     ('--multihost', 'one process'),
   ),
   'sample: no flags': (('sample',), ('--workdir, --tokenizer, --out',)),
+  'benchmark: no config': (('benchmark',), ('--config', 'not given')),
+  'benchmark: no steps': (
+    ('benchmark', TOKENIZER, '--steps=0'),
+    ('--steps=0', '1 or more'),
+  ),
+  'benchmark: no rounds': (
+    ('benchmark', TOKENIZER, '--rounds=-1'),
+    ('--rounds=-1', '1 or more'),
+  ),
   'quickstart: budget 0': (
     ('quickstart', WORKDIR, '--budget=0'),
     ('--budget=0', 'above 0'),

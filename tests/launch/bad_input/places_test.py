@@ -152,6 +152,19 @@ CASES = {
     (*EVALUATE, PHOTOS[1] + '{bad}/no_image_val'),
     ('{bad}/no_image_val/val/x.jpg', 'no image'),
   ),
+  'benchmark: below a file': (
+    ('benchmark', TOKENIZER, '--out={bad}/file/x.json'),
+    ('{bad}/file', 'no folder'),
+  ),
+  'benchmark: a folder': (
+    ('benchmark', TOKENIZER, '--out={bad}/empty'),
+    ('--out={bad}/empty', 'wanted a file'),
+  ),
+  'benchmark: no data': (
+    ('benchmark', TOKENIZER, '--config.data.source=auto',
+     '--config.data.path={bad}/absent'),
+    ('{bad}/absent', 'does not exist'),
+  ),
   'quickstart: a file': (
     ('quickstart', '--workdir={bad}/file'),
     ('--workdir={bad}/file', 'no folder'),

@@ -1,0 +1,307 @@
+"""Times a training step, its loop and its data on this machine.
+
+  python -m launch.benchmark --config=configs/tokenizer.py:photos64 \
+    --config.data.path=PHOTOS
+
+Works without data and without a tokenizer: model and loop are then timed on
+made-up images, and what was assumed is printed. Prints a table and, as the last
+line, JSON. Step and loop take turns, so that their ratio holds on a busy
+machine; many short rounds (--rounds=40 --steps=4) tell it best.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from launch import builders, cli
+from launch.builders import common, outline
+from launch.programs import TrainPrograms, describe_devices
+from selfboottok_jax import errors
+from selfboottok_jax.evaluation import cost, files, tables
+from selfboottok_jax.training import logging as logging_lib
+from selfboottok_jax.training import loop, sharding
+
+_CONFIG = cli.define_config()
+_STEPS = flags.DEFINE_integer('steps', 20, 'Updates in a round.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; medians are reported.')
+_OUT = flags.DEFINE_string('out', None, 'File to write the JSON to as well.')
+
+# Distinct host batches that the loop is fed without a pipeline.
+_HOST_BATCHES = 4
+
+
+def main(argv) -> None:
+  """Measures what the flags say."""
+  del argv
+  cli.require(config=_CONFIG.value)
+  for name, value in (('steps', _STEPS.value), ('rounds', _ROUNDS.value)):
+    if value < 1:
+      raise errors.ConfigError(f'--{name}={value}; wanted 1 or more')
+  if _OUT.value:
+    cli.check_folder('out', os.path.dirname(_OUT.value) or '.')
+    if os.path.isdir(_OUT.value):
+      raise errors.ConfigError(f'--out={_OUT.value} is a folder; wanted a file')
+  cli.start_jax()
+  record, notes = measure(_CONFIG.value, _STEPS.value, _ROUNDS.value)
+  cli.say('\n'.join(notes))
+  rows = [
+    {'measure': name, 'value': _shown(value)} for name, value in record.items()
+  ]
+  cli.say(tables.table(rows, ['measure', 'value']))
+  line = json.dumps(record)
+  if _OUT.value:
+    files.write_atomically(_OUT.value, line.encode() + b'\n')
+  cli.say(line)
+
+
+def measure(
+  config: ml_collections.ConfigDict, steps: int, rounds: int
+) -> tuple[dict[str, Any], list[str]]:
+  """Everything measured, by name; and what was assumed, in sentences.
+
+  Seconds, bytes and images per second are medians over the rounds; a measure
+  that this machine or the configuration does not allow is None.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch_size(config.data.batch_size, mesh)
+  builders.check(config)
+  source = None
+  if outline.has_data(config):
+    source = common.open_data(config, 'train')
+  sketch = outline.outline(config)
+  began = time.monotonic()
+  step_fn = TrainPrograms(config, sketch.task, sketch.optimizers, mesh)
+  trace_seconds = time.monotonic() - began
+  # The last phase: everything is on.
+  first = max(sketch.task.milestones)
+  with _no_compilation_cache():
+    step_fn.compile(first)
+  card = step_fn.card()
+  frozen = outline.materialise(sketch.task.frozen, mesh)
+  state = step_fn.init()
+  state = state.replace(step=_scalar(first, state.step))
+  timed = _Timed(config, step_fn, frozen, mesh, steps)
+  model, looped, data, whole = [], [], [], []
+  with jax.set_mesh(mesh):
+    # Caches and allocators get going outside the clock.
+    state, _ = timed.model(state)
+    state, _ = timed.loop(state, timed.made_up())
+    for index in range(rounds):
+      # Either goes first as often: a drift of the machine cancels.
+      for inside in (False, True)[:: -1 if index % 2 else 1]:
+        if inside:
+          state, seconds = timed.loop(state, timed.made_up())
+          looped.append(seconds)
+        else:
+          state, seconds = timed.model(state)
+          model.append(seconds)
+    if source is not None:
+      # Only now: its threads would work beside the steps above.
+      photos = common.train_batches(config, source, start_step=0)
+      with contextlib.closing(photos):
+        for _ in range(rounds):
+          data.append(timed.data(photos))
+          state, seconds = timed.loop(state, photos)
+          whole.append(seconds)
+  step_seconds = statistics.median(model)
+  ratios = [inside / bare for inside, bare in zip(looped, model, strict=True)]
+  batch = config.data.batch_size
+  memory, memory_of = _peak_memory()
+  per_second = card.flops.model * batch / step_seconds
+  peak = cost.peak_flops(jax.devices()[0].device_kind)
+  record = {
+    'config': _config_name(),
+    'task': config.task,
+    'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d'),
+    'devices': describe_devices(mesh),
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+    'batch_size': batch,
+    'dtype': config.model.dtype,
+    'attention': config.model.attention,
+    'remat': config.model.remat,
+    'unroll': config.model.unroll,
+    'trained_parameters': card.parameters(trained=True),
+    'frozen_parameters': card.parameters(trained=False),
+    'gflops_per_image': card.flops.model / 1e9,
+    'trace_seconds': trace_seconds,
+    'compile_seconds': card.compile_seconds,
+    'step_seconds': step_seconds,
+    'step_seconds_least': min(model),
+    'step_seconds_most': max(model),
+    'images_per_second': batch / step_seconds,
+    'loop_step_seconds': statistics.median(looped),
+    'loop_overhead': statistics.median(ratios) - 1,
+    'loop_overhead_quartiles': _quartiles([ratio - 1 for ratio in ratios]),
+    'data_images_per_second': batch / statistics.median(data) if data else None,
+    'training_images_per_second': (
+      batch / statistics.median(whole) if whole else None
+    ),
+    'tflops_per_second': per_second / 1e12,
+    'mfu': peak and per_second / (peak * mesh.size),
+    'mfu_of': peak and f'{peak / 1e12:.0f} TFLOP/s, dense bfloat16',
+    'step_memory_bytes': card.memory.total,
+    'peak_memory_bytes': memory,
+    'peak_memory_of': memory_of,
+  }
+  notes = [f'assumed: {line}' for line in sketch.assumed]
+  if not data:
+    notes.append('data rates not measured: data.path is empty')
+  return record, notes
+
+
+class _Timed:
+  """Seconds per step of what makes up a training, `steps` at a time."""
+
+  def __init__(self, config, step_fn, frozen, mesh, steps):
+    self._step_fn, self._frozen, self._mesh = step_fn, frozen, mesh
+    self._steps, self._log_every = steps, config.train.log_every
+    threads, workers = config.data.num_threads, config.data.num_workers
+    self._ahead = 2 * max(2, threads) * max(1, workers)
+    rng = np.random.default_rng(0)
+    local = config.data.batch_size // jax.process_count()
+    size = config.data.image_size
+    self._batches = [
+      {
+        'image': rng.uniform(-1, 1, (local, size, size, 3)).astype(np.float32),
+        'label': np.zeros(local, np.int32),
+      }
+      for _ in range(_HOST_BATCHES)
+    ]
+    self._placed = sharding.put_batch(self._batches[0], mesh)
+
+  def model(self, state):
+    """The compiled step alone, on a batch that lies on the device."""
+    step = int(state.step)
+    jax.block_until_ready(state)
+    began = time.monotonic()
+    for index in range(self._steps):
+      state, _ = self._step_fn(state, self._frozen, self._placed, step + index)
+    jax.block_until_ready(state)
+    return state, (time.monotonic() - began) / self._steps
+
+  def loop(self, state, batches: Iterator[dict[str, np.ndarray]]):
+    """A training as it is, but for evaluations and checkpoints."""
+    step = int(state.step)
+    schedule = loop.Schedule(
+      steps=step + self._steps,
+      log_every=self._log_every,
+      evaluate_every=0,
+      save_every=0,
+    )
+    with (
+      tempfile.TemporaryDirectory() as folder,
+      contextlib.closing(
+        logging_lib.MetricsWriter(folder, start_step=step)
+      ) as writer,
+      open(os.devnull, 'w') as silence,
+      contextlib.redirect_stderr(silence),
+    ):
+      began = time.monotonic()
+      state = loop.run(
+        state,
+        self._step_fn,
+        self._frozen,
+        batches,
+        name='benchmark',
+        schedule=schedule,
+        mesh=self._mesh,
+        checkpointer=_KeepsNothing(),
+        meta={},
+        writer=writer,
+      )
+      jax.block_until_ready(state)
+      return state, (time.monotonic() - began) / self._steps
+
+  def data(self, batches: Iterator[dict[str, np.ndarray]]) -> float:
+    """The pipeline alone, up to the host's memory."""
+    # What was prepared during the round before is not of this one.
+    for _ in range(self._ahead):
+      next(batches)
+    count = max(self._steps, 2 * self._ahead)
+    began = time.monotonic()
+    for _ in range(count):
+      next(batches)
+    return (time.monotonic() - began) / count
+
+  def made_up(self) -> Iterator[dict[str, np.ndarray]]:
+    """Endless host batches that cost nothing to make."""
+    while True:
+      yield from self._batches
+
+
+class _KeepsNothing:
+  """Stands where a training has its checkpointer."""
+
+  def save(self, state, meta) -> None:
+    pass
+
+  def wait(self) -> None:
+    pass
+
+
+def _shown(value: Any) -> str:
+  """A measure for people; nothing where it was not taken."""
+  if isinstance(value, list):
+    return ' to '.join(tables.number(item) for item in value)
+  return '' if value is None else tables.number(value)
+
+
+def _quartiles(values: list[float]) -> list[float] | None:
+  """The first and the third; None of a single value."""
+  if len(values) < 2:
+    return None
+  first, _, third = statistics.quantiles(values, n=4)
+  return [first, third]
+
+
+def _scalar(value: int, like: jax.Array) -> jax.Array:
+  return jax.device_put(np.asarray(value, like.dtype), like.sharding)
+
+
+@contextlib.contextmanager
+def _no_compilation_cache():
+  """What is read back from a cache was not compiled."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+
+
+def _peak_memory() -> tuple[int, str]:
+  """Bytes at the worst moment so far: of a device, else of the process."""
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use'], 'device'
+  unit = 1 if sys.platform == 'darwin' else 1024
+  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return used * unit, 'process'
+
+
+def _config_name() -> str:
+  """What --config and its overrides said."""
+  return ' '.join(
+    argument.lstrip('-')
+    for argument in sys.argv[1:]
+    if argument.lstrip('-').startswith('config')
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+TINY = '--config=tests/launch/tiny.py:'
+RATES = ('data_images_per_second', 'training_images_per_second')
+
+
+def _run(server, *arguments):
+  result = server.run('benchmark', '--steps=2', '--rounds=2', *arguments)
+  assert result.code == 0, result.err
+  return json.loads(result.out.splitlines()[-1]), result
+
+
+@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
+def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
+  # Its critic starts on the way: the phase with it is timed.
+  start = [] if task == 'generator' else ['--config.loss.adversarial_start=0.5']
+  out = tmp_path / 'new' / 'benchmark.json'
+  record, result = _run(server, f'{TINY}{task}', f'--out={out}', *start)
+  assert json.loads(out.read_text()) == record
+  assert record['task'] == task
+  assert record['config'].startswith(f'config=tests/launch/tiny.py:{task}')
+  assert record['batch_size'] == 4
+  assert ('assumed' in result.out) == (task != 'tokenizer')
+  least, most = record['step_seconds_least'], record['step_seconds_most']
+  assert 0 < least <= record['step_seconds'] <= most
+  assert record['images_per_second'] == pytest.approx(
+    4 / record['step_seconds']
+  )
+  assert record['tflops_per_second'] == pytest.approx(
+    record['gflops_per_image'] * record['images_per_second'] / 1e3
+  )
+  # Scenes are built in.
+  assert all(record[name] > 0 for name in RATES)
+  # No table knows what a CPU could do at best.
+  assert record['mfu'] is None
+  assert record['peak_memory_bytes'] > record['step_memory_bytes'] > 0
+  if task != 'generator':
+    plain, _ = _run(server, f'{TINY}{task}', '--config.loss.adversarial=0')
+    assert plain['gflops_per_image'] < record['gflops_per_image']
+
+
+def test_without_data_the_model_alone_is_timed(server):
+  record, result = _run(server, f'{TINY}generator', '--config.data.source=auto')
+  assert 'data rates not measured: data.path is empty' in result.out
+  assert all(record[name] is None for name in RATES)
+  assert record['loop_step_seconds'] > 0
