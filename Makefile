@@ -10,7 +10,7 @@ export KILLS ?= 5
 # Programs that were compiled once are read back by later runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart test test-slow test-faults lint format clean
+.PHONY: quickstart test test-slow test-faults test-parity lint format clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python -m launch.quickstart --workdir=$(WORKDIR) \
@@ -27,6 +27,10 @@ test-slow: $(VENV)/ready-test
 test-faults: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n auto -m faults $(PYTEST_FLAGS)
 
+# The same networks in torch: values, gradients.
+test-parity: $(VENV)/ready-parity
+	$(BIN)/python -m pytest -n auto tests/parity $(PYTEST_FLAGS)
+
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +39,8 @@ format: $(VENV)/ready-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One environment; the second stamp adds what only tests need.
+# One environment; the second stamp adds what only tests need, the third what
+# only comparisons with torch do.
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
@@ -43,6 +48,10 @@ $(VENV)/ready: requirements.txt pyproject.toml
 
 $(VENV)/ready-test: $(VENV)/ready requirements-test.txt
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+$(VENV)/ready-parity: $(VENV)/ready-test requirements-parity.txt
+	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
 	touch $@
 
 clean:

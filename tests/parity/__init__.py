@@ -1,0 +1,1 @@
+"""Comparisons with the same networks in torch, which nothing else needs."""
