@@ -11,10 +11,17 @@ import pathlib
 import shutil
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Tests compile much and compute little: a quarter less time without LLVM's
-# optimisations. Flags that are given count more.
 os.environ['XLA_FLAGS'] = ' '.join(
-  ['--xla_backend_optimization_level=0', os.environ.get('XLA_FLAGS', '')]
+  [
+    # Tests compile much and compute little: a quarter less time without LLVM's
+    # optimisations.
+    '--xla_backend_optimization_level=0',
+    # Eight devices on two busy cores wait long for each other.
+    '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600',
+    '--xla_cpu_collective_call_terminate_timeout_seconds=900',
+    # What is given counts more.
+    os.environ.get('XLA_FLAGS', ''),
+  ]
 )
 
 import jax
