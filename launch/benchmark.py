@@ -26,10 +26,15 @@ import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 
 from launch import builders, cli
 from launch.builders import common, outline
-from launch.programs import TrainPrograms, describe_devices
+from launch.programs import (
+  TrainPrograms,
+  describe_devices,
+  no_compilation_cache,
+)
 from selfboottok_jax import errors
 from selfboottok_jax.evaluation import cost, files, tables
 from selfboottok_jax.training import logging as logging_lib
@@ -63,9 +68,15 @@ def main(argv) -> None:
   ]
   cli.say(tables.table(rows, ['measure', 'value']))
   line = json.dumps(record)
-  if _OUT.value:
-    files.write_atomically(_OUT.value, line.encode() + b'\n')
   cli.say(line)
+  if _OUT.value:
+    try:
+      files.write_atomically(_OUT.value, line.encode() + b'\n')
+    except OSError as error:
+      raise errors.ConfigError(
+        f'--out={_OUT.value} cannot be written ({error.strerror}); choose '
+        'another file'
+      ) from error
 
 
 def measure(
@@ -88,7 +99,7 @@ def measure(
   trace_seconds = time.monotonic() - began
   # The last phase: everything is on.
   first = max(sketch.task.milestones)
-  with _no_compilation_cache():
+  with no_compilation_cache():
     step_fn.compile(first)
   card = step_fn.card()
   frozen = outline.materialise(sketch.task.frozen, mesh)
@@ -273,17 +284,6 @@ def _scalar(value: int, like: jax.Array) -> jax.Array:
   return jax.device_put(np.asarray(value, like.dtype), like.sharding)
 
 
-@contextlib.contextmanager
-def _no_compilation_cache():
-  """What is read back from a cache was not compiled."""
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
-  try:
-    yield
-  finally:
-    jax.config.update('jax_enable_compilation_cache', before)
-
-
 def _peak_memory() -> tuple[int, str]:
   """Bytes at the worst moment so far: of a device, else of the process."""
   stats = jax.devices()[0].memory_stats() or {}
@@ -295,13 +295,12 @@ def _peak_memory() -> tuple[int, str]:
 
 
 def _config_name() -> str:
-  """What --config and its overrides said."""
-  return ' '.join(
-    argument.lstrip('-')
-    for argument in sys.argv[1:]
-    if argument.lstrip('-').startswith('config')
-  )
+  """The configuration's file and preset, and what overrides it."""
+  flag = flags.FLAGS['config']
+  overrides = config_flags.get_override_values(flag)
+  changed = [f'config.{key}={value}' for key, value in overrides.items()]
+  return ' '.join([config_flags.get_config_filename(flag), *changed])
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, continues=False)

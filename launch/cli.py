@@ -39,14 +39,19 @@ _JOINING = {
 _INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs an absl main; a user's mistake ends it with one clear line."""
+def run(
+  main: Callable[[Sequence[str]], None], *, continues: bool = True
+) -> None:
+  """Runs an absl main; a user's mistake ends it with one clear line.
+
+  `continues`: whether the command goes on where it was stopped.
+  """
   logging.set_verbosity(logging.ERROR)
   python_logging.getLogger('jax').setLevel(python_logging.ERROR)
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+  app.run(lambda argv: _guarded(main, argv, continues), flags_parser=_parse)
 
 
-def _guarded(main, argv):
+def _guarded(main, argv, continues):
   try:
     if len(argv) > 1:
       raise errors.ConfigError(
@@ -56,6 +61,8 @@ def _guarded(main, argv):
   except (errors.UserError, loop.DivergedError) as error:
     _end(str(error), 1)
   except (loop.Interrupted, KeyboardInterrupt) as error:
+    if not continues:
+      _end('stopped', _INTERRUPTED)
     _end(f'{str(error) or "stopped"}; the same command continues', _INTERRUPTED)
 
 

@@ -1,12 +1,18 @@
 """What a training would cost, before it costs anything."""
 
+import copy
 import json
 
+import jax
 import ml_collections
 
 from launch import builders, cli
 from launch.builders import common, outline
-from launch.programs import TrainPrograms, describe_devices
+from launch.programs import (
+  TrainPrograms,
+  describe_devices,
+  no_compilation_cache,
+)
 from selfboottok_jax import data
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import sharding
@@ -15,24 +21,31 @@ from selfboottok_jax.training import sharding
 def describe(config: ml_collections.ConfigDict) -> None:
   """Prints the cost card of a training, as a table and as one JSON line.
 
-  Nothing is allocated but what frozen networks read from files, and nothing
-  written. Data or a tokenizer that the configuration does not name are assumed,
-  and said to be; with both, everything is checked that a training checks.
+  Nothing is allocated but what frozen networks and tokenizers read from files,
+  and nothing written. Data or a tokenizer that the configuration does not name
+  are assumed, and said to be; what it names is opened. A workdir and the arrays
+  of `init_from` are left to the training.
   """
+  lines = []
+  if config.model.attention == 'cudnn' and jax.default_backend() != 'gpu':
+    config = copy.deepcopy(config)
+    config.model.attention = 'xla'
+    lines.append('assumed: attention of xla (cudnn needs a GPU)')
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
   builders.check(config)
   if outline.lacks(config):
     sketch = outline.outline(config)
     task, optimizers = sketch.task, sketch.optimizers
-    lines = [f'assumed: {line}' for line in sketch.assumed]
+    lines += [f'assumed: {line}' for line in sketch.assumed]
   else:
     source = common.open_data(config, 'train')
     built = builders.build(config, source, mesh)
     task, optimizers = built.task, built.optimizers
-    lines = [f'data: {data.describe(source)}']
+    lines.append(f'data: {data.describe(source)}')
   programs = TrainPrograms(config, task, optimizers, mesh)
-  programs.compile(max(task.milestones))
+  with no_compilation_cache():
+    programs.compile(max(task.milestones))
   card = programs.card()
   cli.say(
     '\n'.join(

@@ -1,14 +1,15 @@
 """The train step of a task as compiled programs, one for each of its phases."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import chex
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -21,15 +22,16 @@ from selfboottok_jax.training import state as state_lib
 class TrainPrograms:
   """Traced when it is made, compiled when it is first needed.
 
-  What does not fit together is found in the trace, without a number in memory
+  A program that is compiled refuses other shapes: nothing is traced again. What
+  does not fit together is found in the trace, without a number in memory
   and before anything is written. The state of a call is donated.
 
   Attributes:
     state: shapes, types and shardings of the state.
     frozen: those of the frozen parameters.
     batch: those of a batch.
-    compile_seconds: by first step of a phase; short where the compilation cache
-      has the program.
+    compile_seconds: by first step of a compiled phase; None where the program
+      was read back from the compilation cache.
     on_compile: called whenever a program was compiled.
   """
 
@@ -48,8 +50,6 @@ class TrainPrograms:
     self.state = sharding.place_abstractly(abstract, mesh)
     self.frozen = sharding.place_abstractly(task.frozen, mesh)
     self.batch = abstract_batch(config, mesh)
-    # chex counts all that is made here together.
-    chex.clear_trace_counter()
     with jax.set_mesh(mesh):
       self._traced = {
         first: self._jit(first).trace(self.state, self.frozen, self.batch)
@@ -57,7 +57,7 @@ class TrainPrograms:
       }
     self._compiled: dict[int, Any] = {}
     self._called: set[int] = set()
-    self.compile_seconds: dict[int, float] = {}
+    self.compile_seconds: dict[int, float | None] = {}
     self.on_compile: Callable[[], None] = lambda: None
 
   def init(self) -> state_lib.TrainState:
@@ -85,30 +85,36 @@ class TrainPrograms:
     if first not in self._compiled:
       with jax.set_mesh(self._mesh):
         lowered = self._traced[first].lower()
-        began = time.monotonic()
+        hits, began = _CacheHits.count, time.monotonic()
         self._compiled[first] = lowered.compile()
-        self.compile_seconds[first] = time.monotonic() - began
+        seconds = time.monotonic() - began
+        was_read = _CacheHits.count > hits
+        self.compile_seconds[first] = None if was_read else seconds
       self.on_compile()
     return self._compiled[first]
 
   def card(self) -> cost.Card:
-    """The cost of the last phase; with memory once that is compiled."""
-    last = max(self._traced)
+    """The cost of the newest phase that is compiled, else of the last one.
+
+    Raises:
+      ValueError: something in the program cannot be counted, see `flops`.
+    """
+    first = max(self._compiled or self._traced)
     rows = cost.count(
-      self._traced[last].jaxpr,
+      self._traced[first].jaxpr,
       self._task.components(self.state.params),
       self._batch_size,
     )
-    card = cost.Card(rows)
-    if last not in self._compiled:
+    card = cost.Card(rows, first)
+    if first not in self._compiled:
       return card
     memory = cost.measure_memory(
-      self._compiled[last], self.state, self.frozen, self.batch
+      self._compiled[first], self.state, self.frozen, self.batch
     )
     return dataclasses.replace(
       card,
       memory=memory,
-      compile_seconds=self.compile_seconds[last],
+      compile_seconds=self.compile_seconds[first],
       devices=describe_devices(self._mesh),
     )
 
@@ -127,10 +133,40 @@ class TrainPrograms:
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     return jax.jit(
-      chex.assert_max_traces(step, n=len(self._task.milestones)),
+      step,
       out_shardings=(shardings, sharding.replicated(self._mesh)),
       donate_argnums=0,
     )
+
+
+class _CacheHits:
+  """How many programs this process read back from the compilation cache."""
+
+  count = 0
+
+  @classmethod
+  def listen(cls, event: str, **_: Any) -> None:
+    cls.count += event == '/jax/compilation_cache/cache_hits'
+
+
+jax.monitoring.register_event_listener(_CacheHits.listen)
+
+
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+  """Neither reads nor writes it: what is read back was not compiled."""
+  before = jax.config.jax_enable_compilation_cache
+
+  def use(enabled):
+    jax.config.update('jax_enable_compilation_cache', enabled)
+    # Whether there is one is remembered from the first program on.
+    compilation_cache.reset_cache()
+
+  use(False)
+  try:
+    yield
+  finally:
+    use(before)
 
 
 def abstract_batch(

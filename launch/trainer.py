@@ -4,6 +4,7 @@ import contextlib
 
 import jax
 import ml_collections
+from absl import logging
 from jaxtyping import PyTree
 
 from launch import builders, cli
@@ -46,7 +47,8 @@ def train(
       state = _resume(programs.state, checkpointer, latest, meta)
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
-      programs.on_compile = lambda: cost.write(programs.card(), workdir)
+      _keep_card(programs, workdir)
+      programs.on_compile = lambda: _keep_card(programs, workdir)
     frozen = place(built.task.frozen, mesh)
     return _run(
       config, built, state, programs, frozen, source, mesh, checkpointer,
@@ -57,6 +59,19 @@ def train(
 def place(tree: PyTree, mesh) -> PyTree:
   """Puts frozen parameters where the shape rule says."""
   return jax.device_put(tree, sharding.tree_shardings(tree, mesh))
+
+
+def _keep_card(programs: TrainPrograms, workdir: str) -> None:
+  """Writes what the training costs; what was known before stays."""
+  try:
+    card = programs.card()
+  except ValueError as error:
+    # Of no consequence to the training itself.
+    logging.warning('no cost card: %s', error)
+    return
+  with contextlib.suppress(errors.UserError):
+    card = cost.complete(card, cost.read(workdir))
+  cost.write(card, workdir)
 
 
 def _check_workdir(config, resolved, workdir) -> int | None:

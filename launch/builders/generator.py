@@ -24,11 +24,7 @@ def build_generator(
       'tokenizer is empty; wanted the workdir of a tokenizer run, as in '
       '--config.tokenizer=runs/tok'
     )
-  if not train.class_names:
-    raise errors.DataError(
-      f'data.path={config.data.path} has no class folders; a generator wanted '
-      'PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/*.jpg'
-    )
+  check_classes(train, config)
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
@@ -83,6 +79,17 @@ def build_generator(
     model_fields=config.model.to_dict(),
     tokenizer_fingerprint=tokenizer.fingerprint,
   )
+
+
+def check_classes(
+  source: data.Source, config: ml_collections.ConfigDict
+) -> None:
+  """DataError for images without classes."""
+  if not source.class_names:
+    raise errors.DataError(
+      f'data.path={config.data.path} has no class folders; a generator wanted '
+      'PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/*.jpg'
+    )
 
 
 def make_generator_task(

@@ -46,6 +46,7 @@ def lacks(config: ml_collections.ConfigDict) -> bool:
 def outline(config: ml_collections.ConfigDict) -> Outline:
   """The task of a configuration; what is missing is assumed and named."""
   assumed = []
+  class_names = _class_names(config, assumed)
   if config.task == 'tokenizer':
     task = tokenizer.make_tokenizer_task(config)
   else:
@@ -53,7 +54,7 @@ def outline(config: ml_collections.ConfigDict) -> Outline:
     if config.task == 'scaling':
       task = tokenizer.make_scaling_task(config, stage1)
     else:
-      task = _generator(config, stage1, assumed)
+      task = _generator(config, stage1, class_names)
   optimizers = common.build_optimizers(config, task.groups)
   return Outline(task, optimizers, assumed)
 
@@ -99,12 +100,19 @@ def _stage1(config, assumed):
   return stored
 
 
-def _generator(config, stage1, assumed) -> generator_task.GeneratorTask:
+def _class_names(config, assumed) -> tuple[str, ...]:
+  """Of the data, or as many as are assumed."""
   if has_data(config):
-    num_classes = len(common.open_data(config, 'train').class_names)
-  else:
-    num_classes = config.assumed.num_classes
-    assumed.append(f'{num_classes:,} classes (data.path is empty)')
+    source = common.open_data(config, 'train')
+    if config.task == 'generator':
+      generator.check_classes(source, config)
+    return tuple(source.class_names)
+  count = config.assumed.num_classes
+  assumed.append(f'images of {count:,} classes (data.path is empty)')
+  return tuple(map(str, range(count)))
+
+
+def _generator(config, stage1, class_names) -> generator_task.GeneratorTask:
   model = tokenizer_lib.Tokenizer(
     image_size=stage1['data']['image_size'], **stage1['model']
   )
@@ -112,5 +120,5 @@ def _generator(config, stage1, assumed) -> generator_task.GeneratorTask:
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return generator.make_generator_task(
-    config, model, variables['params'], num_classes
+    config, model, variables['params'], len(class_names)
   )

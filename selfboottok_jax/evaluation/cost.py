@@ -20,12 +20,17 @@ FILE = 'cost.json'
 # Dense bfloat16 operations per second and device, by `device_kind`; from the
 # vendors' data sheets.
 PEAKS = {
-  'NVIDIA A100': 312e12,
+  'NVIDIA A100-SXM4-40GB': 312e12,
+  'NVIDIA A100-SXM4-80GB': 312e12,
+  'NVIDIA A100-PCIE-40GB': 312e12,
+  'NVIDIA A100 80GB PCIe': 312e12,
+  'NVIDIA H100 80GB HBM3': 989e12,
   'NVIDIA H100 PCIe': 756e12,
-  'NVIDIA H100': 989e12,
+  'NVIDIA H100 NVL': 835e12,
   'NVIDIA H200': 989e12,
   'NVIDIA B200': 2250e12,
   'NVIDIA L4': 121e12,
+  'NVIDIA L40S': 362e12,
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
   'TPU v5e': 197e12,
@@ -84,12 +89,15 @@ class Card:
 
   Attributes:
     rows: the components, and what belongs to none.
+    first_step: of the phase of the training that all this is of.
     memory: of the step as compiled for `devices`; None before it is compiled.
-    compile_seconds: None before it is compiled.
+    compile_seconds: None before it is compiled, and where it was read back from
+      the compilation cache.
     devices: number and kind.
   """
 
   rows: Sequence[Row]
+  first_step: int = 0
   memory: Memory | None = None
   compile_seconds: float | None = None
   devices: str = ''
@@ -106,6 +114,17 @@ class Card:
   def to_dict(self) -> dict[str, Any]:
     """For JSON."""
     return dataclasses.asdict(self)
+
+
+def complete(card: Card, other: Card) -> Card:
+  """A card with what only another one of the same program knows."""
+  if (card.rows, card.first_step) != (other.rows, other.first_step):
+    return card
+  if card.memory is None:
+    return other
+  if card.devices != other.devices or card.compile_seconds is not None:
+    return card
+  return dataclasses.replace(card, compile_seconds=other.compile_seconds)
 
 
 def write(card: Card, workdir: str | os.PathLike[str]) -> None:
@@ -172,8 +191,7 @@ def _shard_bytes(tree: PyTree) -> int:
 
 def peak_flops(device_kind: str) -> float | None:
   """Dense bfloat16 operations per second of a device; None if unknown."""
-  names = [name for name in PEAKS if device_kind.startswith(name)]
-  return PEAKS[max(names, key=len)] if names else None
+  return PEAKS.get(device_kind)
 
 
 def table(card: Card) -> str:
@@ -215,11 +233,13 @@ def sentences(card: Card) -> list[str]:
     for name in ('state', 'frozen', 'batch', 'temporary')
   }
   parts = ', '.join(f'{k} {tables.size(v)}' for k, v in memory.items())
-  return [
+  known = [
     f'memory per device: {tables.size(card.memory.total)} ({parts}), as '
-    f'compiled for {card.devices}',
-    f'compile time: {tables.duration(card.compile_seconds)}',
+    f'compiled for {card.devices}'
   ]
+  if card.compile_seconds is not None:
+    known.append(f'compile time: {tables.duration(card.compile_seconds)}')
+  return known
 
 
 def kind(row: Row) -> str:

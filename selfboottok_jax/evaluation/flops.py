@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
 OTHER = 'other'
@@ -102,7 +103,12 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
       # The dearest branch: the one that a step must be able to pay.
       yield from max(inner, key=lambda found: sum(n for _, n in found))
       continue
-    times = parameters['length'] if kind == 'scan' else 1
+    times = 1
+    if kind == 'scan':
+      times = parameters['length']
+    elif kind == 'shard_map':
+      # Its body shows one device's share.
+      times = parameters['mesh'].size
     if kind == 'while' and any(inner):
       raise ValueError(
         f'a while loop in {stack} multiplies matrices an unknown number of '
@@ -128,12 +134,40 @@ def _dot_general(equation: core.JaxprEqn) -> float:
 
 
 def _convolution(equation: core.JaxprEqn) -> float:
-  kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-  dimensions = equation.params['dimension_numbers'].rhs_spec
-  per_output = math.prod(kernel) / kernel[dimensions[0]]
-  # Zeros that dilation puts between inputs are not multiplied.
-  inserted = math.prod(equation.params['lhs_dilation'])
-  return 2.0 * math.prod(out) * per_output / inserted
+  image, kernel = (variable.aval.shape for variable in equation.invars)
+  out, how = equation.outvars[0].aval.shape, equation.params
+  (_, _, *rows), (_, inputs, *taps), (b, c, *spots) = how['dimension_numbers']
+  products = out[b] * out[c] * kernel[inputs]
+  for axis, (row, tap, spot) in enumerate(zip(rows, taps, spots, strict=True)):
+    products *= _met(
+      image[row],
+      kernel[tap],
+      out[spot],
+      how['window_strides'][axis],
+      how['padding'][axis][0],
+      how['lhs_dilation'][axis],
+      how['rhs_dilation'][axis],
+    )
+  return 2.0 * products
+
+
+def _met(size, taps, out, stride, padding, inserted, spread) -> int:
+  """Pairs of an output and a kernel's tap that meet a number, on one axis.
+
+  Neither the padding nor what dilation inserts is one; so the value and both
+  gradients of a convolution have the same count.
+  """
+  at = np.arange(out)[:, None] * stride + np.arange(taps)[None] * spread
+  at = at - padding
+  inside = (at >= 0) & (at <= (size - 1) * inserted)
+  return int(np.sum(inside & (at % inserted == 0)))
+
+
+def _ragged_dot(equation: core.JaxprEqn) -> float:
+  (rows, width), (_, _, columns) = (
+    variable.aval.shape for variable in equation.invars[:2]
+  )
+  return 2.0 * rows * width * columns
 
 
 def _attention(products: int):
@@ -150,6 +184,7 @@ def _attention(products: int):
 _COUNTED = {
   'dot_general': _dot_general,
   'conv_general_dilated': _convolution,
+  'ragged_dot_general': _ragged_dot,
   # jax.nn.dot_product_attention with 'cudnn': logits and mixture; and for each
   # of the two a gradient on either side.
   'dot_product_attention_fwd_wrapper': _attention(2),

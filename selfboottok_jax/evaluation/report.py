@@ -164,11 +164,14 @@ def _notes_on_costs(
     known = cost.sentences(card)
     rates = metrics.get(name, {}).get('images_per_second')
     if rates is not None:
-      rate = float(np.median(rates.values))
-      known.append(
-        f'{tables.number(rate)} images/s while training (median), '
-        f'{tables.number(rate * card.flops.model / 1e9)} GFLOP/s'
-      )
+      # Of the phase whose operations were counted.
+      values = rates.values[rates.steps > card.first_step]
+      if values.size:
+        rate = float(np.median(values))
+        known.append(
+          f'{tables.number(rate)} images/s while training (median), '
+          f'{tables.number(rate * card.flops.model / 1e9)} GFLOP/s'
+        )
     notes.append((name, '; '.join(known)))
   return [(name, note) for name, note in notes if note]
 

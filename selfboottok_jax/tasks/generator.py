@@ -88,9 +88,9 @@ class GeneratorTask:
     return {'generator': params}, {'latents': {'mean': 0 * one, 'std': one}}
 
   def components(self, params: Mapping[str, PyTree]) -> list[tasks.Component]:
-    """The generator, and what of the tokenizer makes its codes."""
+    """The generator's modules, and what of the tokenizer makes its codes."""
     return [
-      tasks.Component('generator', params['generator'], True),
+      *(tasks.Component(m, p, True) for m, p in params['generator'].items()),
       tasks.Component('tokenizer', self.frozen['tokenizer'], False),
     ]
 
@@ -108,15 +108,14 @@ class GeneratorTask:
     time_key, noise_key, label_key = jax.random.split(inputs.rng, 3)
     t = jax.random.uniform(time_key, x.shape[:1], minval=self.path.min_time)
     noise = jax.random.normal(noise_key, x.shape)
-    with jax.named_scope('generator'):
-      prediction = self.model.apply(
-        {'params': trained},
-        self.path.interpolate(x, noise, t),
-        t,
-        inputs.batch['label'],
-        train=True,
-        rngs={'dropout': label_key},
-      )
+    prediction = self.model.apply(
+      {'params': trained},
+      self.path.interpolate(x, noise, t),
+      t,
+      inputs.batch['label'],
+      train=True,
+      rngs={'dropout': label_key},
+    )
     loss = jnp.mean(velocity.velocity_loss(prediction, x, noise, t, self.path))
     return loss, state_lib.LossOutputs({}, inputs.stats, inputs.carry)
 

@@ -56,7 +56,9 @@ class TokenizerTask:
     self.milestones = (0,)
     if critic is not None:
       self.groups += ('discriminator',)
-      self.milestones = tuple(sorted({0, self.start_step}))
+      starts = sorted({0, self.start_step})
+      # A critic that would start at the end never does.
+      self.milestones = tuple(m for m in starts if m < max(steps, 1))
     self.ema_groups = ('tokenizer',)
     self._projectors = {
       parts.PROJECTOR + term: aligners.Projector(

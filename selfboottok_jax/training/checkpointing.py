@@ -33,6 +33,10 @@ MAY_CHANGE = (
   'tokenizer',
   'sampling.',
   'assumed.',
+  # How the model is computed; the same but for rounding.
+  'model.attention',
+  'model.remat',
+  'model.unroll',
 )
 
 

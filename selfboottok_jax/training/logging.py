@@ -45,14 +45,14 @@ class MetricsWriter:
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[str]:
-  """The whole lines of a log up to `step`; a torn last line is dropped."""
+  """The lines of a log up to `step`, and up to the first torn one."""
   kept = []
   for line in path.read_text().splitlines():
     try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
+      of_line = int(json.loads(line)['step'])
+    except (ValueError, KeyError, TypeError):
       break
-    if record['step'] <= step:
+    if of_line <= step:
       kept.append(line)
   return kept
 

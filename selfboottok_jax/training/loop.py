@@ -186,7 +186,7 @@ def _flush(pending, clock, progress, writer) -> None:
   if bad:
     raise DivergedError(
       f'{", ".join(bad)} became non-finite in steps {clock.checked + 1} to '
-      f'{pending.step}; restart from the checkpoint before with a lower '
+      f'{pending.step}; begin in another --workdir with a lower '
       'optimizer.learning_rate or other train.seed'
     )
   clock.checked = pending.step

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -44,7 +45,7 @@ def card(compiled):
   ]
   return cost.Card(
     cost.count(jaxpr, components, BATCH),
-    cost.measure_memory(program, params, frozen, batch),
+    memory=cost.measure_memory(program, params, frozen, batch),
     compile_seconds=1.5,
     devices='8 x cpu',
   )
@@ -105,6 +106,7 @@ def test_the_table_names_units_and_totals(card):
   [
     ('NVIDIA H200', 989),
     ('NVIDIA A100-SXM4-80GB', 312),
+    ('NVIDIA L40S', 362),
     ('NVIDIA H100 PCIe', 756),
     ('NVIDIA H100 80GB HBM3', 989),
     ('TPU v5 lite', 197),
@@ -116,5 +118,18 @@ def test_peaks_of_known_devices(kind, teraflops):
   np.testing.assert_allclose(cost.peak_flops(kind), teraflops * 1e12)
 
 
-def test_an_unknown_device_has_no_peak():
-  assert cost.peak_flops('cpu') is None
+@pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40', 'TPU v4 lite'])
+def test_an_unknown_device_has_no_peak(kind):
+  assert cost.peak_flops(kind) is None
+
+
+def test_what_was_known_of_the_same_program_stays(card):
+  counted = cost.Card(card.rows)
+  assert cost.complete(counted, card) == card
+  reread = dataclasses.replace(card, compile_seconds=None)
+  assert cost.complete(reread, card) == card
+  assert 'compile time' not in cost.table(reread)
+  elsewhere = dataclasses.replace(reread, devices='1 x cpu')
+  assert cost.complete(elsewhere, card) == elsewhere
+  another = dataclasses.replace(counted, first_step=5)
+  assert cost.complete(another, card) == another

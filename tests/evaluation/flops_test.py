@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from selfboottok_jax.evaluation import flops
-from selfboottok_jax.models import sit
+from selfboottok_jax.models import sit, transformer
 from tests import tiny
 
 M, K, N = 3, 5, 7
@@ -34,10 +34,19 @@ def test_element_wise_work_is_not_counted():
   assert _total(lambda x: jnp.tanh(x).sum(), _zeros(M, K)) == 0
 
 
+# On 8 pixels a window of 3 with padding meets 22 numbers a side, with stride 2
+# 11; without padding 6 x 3, with stride 2 3 x 3.
 CONVOLUTIONS = {
-  'plain': ({}, (3, 3, 4, 6), 2 * 8 * 8 * 6 * (3 * 3 * 4)),
-  'strided': ({'window_strides': (2, 2)}, (3, 3, 4, 6), 2 * 16 * 6 * 36),
-  'depthwise': ({'feature_group_count': 4}, (3, 3, 1, 4), 2 * 64 * 4 * 9),
+  'plain': ({}, (3, 3, 4, 6), 2 * 22**2 * 6 * 4),
+  'strided': ({'window_strides': (2, 2)}, (3, 3, 4, 6), 2 * 11**2 * 6 * 4),
+  'depthwise': ({'feature_group_count': 4}, (3, 3, 1, 4), 2 * 22**2 * 4),
+  'unpadded': ({'padding': 'VALID'}, (3, 3, 4, 6), 2 * 18**2 * 6 * 4),
+  'unpadded and strided': (
+    {'padding': 'VALID', 'window_strides': (2, 2)},
+    (3, 3, 4, 6),
+    2 * 9**2 * 6 * 4,
+  ),
+  'spread': ({'rhs_dilation': (2, 2)}, (3, 3, 4, 6), 2 * 20**2 * 6 * 4),
 }
 
 
@@ -56,7 +65,7 @@ def test_a_convolution_multiplies_its_window_at_every_output(name):
   def gradients(x, w):
     return jax.value_and_grad(lambda *a: convolve(*a).sum(), (0, 1))(x, w)
 
-  # Each of the two gradients multiplies as often as the value.
+  # Each of the two gradients meets the numbers that the value does.
   assert _total(gradients, image, _zeros(*kernel)) == 3 * wanted
 
 
@@ -123,11 +132,46 @@ def _sit_flops(**fields):
   return _count(program, params, *inputs, components=('generator',))
 
 
-def test_scanned_blocks_count_as_unrolled_ones():
-  scanned, unrolled = _sit_flops(), _sit_flops(unroll=3)
-  assert scanned == unrolled
-  assert scanned['generator'].forward > 0
-  assert scanned[flops.OTHER].total == 0
+def test_scanned_blocks_count_as_a_python_loop_over_them():
+  depth, width = 3, 16
+  stack = transformer.Stack(functools.partial(transformer.Block, 2), depth)
+  x = _zeros(2, 8, width)
+  params = jax.eval_shape(stack.init, jax.random.key(0), x)['params']
+
+  def scanned(params, x):
+    return stack.apply({'params': params}, x).sum()
+
+  def looped(params, x):
+    for index in range(depth):
+      one = jax.tree.map(lambda leaf, i=index: leaf[i], params['block'])
+      x = transformer.Block(2).apply({'params': one}, x)
+    return x.sum()
+
+  program = jax.value_and_grad(scanned, argnums=(0, 1))
+  text = str(jax.make_jaxpr(program)(params, x))
+  assert 'scan' in text
+  of_scan = _count(program, params, x)
+  program = jax.value_and_grad(looped, argnums=(0, 1))
+  text = str(jax.make_jaxpr(program)(params, x))
+  assert 'scan' not in text
+  assert _count(program, params, x) == of_scan
+  assert of_scan[flops.OTHER].backward == 2 * of_scan[flops.OTHER].forward > 0
+
+
+def test_every_device_of_a_shard_map_counts():
+  mesh = jax.make_mesh((8,), ('x',))
+  split = jax.sharding.PartitionSpec('x')
+  whole = jax.sharding.PartitionSpec()
+  product = jax.shard_map(
+    jnp.dot, mesh=mesh, in_specs=(split, whole), out_specs=split
+  )
+  assert _total(product, _zeros(16, K), _zeros(K, N)) == 2 * 16 * K * N
+
+
+def test_each_row_of_a_ragged_product_meets_one_matrix():
+  sizes = jax.ShapeDtypeStruct((4,), jnp.int32)
+  arguments = _zeros(12, K), _zeros(4, K, N), sizes
+  assert _total(jax.lax.ragged_dot, *arguments) == 2 * 12 * K * N
 
 
 def test_recomputation_is_told_apart_from_the_model():

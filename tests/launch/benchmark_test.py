@@ -20,9 +20,9 @@ def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
   record, result = _run(server, f'{TINY}{task}', f'--out={out}', *start)
   assert json.loads(out.read_text()) == record
   assert record['task'] == task
-  assert record['config'].startswith(f'config=tests/launch/tiny.py:{task}')
+  assert record['config'].startswith(f'tests/launch/tiny.py:{task}')
   assert record['batch_size'] == 4
-  assert ('assumed' in result.out) == (task != 'tokenizer')
+  assert ('assumed: the tokenizer' in result.out) == (task != 'tokenizer')
   least, most = record['step_seconds_least'], record['step_seconds_most']
   assert 0 < least <= record['step_seconds'] <= most
   assert record['images_per_second'] == pytest.approx(
@@ -46,3 +46,20 @@ def test_without_data_the_model_alone_is_timed(server):
   assert 'data rates not measured: data.path is empty' in result.out
   assert all(record[name] is None for name in RATES)
   assert record['loop_step_seconds'] > 0
+
+
+def test_compile_time_is_that_of_compiling(server):
+  # The second time the program lies in the cache of compiled ones.
+  first, second = (
+    _run(server, f'{TINY}generator')[0]['compile_seconds'] for _ in range(2)
+  )
+  assert second > first / 5
+
+
+def test_names_its_configuration_however_it_is_written(server):
+  record, _ = _run(
+    server, '--config', f'{TINY[9:]}generator', '--noconfig.model.remat'
+  )
+  assert record['config'] == (
+    'tests/launch/tiny.py:generator config.model.remat=False'
+  )

@@ -48,7 +48,7 @@ def test_without_data_and_tokenizer_on_made_up_devices(server, runs):
     '--config.data.batch_size=8',
   )  # fmt: skip
   alone = server.run(*arguments, '--devices=1', '--config.data.source=auto')
-  assert 'assumed: 1,000 classes (data.path is empty)' in alone.out
+  assert 'assumed: images of 1,000 classes (data.path is empty)' in alone.out
   assert (
     'assumed: the tokenizer of configs/tokenizer.py:quickstart' in alone.out
   )

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,13 +7,15 @@ import pytest
 from launch import programs
 from launch.builders import outline
 from selfboottok_jax.training import sharding
+from selfboottok_jax.training import state as state_lib
 from tests.launch import tiny
 
 
 def _programs(task, **fields):
   config = tiny.get_config(task)
   config.data.batch_size = 8
-  config.loss.adversarial_start = 0.5
+  if task == 'tokenizer':
+    config.loss.adversarial_start = 0.5
   config.model.update(fields)
   sketch = outline.outline(config)
   return config, programs.TrainPrograms(
@@ -56,9 +59,48 @@ def test_each_phase_is_compiled_when_it_begins(of_tokenizer):
     assert int(state.step) == step + 1
     assert ('discriminator_loss' in metrics) == (step >= 1)
     assert len(step_fn.compile_seconds) == step + 1
-  # The memory is that of the last phase.
-  assert [card.memory is None for card in cards] == [True, False]
-  assert cards[1].devices == '8 x cpu (mesh: data 8 x fsdp 1)'
+  # Each is of the phase that has begun.
+  assert [card.first_step for card in cards] == [0, 1]
+  assert cards[0].flops.model < cards[1].flops.model
+  for card in cards:
+    assert card.memory.temporary > 0
+    assert card.devices == '8 x cpu (mesh: data 8 x fsdp 1)'
+
+
+def test_no_phase_is_traced_twice(monkeypatch):
+  make = state_lib.make_train_step
+  chex.clear_trace_counter()
+  monkeypatch.setattr(
+    state_lib,
+    'make_train_step',
+    lambda *args, **kwargs: chex.assert_max_traces(make(*args, **kwargs), n=1),
+  )
+  _, step_fn = _programs('generator')
+  state = step_fn.init()
+  batch = jax.tree.map(
+    lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding),
+    step_fn.batch,
+  )
+  frozen = outline.materialise(step_fn.frozen, sharding.make_mesh())
+  for step in range(3):
+    state, _ = step_fn(state, frozen, batch, step)
+  assert int(state.step) == 3
+
+
+def test_compile_time_is_not_that_of_reading_a_cache():
+  _, cached = _programs('generator', mlp_ratio=2.0)
+  cached.compile(0)
+  _, again = _programs('generator', mlp_ratio=2.0)
+  again.compile(0)
+  assert again.compile_seconds == {0: None}
+  assert again.card().compile_seconds is None
+  _, fresh = _programs('generator', mlp_ratio=2.0)
+  with programs.no_compilation_cache():
+    fresh.compile(0)
+  assert fresh.compile_seconds[0] > 0
+  _, last = _programs('generator', mlp_ratio=2.0)
+  last.compile(0)
+  assert last.compile_seconds == {0: None}
 
 
 def test_other_shapes_are_an_error_not_another_program(of_tokenizer):

@@ -28,7 +28,7 @@ def test_finished_run_is_left_as_it_is(server, runs):
   assert logs.read(runs / 'tokenizer', rates=True) == metrics
 
 
-def test_steps_logging_and_mesh_may_change(server, runs, tmp_path):
+def test_steps_logging_mesh_and_remat_may_change(server, runs, tmp_path):
   workdir = tmp_path / 'longer'
   shutil.copytree(runs / 'generator', workdir)
   result = server.run(
@@ -40,6 +40,8 @@ def test_steps_logging_and_mesh_may_change(server, runs, tmp_path):
     '--config.train.log_every=3',
     '--config.mesh.data=1',
     '--config.evaluation.num_images=4',
+    '--config.model.remat=True',
+    '--config.model.unroll=2',
   )
   assert result.code == 0, result.err
   assert checkpointing.latest_step(str(workdir)) == 3

@@ -156,6 +156,19 @@ CASES = {
     ('benchmark', TOKENIZER, '--out={bad}/file/x.json'),
     ('{bad}/file', 'no folder'),
   ),
+  'dry run: no data, no tokenizer': (
+    ('train', SCALING, '--dry_run', PHOTOS[0], PHOTOS[1] + '{bad}/absent'),
+    ('{bad}/absent', 'does not exist'),
+  ),
+  'dry run: no classes, no tokenizer': (
+    ('train', GENERATOR, '--dry_run', PHOTOS[0], PHOTOS[1] + '{bad}/no_image'),
+    ('{bad}/no_image', 'PHOTOS/CLASS'),
+  ),
+  'benchmark: no such device file': (
+    ('benchmark', TOKENIZER, '--steps=1', '--rounds=1',
+     '--out=/proc/absent.json'),
+    ('--out=/proc/absent.json', 'another file'),
+  ),
   'benchmark: a folder': (
     ('benchmark', TOKENIZER, '--out={bad}/empty'),
     ('--out={bad}/empty', 'wanted a file'),
