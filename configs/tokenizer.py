@@ -41,6 +41,8 @@ def _model() -> ml_collections.ConfigDict:
   model.num_codebooks = 4
   model.assignment = 'cosine'
   model.tau = 0.07
+  # Tokens per codebook whose logits are in memory at a time; 0 is all.
+  model.quantizer_chunk = 0
   model.unit_rms = True
   model.local1d_width = 1024
   model.local2d_width = 384
@@ -141,6 +143,7 @@ def imagenet256(config: ml_collections.ConfigDict) -> None:
   """
   config.model.dtype = 'bfloat16'
   config.model.remat = True
+  config.model.quantizer_chunk = 2
 
 
 PRESETS = {

@@ -47,6 +47,8 @@ class Tokenizer(nn.Module):
     token_dim: numbers per token.
     head_dim: width of an attention head, in every transformer here.
     layer_scale: initial gain of residual branches; 0 is without.
+    quantizer_chunk: tokens of a codebook whose logits are in memory at a time;
+      0 for all. It changes no value.
     unit_rms: scale each global token to unit RMS before anything reads it. The
       cosine assignment is blind to the norm, which would else drift. Turn it
       off with 'l2', whose distances need the norm.
@@ -80,6 +82,7 @@ class Tokenizer(nn.Module):
   num_codebooks: int = 4
   assignment: str = 'cosine'
   tau: float = 0.07
+  quantizer_chunk: int = 0
   unit_rms: bool = True
   local1d_width: int = 1024
   local2d_width: int = 384
@@ -174,6 +177,14 @@ class Tokenizer(nn.Module):
           f'{name}={value} does not divide by {divisor_name}={divisor}; '
           'change one of the two'
         )
+    tokens = self.num_tokens // self.num_codebooks
+    if self.quantizer_chunk < 0 or (
+      self.quantizer_chunk and tokens % self.quantizer_chunk
+    ):
+      raise errors.ConfigError(
+        f'model.quantizer_chunk={self.quantizer_chunk}; wanted 0, or a divisor '
+        f'of the {tokens} tokens of each codebook'
+      )
     for name, fits, wanted in (
       ('token_dim', self.token_dim >= 1, '1 or more'),
       ('codebook_size', self.codebook_size >= 1, '1 or more'),
@@ -246,7 +257,11 @@ class Tokenizer(nn.Module):
 
   def _quantizer(self):
     return quantizers_lib.SoftVQ(
-      self.codebook_size, self.num_codebooks, self.assignment, self.tau
+      self.codebook_size,
+      self.num_codebooks,
+      self.assignment,
+      self.tau,
+      self.quantizer_chunk,
     )
 
   def _quantizer_of(self, group):

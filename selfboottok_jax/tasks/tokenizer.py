@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import tasks
-from selfboottok_jax.models import aligners, discriminator
+from selfboottok_jax.models import aligners, discriminator, quantizers
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import (
   adversarial,
@@ -222,13 +222,20 @@ class TokenizerTask:
 
   def _kl(self, output):
     """Mean over groups: a model's weight on its codebooks' use is one."""
+    o, chunk = self.objective, self.model.quantizer_chunk
+    options = {'temperature': o.kl_temperature, 'pool': o.kl_pool}
     values = []
     for quantized in output.quantized.values():
-      sample, average = entropy.assignment_entropy(
-        quantized.logits,
-        temperature=self.objective.kl_temperature,
-        pool=self.objective.kl_pool,
-      )
+      if chunk:
+        sample, average = entropy.chunked_assignment_entropy(
+          quantized.logits_of,
+          quantizers.split_tokens(quantized.segments, chunk),
+          **options,
+        )
+      else:
+        sample, average = entropy.assignment_entropy(
+          quantized.logits, **options
+        )
       values.append(sample - average)
     return sum(values) / len(values)
 

@@ -147,6 +147,38 @@ def test_float32_from_bfloat16_tokens(params, z):
     assert leaf.dtype == jnp.float32
 
 
+@pytest.mark.parametrize('assignment', ASSIGNMENTS)
+def test_chunks_change_neither_values_nor_gradients(params, z, assignment):
+  def run(chunk):
+    def loss(params, z):
+      out = _model(assignment, chunk=chunk).apply({'params': params}, z)
+      return jnp.sum(jnp.sin(out.codes)), out
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    return jax.jit(gradient)(params, z)
+
+  (_, plain), expected = run(0)
+  for chunk in (1, 3):
+    (_, out), gradients = run(chunk)
+    for actual, wanted in zip(
+      jax.tree.leaves((out, gradients)),
+      jax.tree.leaves((plain, expected)),
+      strict=True,
+    ):
+      np.testing.assert_allclose(actual, wanted, atol=1e-6)
+    np.testing.assert_array_equal(out.indices, plain.indices)
+
+
+def test_chunks_are_cut_from_each_segment():
+  segments = jnp.arange(2 * N * 4).reshape(2, N, 4, 1).astype(jnp.float32)
+  chunks = quantizers.split_tokens(segments, 2)
+  assert chunks.shape == (2, 2, N, 2, 1)
+  np.testing.assert_array_equal(chunks[1, 0, 1], segments[0, 1, 2:])
+  np.testing.assert_array_equal(
+    quantizers.split_tokens(segments, 0)[0], segments
+  )
+
+
 def test_products_are_of_full_precision(params, z):
   """TPU and GPU would choose other nearest codes by default."""
   for assignment in ASSIGNMENTS:

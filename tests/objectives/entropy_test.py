@@ -82,3 +82,29 @@ def test_low_precision_gives_float32_and_finite_gradients():
   )(logits)
   assert all(v.dtype == jnp.float32 for v in values)
   assert jnp.all(jnp.isfinite(gradients.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize('pool', [False, True])
+def test_chunks_change_neither_values_nor_gradients(pool):
+  tokens = jax.random.normal(jax.random.key(0), (3, 2, 6, 4))
+  codes = jax.random.normal(jax.random.key(1), (2, V, 4))
+  options = {'temperature': 0.5, 'pool': pool}
+
+  def logits_of(tokens):
+    return jnp.einsum('bnse,nve->bnsv', tokens, codes)
+
+  def plain(tokens):
+    return jnp.stack(entropy.assignment_entropy(logits_of(tokens), **options))
+
+  def chunked(tokens):
+    chunks = jnp.moveaxis(tokens.reshape(3, 2, 3, 2, 4), 2, 0)
+    return jnp.stack(
+      entropy.chunked_assignment_entropy(logits_of, chunks, **options)
+    )
+
+  for function in (lambda f: f, jax.jacrev):
+    np.testing.assert_allclose(
+      jax.jit(function(chunked))(tokens),
+      jax.jit(function(plain))(tokens),
+      atol=1e-6,
+    )

@@ -23,6 +23,10 @@ CASES = {
     (*TRAIN, '--config.model.num_tokens=5'),
     ('model.num_tokens=5', 'model.num_codebooks=2'),
   ),
+  'chunk of a quantiser': (
+    (*TRAIN, '--config.model.quantizer_chunk=3'),
+    ('model.quantizer_chunk=3', '2 tokens of each codebook'),
+  ),
   'batch of 0': (
     (*TRAIN, '--config.data.batch_size=0'),
     ('data.batch_size=0', 'positive'),
