@@ -32,7 +32,7 @@ MAY_IMPORT = {
   'objectives': (),
   'flow': (),
   'data': (),
-  'pretrained': ('models.layers',),
+  'pretrained': ('models.layers', 'models.transformer'),
   'training': (),
   # The states that tasks fill, and the runs that they continue.
   'tasks': (

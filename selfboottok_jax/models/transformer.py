@@ -23,6 +23,7 @@ class Block(nn.Module):
   layer_scale: float = 0.0
   attention: str = 'xla'
   dtype: str = 'float32'
+  gelu: str = 'exact'
 
   @nn.compact
   def __call__(
@@ -33,7 +34,7 @@ class Block(nn.Module):
     attend = layers.Attention(
       self.heads, implementation=self.attention, dtype=self.dtype, name='attn'
     )
-    mlp = layers.Mlp(self.mlp_ratio, dtype=self.dtype, name='mlp')
+    mlp = layers.Mlp(self.mlp_ratio, self.gelu, self.dtype, name='mlp')
     norm = functools.partial(layers.layer_norm, self.dtype)
     x = x + self._gain('scale1', attend(norm('norm1')(x), mask=mask))
     return x + self._gain('scale2', mlp(norm('norm2')(x)))

@@ -29,6 +29,11 @@ TABLE: dict[
   ('tok05_gan_*', 'out_ema_*'): (2e-8, None, 2e-5),
   ('tok05_gan_*', 'out_grad_*'): (1e-8, None, 5e-6),
   ('tok05_gan_*', '*'): (5e-5, None, 2e-5),
+  ('tok03_*', 'out_features_256'): (2e-5, None, 5e-6),
+  ('tok03_*', 'out_pos_embed_44x44_every97'): (5e-6, None, 2e-5),
+  ('tok03_*', '*'): (1e-6, None, 5e-6),
+  ('tok08_*', 'out_last_hidden_state*'): (1e-4, None, 2e-5),
+  ('tok08_*', '*'): (5e-5, None, 2e-5),
   # A converged float64 solve; float32 is judged by its cost alone.
   ('tok09_*', 'float32_transport_cost'): (None, 1e-4, None),
   ('tok09_*', 'out_plan'): (5e-9, None, 1e-6),
