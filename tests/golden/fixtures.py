@@ -27,18 +27,18 @@ class Fixture:
   weights: dict[str, np.ndarray]
 
 
-def _find(kind: str, name: str) -> pathlib.Path:
+def path(kind: str, name: str) -> pathlib.Path:
   """The fixture's file: GOLDEN, else the shared folder, else our copies."""
   explicit = os.environ.get('GOLDEN')
   file = f'{name}.npz'
   if explicit:
-    path = pathlib.Path(explicit) / kind / file
-    if not path.exists():
+    given = pathlib.Path(explicit) / kind / file
+    if not given.exists():
       pytest.fail(f'GOLDEN={explicit} has no {kind}/{file}')
-    return path
-  for path in (_DEFAULT / kind / file, _HERE / 'data' / kind / file):
-    if path.exists():
-      return path
+    return given
+  for known in (_DEFAULT / kind / file, _HERE / 'data' / kind / file):
+    if known.exists():
+      return known
   pytest.skip(
     f'{kind}/{file} is neither in {_DEFAULT} nor among the copies in '
     'tests/golden/data; set GOLDEN to the folder of recorded numbers'
@@ -47,13 +47,13 @@ def _find(kind: str, name: str) -> pathlib.Path:
 
 def load(kind: str, name: str) -> Fixture:
   """Reads fixture `name` of `kind` ('tokenizer' or 'generator')."""
-  path = _find(kind, name)
-  with np.load(path, allow_pickle=False) as file:
+  recorded = path(kind, name)
+  with np.load(recorded, allow_pickle=False) as file:
     arrays = {k: file[k] for k in file.files if k != 'meta_json'}
     meta = json.loads(str(file['meta_json']))
   weights = {}
   for suffix in ('.safetensors', '.weights.safetensors'):
-    beside = path.with_suffix('').with_name(name + suffix)
+    beside = recorded.with_suffix('').with_name(name + suffix)
     if beside.exists():
       weights = safetensors.numpy.load_file(beside)
   return Fixture(name, meta, arrays, weights)

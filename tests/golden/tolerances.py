@@ -34,6 +34,10 @@ TABLE: dict[
   ('tok03_*', '*'): (1e-6, None, 5e-6),
   ('tok08_*', 'out_last_hidden_state*'): (1e-4, None, 2e-5),
   ('tok08_*', '*'): (5e-5, None, 2e-5),
+  ('tok07_*', 'out_kl'): (5e-3, None, 2e-5),
+  ('tok07_*', 'out_recon_from_mean'): (5e-4, None, 1e-4),
+  ('tok07_*', 'out_recon_from_latent'): (2e-4, None, 5e-5),
+  ('tok07_*', '*'): (5e-5, None, 2e-5),
   # A converged float64 solve; float32 is judged by its cost alone.
   ('tok09_*', 'float32_transport_cost'): (None, 1e-4, None),
   ('tok09_*', 'out_plan'): (5e-9, None, 1e-6),

@@ -1,0 +1,164 @@
+"""The convolutional autoencoder of latent diffusion: VA-VAE and SD-VAE."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_EPSILON = 1e-6
+# The reference's bounds of the posterior's log variance.
+_LOG_VARIANCE = (-30.0, 20.0)
+
+
+class Autoencoder(nn.Module):
+  """Images in [-1, 1] to a Gaussian posterior over latents, and back.
+
+  Attributes:
+    channels: width of each level, finest first; each level but the last halves
+      rows and columns. VA-VAE f16: (128, 128, 256, 256, 512); SD-VAE f8:
+      (128, 256, 512, 512).
+    blocks: residual blocks of a level of the encoder; the decoder has one more.
+    latent_dim: channels of a latent.
+    stem: width before the first level; 0 is that of the level.
+    attend_last: whether the coarsest level attends after each block (VA-VAE).
+    groups: of the group norms.
+  """
+
+  channels: tuple[int, ...]
+  blocks: int = 2
+  latent_dim: int = 32
+  stem: int = 0
+  attend_last: bool = True
+  groups: int = 32
+
+  def setup(self):
+    fields = self.channels, self.blocks, self.attend_last, self.groups
+    stem = self.stem or self.channels[0]
+    self.encoder = Encoder(2 * self.latent_dim, stem, *fields)
+    self.decoder = Decoder(*fields)
+    self.quant = nn.Conv(2 * self.latent_dim, (1, 1))
+    self.post_quant = nn.Conv(self.latent_dim, (1, 1))
+
+  def __call__(
+    self, images: Float[Array, 'b h w 3']
+  ) -> Float[Array, 'b h w 3']:
+    """Decodes the posterior mean."""
+    return self.decode(self.encode(images)[0])
+
+  def encode(
+    self, images: Float[Array, 'b h w 3']
+  ) -> tuple[Float[Array, 'b i j e'], Float[Array, 'b i j e']]:
+    """Mean and log variance of the posterior."""
+    moments = self.quant(self.encoder(images))
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    return mean, jnp.clip(log_variance, *_LOG_VARIANCE)
+
+  def decode(self, latents: Float[Array, 'b i j e']) -> Float[Array, 'b h w 3']:
+    """Images around [-1, 1]."""
+    return self.decoder(self.post_quant(latents))
+
+  @property
+  def stride(self) -> int:
+    """Pixels of an image to one latent, along each side."""
+    return 2 ** (len(self.channels) - 1)
+
+
+class Encoder(nn.Module):
+  """Residual blocks and halvings, then a middle with attention."""
+
+  features: int
+  stem: int
+  channels: tuple[int, ...]
+  blocks: int
+  attend_last: bool
+  groups: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b i j f']:
+    last = len(self.channels) - 1
+    x = nn.Conv(self.stem, (3, 3), name='conv_in')(x)
+    for level, width in enumerate(self.channels):
+      for index in range(self.blocks):
+        x = Residual(width, self.groups, name=f'level{level}_block{index}')(x)
+        if level == last and self.attend_last:
+          x = SelfAttention(self.groups, name=f'level{level}_attn{index}')(x)
+      if level < last:
+        # One row and one column of zeros, below and to the right.
+        x = nn.Conv(
+          width,
+          (3, 3),
+          strides=2,
+          padding=((0, 1), (0, 1)),
+          name=f'level{level}_down',
+        )(x)
+    x = _middle(x, self.groups)
+    x = nn.silu(_norm(self.groups, 'norm')(x))
+    return nn.Conv(self.features, (3, 3), name='conv_out')(x)
+
+
+class Decoder(nn.Module):
+  """The encoder's mirror, with one more block a level and doublings."""
+
+  channels: tuple[int, ...]
+  blocks: int
+  attend_last: bool
+  groups: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b i j e']) -> Float[Array, 'b h w 3']:
+    last = len(self.channels) - 1
+    x = nn.Conv(self.channels[-1], (3, 3), name='conv_in')(x)
+    x = _middle(x, self.groups)
+    for level in range(last, -1, -1):
+      width = self.channels[level]
+      for index in range(self.blocks + 1):
+        x = Residual(width, self.groups, name=f'level{level}_block{index}')(x)
+        if level == last and self.attend_last:
+          x = SelfAttention(self.groups, name=f'level{level}_attn{index}')(x)
+      if level:
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        x = nn.Conv(width, (3, 3), name=f'level{level}_up')(x)
+    x = nn.silu(_norm(self.groups, 'norm')(x))
+    return nn.Conv(3, (3, 3), name='conv_out')(x)
+
+
+class Residual(nn.Module):
+  """Two convolutions, each behind a group norm and a SiLU."""
+
+  features: int
+  groups: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w f']:
+    h = nn.silu(_norm(self.groups, 'norm1')(x))
+    h = nn.Conv(self.features, (3, 3), name='conv1')(h)
+    h = nn.silu(_norm(self.groups, 'norm2')(h))
+    h = nn.Conv(self.features, (3, 3), name='conv2')(h)
+    if x.shape[-1] != self.features:
+      x = nn.Conv(self.features, (1, 1), name='shortcut')(x)
+    return x + h
+
+
+class SelfAttention(nn.Module):
+  """One head over all positions."""
+
+  groups: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+    b, rows, columns, c = x.shape
+    h = _norm(self.groups, 'norm')(x).reshape(b, rows * columns, 1, c)
+    q, k, v = (nn.Dense(c, name=name)(h) for name in ('q', 'k', 'v'))
+    mixed = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    return x + nn.Dense(c, name='out')(mixed)
+
+
+def _middle(x, groups):
+  width = x.shape[-1]
+  x = Residual(width, groups, name='mid_block0')(x)
+  x = SelfAttention(groups, name='mid_attn')(x)
+  return Residual(width, groups, name='mid_block1')(x)
+
+
+def _norm(groups: int, name: str) -> nn.GroupNorm:
+  return nn.GroupNorm(groups, epsilon=_EPSILON, name=name)
