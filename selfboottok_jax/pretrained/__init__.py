@@ -53,6 +53,8 @@ PERCEPTUALS: dict[str, Callable[..., PerceptualDistance]] = {
   'hog': _hog_distance,
   'random': _random_distance,
   'lpips_squeeze': lpips.load_squeeze,
+  'lpips_vgg': lpips.load_vgg,
+  'lpips_alex': lpips.load_alex,
 }
 
 
@@ -78,8 +80,9 @@ def load_perceptual(spec: str, **options: Any) -> PerceptualDistance:
   """Loads a perceptual distance.
 
   Args:
-    spec: 'hog', 'random' or 'lpips_squeeze:PATH'.
-    **options: those of the network of that name; lpips_squeeze has none.
+    spec: 'hog', 'random', or 'lpips_squeeze:PATH', 'lpips_vgg:PATH',
+      'lpips_alex:PATH'.
+    **options: those of the network of that name; lpips_* have none.
 
   Returns:
     The distance, its parameters in `params`.

@@ -1,4 +1,4 @@
-"""LPIPS v0.1 'squeeze': SqueezeNet 1.1 features, linearly weighted.
+"""LPIPS v0.1: features of an image network, linearly weighted.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
 Metric", 2018.
@@ -8,33 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import convert
-
-MIN_IMAGE_SIZE = 32
-
-# Fire modules by their index in torchvision's `features`:
-# (channels in, squeezed, expanded by the 1x1 and by the 3x3 convolution).
-FIRES = {
-  3: (64, 16, 64),
-  4: (128, 16, 64),
-  6: (128, 32, 128),
-  7: (256, 32, 128),
-  9: (256, 48, 192),
-  10: (384, 48, 192),
-  11: (384, 64, 256),
-  12: (512, 64, 256),
-}
-STEM_WIDTH = 64
-POOLED_BEFORE = (3, 6, 9)
-TAPPED_AFTER = (4, 7, 9, 10, 11, 12)
-TAP_WIDTHS = (STEM_WIDTH, *(2 * FIRES[i][2] for i in TAPPED_AFTER))
+from selfboottok_jax.pretrained import convert, lpips_backbones
 
 # Of ImageNet photographs on the scale of [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188])
@@ -42,33 +21,31 @@ _SCALE = np.array([0.458, 0.448, 0.450])
 _EPSILON = 1e-10
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-  """Name to shape (OIHW) of every array of the weight file that is used."""
-  result = {'features.0': (STEM_WIDTH, 3, 3, 3)}
-  for index, (width, squeezed, expanded) in FIRES.items():
-    name = f'features.{index}'
-    result[f'{name}.squeeze'] = (squeezed, width, 1, 1)
-    result[f'{name}.expand1x1'] = (expanded, squeezed, 1, 1)
-    result[f'{name}.expand3x3'] = (expanded, squeezed, 3, 3)
+def shapes(
+  backbone: lpips_backbones.Backbone,
+) -> dict[str, tuple[int, ...]]:
+  """Name to shape (OIHW) of every array of a weight file that is used."""
   both = {}
-  for name, shape in result.items():
+  for name, shape in backbone.kernels.items():
     both[f'{name}.weight'] = shape
     both[f'{name}.bias'] = shape[:1]
-  heads = {f'lpips.lin{i}': (width,) for i, width in enumerate(TAP_WIDTHS)}
+  heads = {f'lpips.lin{i}': (w,) for i, w in enumerate(backbone.widths)}
   return both | heads
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lpips:
-  """LPIPS-squeeze of images in [-1, 1], any size from 32 pixels up.
+  """LPIPS of images in [-1, 1], from the backbone's least size up.
 
   Attributes:
     params: float32 arrays by the file's names, kernels as HWIO.
+    backbone: whose activations are compared.
     name: what reports call it.
   """
 
   params: dict[str, Any]
-  name: str = 'lpips_squeeze'
+  backbone: lpips_backbones.Backbone
+  name: str
 
   def __call__(
     self,
@@ -84,15 +61,15 @@ class Lpips:
     params: dict[str, Any],
     a: Float[Array, 'b h w 3'],
     b: Float[Array, 'b h w 3'],
-  ) -> Float[Array, 'b 7']:
+  ) -> Float[Array, 'b _']:
     """The share of each tapped layer in the distance."""
-    if min(a.shape[1:3]) < MIN_IMAGE_SIZE:
+    least = self.backbone.min_image_size
+    if min(a.shape[1:3]) < least:
       raise errors.UserError(
-        f'lpips_squeeze got {a.shape[1]}x{a.shape[2]} images, wanted '
-        f'{MIN_IMAGE_SIZE} pixels or more a side; use larger images or '
-        "perceptual='hog'"
+        f'{self.name} got {a.shape[1]}x{a.shape[2]} images, wanted {least} '
+        "pixels or more a side; use larger images or perceptual='hog'"
       )
-    both = zip(_taps(params, a), _taps(params, b), strict=True)
+    both = zip(self._taps(params, a), self._taps(params, b), strict=True)
     result = []
     for i, (from_a, from_b) in enumerate(both):
       squared = jnp.square(_unit(from_a) - _unit(from_b))
@@ -100,22 +77,53 @@ class Lpips:
       result.append(jnp.einsum('bhwc,c->bhw', squared, head).mean(axis=(1, 2)))
     return jnp.stack(result, axis=-1)
 
+  def _taps(self, params, images):
+    x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    shift, scale = (
+      v.astype(x.dtype).reshape(1, 1, 1, 3) for v in (_SHIFT, _SCALE)
+    )
+    return self.backbone.taps(params, (x - shift) / scale)
+
+
+def load(path: str, network: str) -> Lpips:
+  """Reads torchvision's network with LPIPS' heads from an .npz file.
+
+  Args:
+    path: the file; names are torchvision's (`features.3.squeeze.weight`, OIHW)
+      and `lpips.lin0` onwards; float16 or float32.
+    network: one of BACKBONES: 'squeeze', 'vgg', 'alex'.
+
+  Raises:
+    WeightsError: see `convert`.
+  """
+  backbone, name = lpips_backbones.BACKBONES[network](), f'lpips_{network}'
+  arrays = convert.read_npz(path, shapes(backbone), name, backbone.unused)
+  return Lpips(_to_params(arrays), backbone, name)
+
 
 def load_squeeze(path: str) -> Lpips:
-  """Reads torchvision's SqueezeNet 1.1 with LPIPS' heads from an .npz file.
-
-  The names are torchvision's (`features.3.squeeze.weight`, OIHW) and
-  `lpips.lin0..6`; float16 or float32. Raises WeightsError, see `convert`.
-  """
-  classifier = ('classifier.1.weight', 'classifier.1.bias')
-  arrays = convert.read_npz(path, shapes(), 'lpips_squeeze', classifier)
-  return Lpips(params=_to_params(arrays))
+  """SqueezeNet 1.1, see `load`."""
+  return load(path, 'squeeze')
 
 
-def from_package(arrays: Mapping[str, np.ndarray]) -> Lpips:
-  """Takes the state dict of the `lpips` package's `LPIPS(net='squeeze')`.
+def load_vgg(path: str) -> Lpips:
+  """VGG16, see `load`."""
+  return load(path, 'vgg')
 
-  There the backbone is `net.slice{1..7}.{index}` and a head
+
+def load_alex(path: str) -> Lpips:
+  """AlexNet, see `load`."""
+  return load(path, 'alex')
+
+
+def from_package(
+  arrays: Mapping[str, np.ndarray],
+  backbone: lpips_backbones.Backbone,
+  name: str,
+) -> Lpips:
+  """Takes the state dict of the `lpips` package's `LPIPS`, or of taming's.
+
+  There the backbone is `net.slice{n}.{index}` and a head
   `lin{k}.model.1.weight` of shape [1, c, 1, 1]; `lins.k` repeats it.
   """
   renamed = {}
@@ -125,8 +133,8 @@ def from_package(arrays: Mapping[str, np.ndarray]) -> Lpips:
       renamed['.'.join(['features', *parts[2:]])] = array
     elif parts[0].startswith('lin') and parts[0] != 'lins':
       renamed[f'lpips.{parts[0]}'] = array.reshape(-1)
-  convert.check(renamed, shapes(), 'lpips_squeeze', 'the lpips state dict')
-  return Lpips(params=_to_params(renamed))
+  convert.check(renamed, shapes(backbone), name, 'the lpips state dict')
+  return Lpips(_to_params(renamed), backbone, name)
 
 
 def _to_params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -135,58 +143,6 @@ def _to_params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     kernel = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     params[name] = jnp.asarray(kernel, jnp.float32)
   return params
-
-
-def _taps(
-  params: dict[str, Any], images: Float[Array, 'b h w 3']
-) -> list[Float[Array, 'b _ _ _']]:
-  """The seven activations that LPIPS compares."""
-  x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-  shift, scale = (
-    v.astype(x.dtype).reshape(1, 1, 1, 3) for v in (_SHIFT, _SCALE)
-  )
-  x = _convolve(params, 'features.0', (x - shift) / scale, stride=2)
-  taps = [x]
-  for index in FIRES:
-    if index in POOLED_BEFORE:
-      x = _max_pool(x)
-    name = f'features.{index}'
-    x = _convolve(params, f'{name}.squeeze', x)
-    x = jnp.concatenate(
-      [
-        _convolve(params, f'{name}.expand1x1', x),
-        _convolve(params, f'{name}.expand3x3', x, padding=1),
-      ],
-      axis=-1,
-    )
-    if index in TAPPED_AFTER:
-      taps.append(x)
-  return taps
-
-
-def _convolve(
-  params: dict[str, Any],
-  name: str,
-  x: Float[Array, 'b h w c'],
-  stride: int = 1,
-  padding: int = 0,
-) -> Float[Array, 'b _ _ _']:
-  """Convolution, bias and ReLU."""
-  x = jax.lax.conv_general_dilated(
-    x,
-    params[f'{name}.weight'].astype(x.dtype),
-    window_strides=(stride, stride),
-    padding=((padding, padding), (padding, padding)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-  bias = params[f'{name}.bias'].astype(x.dtype)
-  return nn.relu(x + bias.reshape(1, 1, 1, -1))
-
-
-def _max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _ _ c']:
-  """3x3, stride 2, with torch's ceil mode: a last window may overhang."""
-  overhang = [(0, -(size - 3) % 2) for size in x.shape[1:3]]
-  return nn.max_pool(x, (3, 3), (2, 2), padding=overhang)
 
 
 def _unit(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:

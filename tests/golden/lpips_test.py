@@ -4,20 +4,33 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from selfboottok_jax.pretrained import lpips
+from selfboottok_jax.pretrained import lpips, lpips_backbones
 from tests.golden import fixtures
 
-NAME = 'tok06_lpips_squeeze'
+pytestmark = pytest.mark.golden
 
 
-@pytest.mark.golden
-def test_lpips_squeeze():
-  fixture = fixtures.load('tokenizer', NAME)
+def _backbone(meta):
+  if 'channels' in meta:
+    return lpips_backbones.vgg(tuple(meta['channels']))
+  return lpips_backbones.BACKBONES[meta['net']]()
+
+
+@pytest.mark.parametrize('kind', ['squeeze', 'vgg_narrow'])
+def test_every_recorded_array(kind):
+  name = f'tok06_lpips_{kind}'
+  fixture = fixtures.load('tokenizer', name)
   arrays = fixture.arrays
   if not fixture.weights:
-    assert 'GOLDEN' not in os.environ, f'no weights beside {NAME} in GOLDEN'
-    pytest.skip(f'{NAME} has no weights beside its arrays')
-  network = lpips.from_package(fixture.weights)
+    assert 'GOLDEN' not in os.environ, f'no weights beside {name} in GOLDEN'
+    pytest.skip(f'{name} has no weights beside its arrays')
+  weights = {
+    key: array
+    for key, array in fixture.weights.items()
+    # Constants of the code.
+    if not key.startswith('scaling_layer')
+  }
+  network = lpips.from_package(weights, _backbone(fixture.meta), name)
   a, b = (
     jnp.asarray(arrays[k].transpose(0, 2, 3, 1))
     for k in ('in_input', 'in_target')
@@ -35,4 +48,4 @@ def test_lpips_squeeze():
     'out_distance': distance,
     'out_grad_target': gradient.transpose(0, 3, 1, 2),
   }.items():
-    fixtures.check(NAME, array, value, arrays[array])
+    fixtures.check(name, array, value, arrays[array])

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import convert, lpips, mobilenet
+from selfboottok_jax.pretrained import (
+  convert,
+  lpips,
+  lpips_backbones,
+  mobilenet,
+)
 from tests.pretrained import weights
 
 WANTED = {'a.weight': (2, 3), 'a.bias': (3,), 'b': (4,)}
@@ -85,7 +90,10 @@ def test_pickles_are_refused(tmp_path):
 
 
 def test_networks_tell_their_files_apart(tmp_path):
-  a = weights.save(tmp_path / 'a.npz', weights.random_lpips(lpips.shapes()))
+  a = weights.save(
+    tmp_path / 'a.npz',
+    weights.random_lpips(lpips.shapes(lpips_backbones.squeeze())),
+  )
   b = weights.save(
     tmp_path / 'b.npz', weights.random_mobilenet(mobilenet.shapes())
   )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import lpips
+from selfboottok_jax.pretrained import lpips, lpips_backbones
 from tests.pretrained import weights
 
 FILE = 'lpips_squeeze_v0.1_torchvision_squeezenet1_1_fp16.npz'
@@ -14,7 +14,9 @@ FILE = 'lpips_squeeze_v0.1_torchvision_squeezenet1_1_fp16.npz'
 def network(tmp_path_factory):
   path = tmp_path_factory.mktemp('lpips') / 'lpips.npz'
   return lpips.load_squeeze(
-    weights.save(path, weights.random_lpips(lpips.shapes()))
+    weights.save(
+      path, weights.random_lpips(lpips.shapes(lpips_backbones.squeeze()))
+    )
   )
 
 
@@ -24,7 +26,7 @@ def _noise(size, seed=0, batch=1):
 
 
 def test_float16_becomes_float32_and_oihw_becomes_hwio(tmp_path):
-  arrays = weights.random_lpips(lpips.shapes())
+  arrays = weights.random_lpips(lpips.shapes(lpips_backbones.squeeze()))
   network = lpips.load_squeeze(weights.save(tmp_path / 'a.npz', arrays))
   kernel = network.params['features.6.expand3x3.weight']
   assert {x.dtype for x in jax.tree.leaves(network.params)} == {
@@ -37,7 +39,7 @@ def test_float16_becomes_float32_and_oihw_becomes_hwio(tmp_path):
 @pytest.mark.parametrize('size', [3, 4, 5, 6, 7, 8, 9])
 def test_max_pool_lets_the_last_window_overhang(size):
   x = -1 - _noise(size)  # negative: padding with zeros would show
-  pooled = lpips._max_pool(x)
+  pooled = lpips_backbones.max_pool(x)
   starts = range(0, size - 1, 2)  # ceil((size - 3) / 2) + 1 of them
   wanted = jnp.stack(
     [

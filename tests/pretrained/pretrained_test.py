@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import lpips, mobilenet
+from selfboottok_jax.pretrained import lpips, lpips_backbones, mobilenet
 from tests.pretrained import weights
 
 SIZE = 64
@@ -16,9 +16,12 @@ SIZE = 64
 def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp('weights')
   return {
-    'lpips_squeeze': weights.save(
-      folder / 'lpips.npz', weights.random_lpips(lpips.shapes())
-    ),
+    **{
+      f'lpips_{name}': weights.save(
+        folder / f'{name}.npz', weights.random_lpips(lpips.shapes(backbone()))
+      )
+      for name, backbone in lpips_backbones.BACKBONES.items()
+    },
     'mobilenet_v2': weights.save(
       folder / 'mobilenet.npz', weights.random_mobilenet(mobilenet.shapes())
     ),
