@@ -51,9 +51,8 @@ def resize_matrix(
     return weights / weights.sum(axis=1, keepdims=True)
   for row, centre in enumerate(centres):
     first = int(np.floor(centre)) - radius + 1
-    for tap in range(first, first + 2 * radius):
-      column = min(max(tap, 0), old - 1)
-      matrix[row, column] += plain(np.asarray(tap - centre))
+    taps = np.arange(first, first + 2 * radius)
+    np.add.at(matrix[row], np.clip(taps, 0, old - 1), plain(taps - centre))
   return matrix
 
 

@@ -159,7 +159,8 @@ def test_scanned_blocks_count_as_a_python_loop_over_them():
 
 
 def test_every_device_of_a_shard_map_counts():
-  mesh = jax.make_mesh((8,), ('x',))
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((8,), ('x',), axis_types=auto)
   split = jax.sharding.PartitionSpec('x')
   whole = jax.sharding.PartitionSpec()
   product = jax.shard_map(

@@ -164,11 +164,6 @@ CASES = {
     ('train', GENERATOR, '--dry_run', PHOTOS[0], PHOTOS[1] + '{bad}/no_image'),
     ('{bad}/no_image', 'PHOTOS/CLASS'),
   ),
-  'benchmark: no such device file': (
-    ('benchmark', TOKENIZER, '--steps=1', '--rounds=1',
-     '--out=/proc/absent.json'),
-    ('--out=/proc/absent.json', 'another file'),
-  ),
   'benchmark: a folder': (
     ('benchmark', TOKENIZER, '--out={bad}/empty'),
     ('--out={bad}/empty', 'wanted a file'),

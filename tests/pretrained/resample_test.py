@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from selfboottok_jax.pretrained import resample
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('kind', list(resample.KERNELS))
+def test_a_constant_stays_and_a_mirrored_image_gives_a_mirrored_one(
+  kind, antialias
+):
+  for old, new in ((7, 16), (16, 7), (5, 5)):
+    matrix = resample.resize_matrix(old, new, kind, antialias=antialias)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-12)
+    if old == new:
+      np.testing.assert_allclose(matrix, np.eye(old), atol=1e-12)
+
+
+def test_bilinear_halving_averages_pairs():
+  matrix = resample.resize_matrix(4, 2, 'bilinear', antialias=False)
+  np.testing.assert_allclose(matrix, [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+
+
+def test_positions_keep_rows_and_columns_apart():
+  rows, columns = np.mgrid[:6, :4].astype(float)
+  table = np.stack([rows, columns], axis=-1).reshape(24, 2)
+  same = resample.resize_positions(table, (6, 4), (6, 4), antialias=True)
+  np.testing.assert_array_equal(same, table)
+  half = resample.resize_positions(
+    table, (6, 4), (3, 2), 'bilinear', antialias=False
+  ).reshape(3, 2, 2)
+  np.testing.assert_allclose(half[:, 0, 0], [0.5, 2.5, 4.5])
+  np.testing.assert_allclose(half[0, :, 1], [0.5, 2.5])
+
+
+def test_larger_patches_are_embedded_as_the_small_ones_were():
+  """FlexiViT's Eq. 3: resized weights on resized patches."""
+  rng = np.random.default_rng(0)
+  kernel, patch = rng.normal(size=(4, 4, 3, 5)), rng.normal(size=(4, 4, 3))
+  up = resample.resize_matrix(4, 6, antialias=True)
+  larger = np.einsum('ij,kl,jlc->ikc', up, up, patch)
+  resized = resample.resize_patch_kernel(kernel, 6)
+  np.testing.assert_allclose(
+    np.einsum('ijc,ijcd->d', larger, resized),
+    np.einsum('ijc,ijcd->d', patch, kernel),
+  )

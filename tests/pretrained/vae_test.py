@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax import tasks
+from selfboottok_jax.pretrained import vae
+
+# The published networks, and their sizes in millions.
+PUBLISHED = {
+  'vavae': (vae.Autoencoder((128, 128, 256, 256, 512)), 16, 69.8),
+  'sdvae': (
+    vae.Autoencoder((128, 256, 512, 512), latent_dim=4, attend_last=False),
+    8,
+    83.7,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_sizes_of_the_published_networks(name):
+  network, stride, millions = PUBLISHED[name]
+  assert network.stride == stride
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+  count = tasks.count(shapes['params']) / 1e6
+  np.testing.assert_allclose(count, millions, rtol=0.01)
+  mean, log_variance = jax.eval_shape(
+    lambda p, x: network.apply(p, x, method='encode'), shapes, image
+  )
+  side = 64 // stride
+  wanted = (1, side, side, network.latent_dim)
+  assert mean.shape == log_variance.shape == wanted
+  again = jax.eval_shape(network.apply, shapes, image)
+  assert again.shape == (1, 64, 64, 3)
+
+
+def test_log_variance_is_bounded():
+  network = vae.Autoencoder((8, 8), 1, 2, groups=4)
+  image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+  params = network.init(jax.random.key(1), image)
+  far = jax.tree.map(lambda leaf: 1e3 * leaf, params)
+  _, log_variance = network.apply(far, image, method='encode')
+  assert -30 <= float(log_variance.min()) <= float(log_variance.max()) <= 20
