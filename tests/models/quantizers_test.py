@@ -165,7 +165,8 @@ def test_chunks_change_neither_values_nor_gradients(params, z, assignment):
       jax.tree.leaves((plain, expected)),
       strict=True,
     ):
-      np.testing.assert_allclose(actual, wanted, atol=1e-6)
+      # Distances cancel to seven digits, and tau divides what is left by 0.07.
+      np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=2e-5)
     np.testing.assert_array_equal(out.indices, plain.indices)
 
 
