@@ -17,18 +17,17 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from launch import builders, cli
+from launch import builders, cli, timing
 from launch.builders import common, outline
 from launch.programs import (
   TrainPrograms,
@@ -37,16 +36,12 @@ from launch.programs import (
 )
 from selfboottok_jax import errors
 from selfboottok_jax.evaluation import cost, files, tables
-from selfboottok_jax.training import logging as logging_lib
-from selfboottok_jax.training import loop, sharding
+from selfboottok_jax.training import sharding
 
 _CONFIG = cli.define_config()
 _STEPS = flags.DEFINE_integer('steps', 20, 'Updates in a round.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; medians are reported.')
 _OUT = flags.DEFINE_string('out', None, 'File to write the JSON to as well.')
-
-# Distinct host batches that the loop is fed without a pipeline.
-_HOST_BATCHES = 4
 
 
 def main(argv) -> None:
@@ -105,36 +100,40 @@ def measure(
   frozen = outline.materialise(sketch.task.frozen, mesh)
   state = step_fn.init()
   state = state.replace(step=_scalar(first, state.step))
-  timed = _Timed(config, step_fn, frozen, mesh, steps)
-  model, looped, data, whole = [], [], [], []
-  with jax.set_mesh(mesh):
-    # Caches and allocators get going outside the clock.
-    state, _ = timed.model(state)
-    state, _ = timed.loop(state, timed.made_up())
-    for index in range(rounds):
-      # Either goes first as often: a drift of the machine cancels.
-      for inside in (False, True)[:: -1 if index % 2 else 1]:
-        if inside:
-          state, seconds = timed.loop(state, timed.made_up())
-          looped.append(seconds)
-        else:
-          state, seconds = timed.model(state)
-          model.append(seconds)
+  timed = timing.Timed(config, step_fn, frozen, mesh, steps)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    photos = None
     if source is not None:
-      # Only now: its threads would work beside the steps above.
       photos = common.train_batches(config, source, start_step=0)
-      with contextlib.closing(photos):
-        for _ in range(rounds):
-          data.append(timed.data(photos))
-          state, seconds = timed.loop(state, photos)
-          whole.append(seconds)
-  step_seconds = statistics.median(model)
-  ratios = [inside / bare for inside, bare in zip(looped, model, strict=True)]
+      stack.enter_context(contextlib.closing(photos))
+    seconds = timing.measure(timed, state, rounds, photos)
+  record = _record(config, mesh, card, seconds) | {
+    'trace_seconds': trace_seconds
+  }
+  notes = [f'assumed: {line}' for line in sketch.assumed]
+  if source is None:
+    notes.append('data rates not measured: data.path is empty')
+  return record, notes
+
+
+def _record(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  card: cost.Card,
+  seconds: timing.Seconds,
+) -> dict[str, Any]:
+  """Everything by its name."""
+  step_seconds = statistics.median(seconds.model)
+  overheads = [
+    inside / bare - 1
+    for inside, bare in zip(seconds.loop, seconds.model, strict=True)
+  ]
   batch = config.data.batch_size
   memory, memory_of = _peak_memory()
   per_second = card.flops.model * batch / step_seconds
   peak = cost.peak_flops(jax.devices()[0].device_kind)
-  record = {
+  return {
     'config': _config_name(),
     'task': config.task,
     'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d'),
@@ -149,19 +148,16 @@ def measure(
     'trained_parameters': card.parameters(trained=True),
     'frozen_parameters': card.parameters(trained=False),
     'gflops_per_image': card.flops.model / 1e9,
-    'trace_seconds': trace_seconds,
     'compile_seconds': card.compile_seconds,
     'step_seconds': step_seconds,
-    'step_seconds_least': min(model),
-    'step_seconds_most': max(model),
+    'step_seconds_least': min(seconds.model),
+    'step_seconds_most': max(seconds.model),
     'images_per_second': batch / step_seconds,
-    'loop_step_seconds': statistics.median(looped),
-    'loop_overhead': statistics.median(ratios) - 1,
-    'loop_overhead_quartiles': _quartiles([ratio - 1 for ratio in ratios]),
-    'data_images_per_second': batch / statistics.median(data) if data else None,
-    'training_images_per_second': (
-      batch / statistics.median(whole) if whole else None
-    ),
+    'loop_step_seconds': statistics.median(seconds.loop),
+    'loop_overhead': statistics.median(overheads),
+    'loop_overhead_quartiles': _quartiles(overheads),
+    'data_images_per_second': _rate(batch, seconds.data),
+    'training_images_per_second': _rate(batch, seconds.training),
     'tflops_per_second': per_second / 1e12,
     'mfu': peak and per_second / (peak * mesh.size),
     'mfu_of': peak and f'{peak / 1e12:.0f} TFLOP/s, dense bfloat16',
@@ -169,100 +165,6 @@ def measure(
     'peak_memory_bytes': memory,
     'peak_memory_of': memory_of,
   }
-  notes = [f'assumed: {line}' for line in sketch.assumed]
-  if not data:
-    notes.append('data rates not measured: data.path is empty')
-  return record, notes
-
-
-class _Timed:
-  """Seconds per step of what makes up a training, `steps` at a time."""
-
-  def __init__(self, config, step_fn, frozen, mesh, steps):
-    self._step_fn, self._frozen, self._mesh = step_fn, frozen, mesh
-    self._steps, self._log_every = steps, config.train.log_every
-    threads, workers = config.data.num_threads, config.data.num_workers
-    self._ahead = 2 * max(2, threads) * max(1, workers)
-    rng = np.random.default_rng(0)
-    local = config.data.batch_size // jax.process_count()
-    size = config.data.image_size
-    self._batches = [
-      {
-        'image': rng.uniform(-1, 1, (local, size, size, 3)).astype(np.float32),
-        'label': np.zeros(local, np.int32),
-      }
-      for _ in range(_HOST_BATCHES)
-    ]
-    self._placed = sharding.put_batch(self._batches[0], mesh)
-
-  def model(self, state):
-    """The compiled step alone, on a batch that lies on the device."""
-    step = int(state.step)
-    jax.block_until_ready(state)
-    began = time.monotonic()
-    for index in range(self._steps):
-      state, _ = self._step_fn(state, self._frozen, self._placed, step + index)
-    jax.block_until_ready(state)
-    return state, (time.monotonic() - began) / self._steps
-
-  def loop(self, state, batches: Iterator[dict[str, np.ndarray]]):
-    """A training as it is, but for evaluations and checkpoints."""
-    step = int(state.step)
-    schedule = loop.Schedule(
-      steps=step + self._steps,
-      log_every=self._log_every,
-      evaluate_every=0,
-      save_every=0,
-    )
-    with (
-      tempfile.TemporaryDirectory() as folder,
-      contextlib.closing(
-        logging_lib.MetricsWriter(folder, start_step=step)
-      ) as writer,
-      open(os.devnull, 'w') as silence,
-      contextlib.redirect_stderr(silence),
-    ):
-      began = time.monotonic()
-      state = loop.run(
-        state,
-        self._step_fn,
-        self._frozen,
-        batches,
-        name='benchmark',
-        schedule=schedule,
-        mesh=self._mesh,
-        checkpointer=_KeepsNothing(),
-        meta={},
-        writer=writer,
-      )
-      jax.block_until_ready(state)
-      return state, (time.monotonic() - began) / self._steps
-
-  def data(self, batches: Iterator[dict[str, np.ndarray]]) -> float:
-    """The pipeline alone, up to the host's memory."""
-    # What was prepared during the round before is not of this one.
-    for _ in range(self._ahead):
-      next(batches)
-    count = max(self._steps, 2 * self._ahead)
-    began = time.monotonic()
-    for _ in range(count):
-      next(batches)
-    return (time.monotonic() - began) / count
-
-  def made_up(self) -> Iterator[dict[str, np.ndarray]]:
-    """Endless host batches that cost nothing to make."""
-    while True:
-      yield from self._batches
-
-
-class _KeepsNothing:
-  """Stands where a training has its checkpointer."""
-
-  def save(self, state, meta) -> None:
-    pass
-
-  def wait(self) -> None:
-    pass
 
 
 def _shown(value: Any) -> str:
@@ -270,6 +172,11 @@ def _shown(value: Any) -> str:
   if isinstance(value, list):
     return ' to '.join(tables.number(item) for item in value)
   return '' if value is None else tables.number(value)
+
+
+def _rate(batch: int, seconds: list[float]) -> float | None:
+  """Images per second, where there was something to time."""
+  return batch / statistics.median(seconds) if seconds else None
 
 
 def _quartiles(values: list[float]) -> list[float] | None:

@@ -23,8 +23,8 @@ class TrainPrograms:
   """Traced when it is made, compiled when it is first needed.
 
   A program that is compiled refuses other shapes: nothing is traced again. What
-  does not fit together is found in the trace, without a number in memory
-  and before anything is written. The state of a call is donated.
+  does not fit together is found in the trace, without a number in memory and
+  before anything is written. The state of a call is donated.
 
   Attributes:
     state: shapes, types and shardings of the state.
@@ -48,6 +48,7 @@ class TrainPrograms:
     self._batch_size = config.data.batch_size
     abstract = jax.eval_shape(self._init)
     self.state = sharding.place_abstractly(abstract, mesh)
+    self._shardings = sharding.tree_shardings(abstract, mesh)
     self.frozen = sharding.place_abstractly(task.frozen, mesh)
     self.batch = abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
@@ -62,8 +63,7 @@ class TrainPrograms:
 
   def init(self) -> state_lib.TrainState:
     """A fresh state, on its devices."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-    return jax.jit(self._init, out_shardings=shardings)()
+    return jax.jit(self._init, out_shardings=self._shardings)()
 
   def __call__(
     self, state: state_lib.TrainState, frozen: PyTree, batch: PyTree, step: int
@@ -131,10 +131,9 @@ class TrainPrograms:
       seed=self._seed,
       ema_limit=self._ema_limit,
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     return jax.jit(
       step,
-      out_shardings=(shardings, sharding.replicated(self._mesh)),
+      out_shardings=(self._shardings, sharding.replicated(self._mesh)),
       donate_argnums=0,
     )
 

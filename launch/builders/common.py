@@ -1,7 +1,7 @@
 """What the building of every task shares."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import data, errors, tasks
 from selfboottok_jax.tasks import parts
-from selfboottok_jax.training import checkpointing, loop, optim, sharding
+from selfboottok_jax.training import loop, optim, sharding
 from selfboottok_jax.training import state as state_lib
 
 
@@ -114,14 +114,14 @@ def eval_batches(
 
 
 def check_image_size(
-  config: ml_collections.ConfigDict, run: checkpointing.Run
+  config: ml_collections.ConfigDict, stage1: Mapping[str, Any]
 ) -> None:
-  """ConfigError unless images are of the size that a tokenizer learned."""
-  trained = run.config['data']['image_size']
+  """ConfigError unless images are of the size of a tokenizer's `stage1`."""
+  trained = stage1['data']['image_size']
   if config.data.image_size != trained:
     raise errors.ConfigError(
       f'data.image_size={config.data.image_size}, but tokenizer='
-      f'{run.workdir} was trained at {trained}; set '
+      f'{config.tokenizer or config.assumed.tokenizer} is of {trained}; set '
       f'--config.data.image_size={trained}'
     )
 

@@ -28,7 +28,7 @@ def build_generator(
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
-  common.check_image_size(config, run)
+  common.check_image_size(config, run.config)
   tokenizer = inference.tokenizer_of(run)
   task = make_generator_task(
     config, tokenizer.model, tokenizer.params, len(train.class_names)

@@ -46,7 +46,7 @@ def lacks(config: ml_collections.ConfigDict) -> bool:
 def outline(config: ml_collections.ConfigDict) -> Outline:
   """The task of a configuration; what is missing is assumed and named."""
   assumed = []
-  class_names = _class_names(config, assumed)
+  num_classes = _count_classes(config, assumed)
   if config.task == 'tokenizer':
     task = tokenizer.make_tokenizer_task(config)
   else:
@@ -54,7 +54,7 @@ def outline(config: ml_collections.ConfigDict) -> Outline:
     if config.task == 'scaling':
       task = tokenizer.make_scaling_task(config, stage1)
     else:
-      task = _generator(config, stage1, class_names)
+      task = _generator(config, stage1, num_classes)
   optimizers = common.build_optimizers(config, task.groups)
   return Outline(task, optimizers, assumed)
 
@@ -91,28 +91,23 @@ def _stage1(config, assumed):
     assumed.append(
       f'the tokenizer of configs/tokenizer.py:{preset} (tokenizer is empty)'
     )
-  trained = stored['data']['image_size']
-  if config.data.image_size != trained:
-    raise errors.ConfigError(
-      f'data.image_size={config.data.image_size}, but the tokenizer is one of '
-      f'{trained}; set --config.data.image_size={trained}'
-    )
+  common.check_image_size(config, stored)
   return stored
 
 
-def _class_names(config, assumed) -> tuple[str, ...]:
+def _count_classes(config, assumed) -> int:
   """Of the data, or as many as are assumed."""
   if has_data(config):
     source = common.open_data(config, 'train')
     if config.task == 'generator':
       generator.check_classes(source, config)
-    return tuple(source.class_names)
+    return len(source.class_names)
   count = config.assumed.num_classes
   assumed.append(f'images of {count:,} classes (data.path is empty)')
-  return tuple(map(str, range(count)))
+  return count
 
 
-def _generator(config, stage1, class_names) -> generator_task.GeneratorTask:
+def _generator(config, stage1, num_classes) -> generator_task.GeneratorTask:
   model = tokenizer_lib.Tokenizer(
     image_size=stage1['data']['image_size'], **stage1['model']
   )
@@ -120,5 +115,5 @@ def _generator(config, stage1, class_names) -> generator_task.GeneratorTask:
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return generator.make_generator_task(
-    config, model, variables['params'], len(class_names)
+    config, model, variables['params'], num_classes
   )

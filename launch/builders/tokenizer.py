@@ -59,7 +59,7 @@ def build_scaling(
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
-  common.check_image_size(config, run)
+  common.check_image_size(config, run.config)
   task = make_scaling_task(config, run.config)
   batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
   tokenizer = inference.tokenizer_of(run)

@@ -177,17 +177,13 @@ class Tokenizer(nn.Module):
           f'{name}={value} does not divide by {divisor_name}={divisor}; '
           'change one of the two'
         )
-    tokens = self.num_tokens // self.num_codebooks
-    if self.quantizer_chunk < 0 or (
-      self.quantizer_chunk and tokens % self.quantizer_chunk
-    ):
-      raise errors.ConfigError(
-        f'model.quantizer_chunk={self.quantizer_chunk}; wanted 0, or a divisor '
-        f'of the {tokens} tokens of each codebook'
-      )
+    tokens, chunk = self.num_tokens // self.num_codebooks, self.quantizer_chunk
+    chunk_fits = chunk == 0 or (chunk > 0 and tokens % chunk == 0)
+    divisor = f'0, or a divisor of the {tokens} tokens of each codebook'
     for name, fits, wanted in (
       ('token_dim', self.token_dim >= 1, '1 or more'),
       ('codebook_size', self.codebook_size >= 1, '1 or more'),
+      ('quantizer_chunk', chunk_fits, divisor),
       ('tau', self.tau > 0, 'more than 0'),
       ('group_dropout', 0 <= self.group_dropout <= 1, '0 to 1'),
     ):

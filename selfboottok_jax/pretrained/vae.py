@@ -78,10 +78,8 @@ class Encoder(nn.Module):
     last = len(self.channels) - 1
     x = nn.Conv(self.stem, (3, 3), name='conv_in')(x)
     for level, width in enumerate(self.channels):
-      for index in range(self.blocks):
-        x = Residual(width, self.groups, name=f'level{level}_block{index}')(x)
-        if level == last and self.attend_last:
-          x = SelfAttention(self.groups, name=f'level{level}_attn{index}')(x)
+      attend = self.attend_last and level == last
+      x = _level(x, level, width, self.blocks, self.groups, attend)
       if level < last:
         # One row and one column of zeros, below and to the right.
         x = nn.Conv(
@@ -111,10 +109,8 @@ class Decoder(nn.Module):
     x = _middle(x, self.groups)
     for level in range(last, -1, -1):
       width = self.channels[level]
-      for index in range(self.blocks + 1):
-        x = Residual(width, self.groups, name=f'level{level}_block{index}')(x)
-        if level == last and self.attend_last:
-          x = SelfAttention(self.groups, name=f'level{level}_attn{index}')(x)
+      attend = self.attend_last and level == last
+      x = _level(x, level, width, self.blocks + 1, self.groups, attend)
       if level:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         x = nn.Conv(width, (3, 3), name=f'level{level}_up')(x)
@@ -151,6 +147,15 @@ class SelfAttention(nn.Module):
     q, k, v = (nn.Dense(c, name=name)(h) for name in ('q', 'k', 'v'))
     mixed = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     return x + nn.Dense(c, name='out')(mixed)
+
+
+def _level(x, level, width, count, groups, attend):
+  """`count` residual blocks, each with attention behind it where wanted."""
+  for index in range(count):
+    x = Residual(width, groups, name=f'level{level}_block{index}')(x)
+    if attend:
+      x = SelfAttention(groups, name=f'level{level}_attn{index}')(x)
+  return x
 
 
 def _middle(x, groups):

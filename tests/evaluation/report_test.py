@@ -3,7 +3,6 @@ import dataclasses
 import io
 import json
 import re
-from html import parser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,49 +11,9 @@ from PIL import Image
 
 from selfboottok_jax import errors
 from selfboottok_jax.evaluation import content, cost, flops, pictures, report
+from tests.evaluation import page as page_lib
 
-_VOID = {'meta', 'link', 'img', 'br', 'hr'}
 _HOSTILE = '<script>alert("x")</script> & <b>'
-
-
-class _Page(parser.HTMLParser):
-  """Tags with their attributes, text by tag class, and nesting errors."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.tags, self.texts, self.stack, self.rows = [], [], [], []
-    self.feed(text)
-    self.close()
-    assert not self.stack
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-    if tag == 'tr':
-      self.rows.append([])
-    if tag in ('td', 'th'):
-      self.rows[-1].append('')
-    if tag not in _VOID:
-      self.stack.append((tag, dict(attrs).get('class') or ''))
-
-  def handle_endtag(self, tag):
-    opened, _ = self.stack.pop()
-    assert opened == tag, f'</{tag}> closes <{opened}>'
-
-  def handle_data(self, data):
-    self.texts.append((self.stack[-1] if self.stack else ('', ''), data))
-    if any(tag in ('td', 'th') for tag, _ in self.stack):
-      self.rows[-1][-1] += data
-
-  def text(self, tag, name):
-    return [
-      ' '.join(data.split())
-      for (at, kind), data in self.texts
-      if at == tag and name in kind.split()
-    ]
-
-  @property
-  def images(self):
-    return [attrs for tag, attrs in self.tags if tag == 'img']
 
 
 def _images(count, seed=0):
@@ -128,7 +87,7 @@ def written(tmp_path_factory):
   made = _report(folder)
   out = tmp_path_factory.mktemp('report') / 'new'
   path = report.write_report(made, out)
-  return made, path, _Page(path.read_text('utf-8'))
+  return made, path, page_lib.Page(path.read_text('utf-8'))
 
 
 def test_page_is_self_contained(written):
@@ -280,7 +239,7 @@ def test_good_stages_are_said_to_be_in_order(written):
 
 def test_a_regression_and_an_unbeaten_baseline_are_notices(tmp_path):
   made = _report(tmp_path, psnrs=(19.0, 21.25, 20.5), baseline=20.9)
-  page = _Page(report.render(made))
+  page = page_lib.Page(report.render(made))
   assert not page.text('p', 'in-order')
   worse, *unbeaten = page.text('p', 'notice')
   stage = made.runs[1].name
@@ -296,13 +255,15 @@ def test_a_regression_and_an_unbeaten_baseline_are_notices(tmp_path):
 
 def test_everything_but_the_title_may_be_left_out(tmp_path):
   path = report.write_report(content.Report(title='Bare'), tmp_path)
-  page = _Page(path.read_text())
+  page = page_lib.Page(path.read_text())
   assert [p.name for p in tmp_path.iterdir()] == ['report.html']
   assert not page.images
   assert not {'h2', 'a'} & {tag for tag, _ in page.tags}
   unlogged = content.Run('r', '/w', 'tokenizer', 1, 1.0)
   only_runs = content.Report(title='Runs', runs=[unlogged])
-  tags = [attrs.get('id') for _, attrs in _Page(report.render(only_runs)).tags]
+  tags = [
+    attrs.get('id') for _, attrs in page_lib.Page(report.render(only_runs)).tags
+  ]
   assert 'runs' in tags
   assert 'curves' not in tags
 
