@@ -4,10 +4,14 @@ Parameters travel as an argument of the call, never inside a closure, so that
 a jitted step can shard them and no checkpoint holds them.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from selfboottok_jax.pretrained import published as published_lib
 
 
 @flax.struct.dataclass
@@ -62,4 +66,30 @@ class PerceptualDistance(Protocol):
     b: Float[Array, 'b h w 3'],
   ) -> Float[Array, 'b']:
     """The distance of each pair."""
+    ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+  """A network whose parameters come from a file: what loading asks of it.
+
+  Attributes:
+    name: of the network.
+    params: None until they are loaded.
+    published: where its weights are; None where a user has to name a file, or
+      where nobody publishes any.
+    shape_key: what the parameters depend on besides the file.
+  """
+
+  name: str
+  params: Any
+  published: published_lib.Published | None
+  shape_key: Mapping[str, Any]
+
+  def init(self, key: Any) -> PyTree:
+    """Random parameters; traceable, so that shapes cost nothing."""
+    ...
+
+  def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
+    """Parameters from the arrays of a file; WeightsError if they differ."""
     ...

@@ -1,12 +1,15 @@
-"""Resizes what a vision transformer learnt for another grid, as torch does.
+"""Resizes images, and what a transformer learnt for another grid, as torch.
 
-Done once, in float64, when weights are imported. `jax.image.resize` has one
-cubic kernel (a = -0.5); torch takes a = -0.75 without antialiasing and -0.5
-with it, and position tables in use come from either.
+`jax.image.resize` has one cubic kernel (a = -0.5); torch takes a = -0.75
+without antialiasing and -0.5 with it, and networks in use come from either.
+Weights are resized in float64, once, when they are imported.
 """
 
+import functools
+
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 Matrix = Float[np.ndarray, 'new old']
 
@@ -93,3 +96,25 @@ def resize_patch_kernel(
   wide = kernel.astype(np.float64)
   resized = np.einsum('ij,kl,jlcd->ikcd', inverse, inverse, wide)
   return resized.astype(kernel.dtype)
+
+
+def resize_images(
+  images: Float[Array, 'b h w c'],
+  size: tuple[int, int],
+  kind: str = 'bicubic',
+  *,
+  antialias: bool = False,
+) -> Float[Array, 'b p q c']:
+  """Images of `size` rows and columns; those that have it stay untouched."""
+  for axis, (old, new) in enumerate(zip(images.shape[1:3], size, strict=True)):
+    if old == new:
+      continue
+    matrix = _cached_matrix(old, new, kind, antialias)
+    spec = ('ij,bjwc->biwc', 'ij,bhjc->bhic')[axis]
+    images = jnp.einsum(spec, jnp.asarray(matrix, images.dtype), images)
+  return images
+
+
+@functools.cache
+def _cached_matrix(old: int, new: int, kind: str, antialias: bool) -> Matrix:
+  return resize_matrix(old, new, kind, antialias=antialias)

@@ -1,5 +1,8 @@
 """The convolutional autoencoder of latent diffusion: VA-VAE and SD-VAE."""
 
+import dataclasses
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ class Autoencoder(nn.Module):
     stem: width before the first level; 0 is that of the level.
     attend_last: whether the coarsest level attends after each block (VA-VAE).
     groups: of the group norms.
+    dtype: of the computation; means, variances and images are float32.
   """
 
   channels: tuple[int, ...]
@@ -30,9 +34,11 @@ class Autoencoder(nn.Module):
   stem: int = 0
   attend_last: bool = True
   groups: int = 32
+  dtype: str = 'float32'
 
   def setup(self):
-    fields = self.channels, self.blocks, self.attend_last, self.groups
+    parts = _Parts(self.groups, self.dtype)
+    fields = self.channels, self.blocks, self.attend_last, parts
     stem = self.stem or self.channels[0]
     self.encoder = Encoder(2 * self.latent_dim, stem, *fields)
     self.decoder = Decoder(*fields)
@@ -49,18 +55,41 @@ class Autoencoder(nn.Module):
     self, images: Float[Array, 'b h w 3']
   ) -> tuple[Float[Array, 'b i j e'], Float[Array, 'b i j e']]:
     """Mean and log variance of the posterior."""
-    moments = self.quant(self.encoder(images))
+    # Outside the network a mean needs more digits than 16 bits hold.
+    moments = self.quant(self.encoder(images).astype(jnp.float32))
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(log_variance, *_LOG_VARIANCE)
 
   def decode(self, latents: Float[Array, 'b i j e']) -> Float[Array, 'b h w 3']:
     """Images around [-1, 1]."""
-    return self.decoder(self.post_quant(latents))
+    images = self.decoder(self.post_quant(latents))
+    return images.astype(jnp.float32)
 
   @property
   def stride(self) -> int:
     """Pixels of an image to one latent, along each side."""
     return 2 ** (len(self.channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+  """Makes the layers, all of one dtype."""
+
+  groups: int
+  dtype: str
+
+  def conv(self, features: int, size: int, name: str, **options: Any):
+    return nn.Conv(
+      features, (size, size), dtype=self.dtype, name=name, **options
+    )
+
+  def dense(self, features: int, name: str):
+    return nn.Dense(features, dtype=self.dtype, name=name)
+
+  def norm(self, name: str):
+    return nn.GroupNorm(
+      self.groups, epsilon=_EPSILON, dtype=self.dtype, name=name
+    )
 
 
 class Encoder(nn.Module):
@@ -71,27 +100,27 @@ class Encoder(nn.Module):
   channels: tuple[int, ...]
   blocks: int
   attend_last: bool
-  groups: int
+  parts: _Parts
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b i j f']:
     last = len(self.channels) - 1
-    x = nn.Conv(self.stem, (3, 3), name='conv_in')(x)
+    x = self.parts.conv(self.stem, 3, 'conv_in')(x)
     for level, width in enumerate(self.channels):
       attend = self.attend_last and level == last
-      x = _level(x, level, width, self.blocks, self.groups, attend)
+      x = _level(x, level, width, self.blocks, self.parts, attend)
       if level < last:
         # One row and one column of zeros, below and to the right.
-        x = nn.Conv(
+        x = self.parts.conv(
           width,
-          (3, 3),
+          3,
+          f'level{level}_down',
           strides=2,
           padding=((0, 1), (0, 1)),
-          name=f'level{level}_down',
         )(x)
-    x = _middle(x, self.groups)
-    x = nn.silu(_norm(self.groups, 'norm')(x))
-    return nn.Conv(self.features, (3, 3), name='conv_out')(x)
+    x = _middle(x, self.parts)
+    x = nn.silu(self.parts.norm('norm')(x))
+    return self.parts.conv(self.features, 3, 'conv_out')(x)
 
 
 class Decoder(nn.Module):
@@ -100,70 +129,66 @@ class Decoder(nn.Module):
   channels: tuple[int, ...]
   blocks: int
   attend_last: bool
-  groups: int
+  parts: _Parts
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b i j e']) -> Float[Array, 'b h w 3']:
     last = len(self.channels) - 1
-    x = nn.Conv(self.channels[-1], (3, 3), name='conv_in')(x)
-    x = _middle(x, self.groups)
+    x = self.parts.conv(self.channels[-1], 3, 'conv_in')(x)
+    x = _middle(x, self.parts)
     for level in range(last, -1, -1):
       width = self.channels[level]
       attend = self.attend_last and level == last
-      x = _level(x, level, width, self.blocks + 1, self.groups, attend)
+      x = _level(x, level, width, self.blocks + 1, self.parts, attend)
       if level:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        x = nn.Conv(width, (3, 3), name=f'level{level}_up')(x)
-    x = nn.silu(_norm(self.groups, 'norm')(x))
-    return nn.Conv(3, (3, 3), name='conv_out')(x)
+        x = self.parts.conv(width, 3, f'level{level}_up')(x)
+    x = nn.silu(self.parts.norm('norm')(x))
+    return self.parts.conv(3, 3, 'conv_out')(x)
 
 
 class Residual(nn.Module):
   """Two convolutions, each behind a group norm and a SiLU."""
 
   features: int
-  groups: int
+  parts: _Parts
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w f']:
-    h = nn.silu(_norm(self.groups, 'norm1')(x))
-    h = nn.Conv(self.features, (3, 3), name='conv1')(h)
-    h = nn.silu(_norm(self.groups, 'norm2')(h))
-    h = nn.Conv(self.features, (3, 3), name='conv2')(h)
+    h = nn.silu(self.parts.norm('norm1')(x))
+    h = self.parts.conv(self.features, 3, 'conv1')(h)
+    h = nn.silu(self.parts.norm('norm2')(h))
+    h = self.parts.conv(self.features, 3, 'conv2')(h)
     if x.shape[-1] != self.features:
-      x = nn.Conv(self.features, (1, 1), name='shortcut')(x)
+      x = self.parts.conv(self.features, 1, 'shortcut')(x)
     return x + h
 
 
 class SelfAttention(nn.Module):
   """One head over all positions."""
 
-  groups: int
+  parts: _Parts
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     b, rows, columns, c = x.shape
-    h = _norm(self.groups, 'norm')(x).reshape(b, rows * columns, 1, c)
-    q, k, v = (nn.Dense(c, name=name)(h) for name in ('q', 'k', 'v'))
+    h = self.parts.norm('norm')(x).reshape(b, rows * columns, 1, c)
+    q, k, v = (self.parts.dense(c, name)(h) for name in ('q', 'k', 'v'))
     mixed = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-    return x + nn.Dense(c, name='out')(mixed)
+    return x + self.parts.dense(c, 'out')(mixed)
 
 
-def _level(x, level, width, count, groups, attend):
+def _level(x, level, width, count, parts, attend):
   """`count` residual blocks, each with attention behind it where wanted."""
   for index in range(count):
-    x = Residual(width, groups, name=f'level{level}_block{index}')(x)
+    x = Residual(width, parts, name=f'level{level}_block{index}')(x)
     if attend:
-      x = SelfAttention(groups, name=f'level{level}_attn{index}')(x)
+      x = SelfAttention(parts, name=f'level{level}_attn{index}')(x)
   return x
 
 
-def _middle(x, groups):
+def _middle(x, parts):
   width = x.shape[-1]
-  x = Residual(width, groups, name='mid_block0')(x)
-  x = SelfAttention(groups, name='mid_attn')(x)
-  return Residual(width, groups, name='mid_block1')(x)
-
-
-def _norm(groups: int, name: str) -> nn.GroupNorm:
-  return nn.GroupNorm(groups, epsilon=_EPSILON, name=name)
+  x = Residual(width, parts, name='mid_block0')(x)
+  x = SelfAttention(parts, name='mid_attn')(x)
+  return Residual(width, parts, name='mid_block1')(x)

@@ -5,7 +5,7 @@ AutoencoderKL (SD-VAE), its early hub files included.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +58,15 @@ _DIFFUSERS = (
 _UP = re.compile(r'\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.')
 
 
-def read(arrays: Arrays, network: vae.Autoencoder, source: str) -> PyTree:
+def read(
+  arrays: Arrays,
+  network: vae.Autoencoder,
+  source: str,
+  unused: Collection[str] = (),
+) -> PyTree:
   """Parameters of `network` from a state dict of either layout.
+
+  `unused`: names that may be there and are left, as patterns.
 
   Raises:
     WeightsError: one message with all that is missing, unexpected, of another
@@ -87,7 +94,7 @@ def read(arrays: Arrays, network: vae.Autoencoder, source: str) -> PyTree:
       node[keys[-1]] = np.zeros(leaf.shape, np.float32)
     else:
       node[keys[-1]] = _ours(array, leaf.shape)
-  convert.check(found, wanted, 'autoencoder', source)
+  convert.check(found, wanted, 'autoencoder', source, unused)
   return params
 
 

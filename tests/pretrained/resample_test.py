@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,3 +46,19 @@ def test_larger_patches_are_embedded_as_the_small_ones_were():
     np.einsum('ijc,ijcd->d', larger, resized),
     np.einsum('ijc,ijcd->d', patch, kernel),
   )
+
+
+def test_images_are_resized_along_both_sides():
+  images = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
+  rows = resample.resize_matrix(4, 8, antialias=False)
+  columns = resample.resize_matrix(6, 3, antialias=False)
+  np.testing.assert_allclose(
+    resample.resize_images(jnp.asarray(images, jnp.float32), (8, 3)),
+    np.einsum('ij,kl,bjlc->bikc', rows, columns, images),
+    atol=1e-5,
+  )
+
+
+def test_images_of_the_right_size_stay_as_they_are():
+  images = jnp.ones((1, 4, 6, 3))
+  assert resample.resize_images(images, (4, 6)) is images
