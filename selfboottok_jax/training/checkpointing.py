@@ -214,9 +214,16 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
   """
   if not (pathlib.Path(workdir) / CONFIG).exists():
     return
-  stored = flatten(read_config(workdir, '--workdir'))
+  config_there = read_config(workdir, '--workdir')
   if latest_step(workdir) is None:
     return
+  if 'imported' in config_there and 'imported' not in config:
+    raise errors.CheckpointError(
+      f'--workdir={workdir} holds weights that were imported, and nothing to '
+      'continue; choose another --workdir, and --config.init_from='
+      f'{workdir} to fine-tune them'
+    )
+  stored = flatten(config_there)
   given = flatten(json.loads(json.dumps(config)))
   changed = sorted(
     key

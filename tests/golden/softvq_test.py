@@ -1,0 +1,206 @@
+"""A whole SoftVQ-VAE: its state dict, values, training loss and gradients."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.inference import softvq, softvq_weights
+from selfboottok_jax.models import decoder
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.pretrained import contract, vit, vit_weights
+from selfboottok_jax.tasks import objective
+from selfboottok_jax.tasks import tokenizer as tokenizer_task
+from selfboottok_jax.training import state as state_lib
+from tests.golden import fixtures
+
+pytestmark = pytest.mark.golden
+
+NAME = 'tok02_tokenizer'
+TEACHER = 'repa_model.'
+# What the first test checks; the second checks all else.
+VALUES = (
+  'out_encoder_tokens',
+  'out_z',
+  'out_z_q',
+  'out_indices',
+  'out_post_quant',
+  'out_recon',
+  'out_recon_from_latent',
+  'out_teacher_tokens',
+)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Teacher:
+  """The frozen teacher of the recorded model, on normalised images."""
+
+  vit: vit.Vit
+  params: Any
+  name: str = 'recorded'
+
+  @property
+  def dim(self):
+    return self.vit.width
+
+  def __call__(self, params, images):
+    mean, deviation = (
+      jnp.asarray(row, jnp.float32)[None, None, None] for row in IMAGENET
+    )
+    x = (images * 0.5 + 0.5 - mean) / deviation
+    return contract.Features(self.vit.apply({'params': params}, x).patches)
+
+
+@pytest.fixture(scope='module')
+def recorded():
+  return fixtures.load('tokenizer', NAME)
+
+
+@pytest.fixture(scope='module')
+def model(recorded):
+  """As recorded; the numbers of heads are not in the state dict."""
+  meta = recorded.meta
+  fields = softvq.fields(recorded.weights, 'test', {'tau': meta['tau']})
+  assert fields['image_size'] == meta['image_size']
+  assert fields['encoder_width'] == meta['embed_dim']
+  return tokenizer_lib.Tokenizer(
+    **fields | {'head_dim': meta['embed_dim'] // meta['num_heads']}
+  )
+
+
+@pytest.fixture(autouse=True)
+def _heads(recorded, monkeypatch):
+  """Heads as wide as no release has them: another width in the decoder."""
+  heads = recorded.meta['dec_num_heads']
+  plain = decoder.Decoder
+
+  def build(*sizes, **options):
+    *sizes, _ = sizes
+    return plain(*sizes, heads, **options)
+
+  monkeypatch.setattr(tokenizer_lib.Tokenizer, 'check', lambda self: None)
+  monkeypatch.setattr(decoder, 'Decoder', build)
+
+
+@pytest.fixture(scope='module')
+def teacher(recorded):
+  meta = recorded.meta
+  side, width = meta['image_size'] // meta['patch_size'], meta['repa_dim']
+  network = vit.Vit(
+    (side, side), meta['patch_size'], width, meta['repa_depth'],
+    meta['repa_heads'], 4 * width, layer_scale=True,
+  )  # fmt: skip
+  arrays = {
+    name.removeprefix(TEACHER): array
+    for name, array in recorded.weights.items()
+    if name.startswith(TEACHER)
+  }
+  return _Teacher(network, vit_weights.read(arrays, network, 'timm', 'test'))
+
+
+def _images(recorded):
+  return jnp.asarray(recorded.arrays['in_image'].transpose(0, 2, 3, 1))
+
+
+def _check(recorded, values):
+  for key, value in values.items():
+    fixtures.check(NAME, key, value, recorded.arrays[key])
+
+
+def test_every_recorded_value(recorded, model, teacher):
+  params = softvq_weights.read(recorded.weights, model, 'test')
+  tapped = functools.partial(
+    model.apply,
+    capture_intermediates=lambda m, _: m.name in ('norm', 'from_code'),
+  )
+  apply = functools.partial(
+    jax.jit(tapped, static_argnames='method'), {'params': params}
+  )
+  images = _images(recorded)
+  output, state = apply(images)
+  inside = state['intermediates']
+  (tokens,) = inside['encoder']['norm']['__call__']
+  (embedded,) = inside['decoder']['from_code']['__call__']
+  latent = jnp.asarray(recorded.arrays['in_latent'])
+  decoded, _ = apply(latent, method='decode')
+  codes, _ = apply(images, method='encode')
+  values = (
+    tokens,
+    output.latents['global'],
+    output.codes,
+    output.quantized['global'].indices,
+    embedded,
+    output.reconstruction.transpose(0, 3, 1, 2),
+    decoded[:1].transpose(0, 3, 1, 2),
+    teacher(teacher.params, images).patches,
+  )
+  _check(recorded, dict(zip(VALUES, values, strict=True)))
+  _check(recorded, {'out_z_q': codes})
+
+
+def _task(meta, model, teacher):
+  """The recorded objective: no LPIPS, no critic."""
+  return tokenizer_task.TokenizerTask(
+    model,
+    objective.Objective(
+      perceptual=0.0,
+      adversarial=0.0,
+      align=meta['repa_loss_weight'],
+      repa_mode=meta['repa_align'],
+      repa_input='quantized',
+      projector_width=meta['repa_proj_dim'],
+      kl=meta['entropy_loss_ratio'],
+      kl_pool=True,
+    ),
+    {'repa_global': teacher},
+    None,
+    steps=1,
+  )
+
+
+def test_every_recorded_loss_and_gradient(recorded, model, teacher):
+  meta, arrays = recorded.meta, recorded.arrays
+  task = _task(meta, model, teacher)
+  inputs = state_lib.LossInputs(
+    params={}, frozen=task.frozen, batch={'image': _images(recorded)},
+    stats={}, carry={}, step=jnp.zeros((), jnp.int32), rng=jax.random.key(0),
+  )  # fmt: skip
+  learns = [str(name) for name in arrays['out_grad_norm_names']]
+
+  def loss(weights):
+    def take(name, *shape):
+      assert weights[name].shape == shape
+      return weights[name]
+
+    params = softvq_weights.assemble(take, model)
+    params[softvq_weights.HEAD] = softvq_weights.assemble_head(
+      take, model.token_dim, meta['repa_proj_dim'], teacher.dim
+    )
+    return task.losses(0)['tokenizer'](params, inputs)
+
+  # By the names of the file: where two arrays became one, each has its own.
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (total, outputs), gradients = grad({n: recorded.weights[n] for n in learns})
+  norms = [np.linalg.norm(np.ravel(gradients[name])) for name in learns]
+  actual = {
+    'out_train_mse': outputs.metrics['pixel'],
+    'out_train_entropy_loss': meta['entropy_loss_ratio']
+    * outputs.metrics['kl'],
+    'out_train_align_loss': meta['repa_loss_weight']
+    * outputs.metrics['repa_global'],
+    'out_train_total': total,
+    'out_grad_norms': np.asarray(norms),
+    **{
+      key: gradients[key.removeprefix('out_grad/')]
+      for key in arrays
+      if key.startswith('out_grad/')
+    },
+  }
+  outputs = {key for key in arrays if key.startswith('out_')}
+  assert outputs == {*VALUES, *actual, 'out_grad_norm_names'}
+  _check(recorded, actual)
