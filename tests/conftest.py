@@ -42,6 +42,14 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 jaxtyping.install_import_hook('selfboottok_jax', 'beartype.beartype')
 
 
+@pytest.fixture(scope='session', autouse=True)
+def weights_cache(tmp_path_factory) -> pathlib.Path:
+  """Imported weights stay out of the user's own cache."""
+  folder = tmp_path_factory.mktemp('weights_cache')
+  os.environ['SELFBOOTTOK_CACHE'] = str(folder)
+  return folder
+
+
 @pytest.fixture(scope='session')
 def server(tmp_path_factory) -> commands.Server:
   return commands.Server(tmp_path_factory.mktemp('outputs'))

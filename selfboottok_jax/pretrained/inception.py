@@ -204,3 +204,8 @@ class Inception:
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> Params:
     """Parameters from the published state dict; WeightsError if it differs."""
     return inception_weights.read(arrays, source)
+
+
+def build(resize: str = 'tf1') -> Inception:
+  """The network without its weights; `resize` is one of RESIZES."""
+  return Inception(resize)

@@ -5,20 +5,49 @@ Metric", 2018.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
 from selfboottok_jax.pretrained import convert, lpips_backbones
+from selfboottok_jax.pretrained import published as published_lib
 
 # Of ImageNet photographs on the scale of [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188])
 _SCALE = np.array([0.458, 0.448, 0.450])
 _EPSILON = 1e-10
+
+_HEAD = re.compile(r'(lin\d+)\.model\.1\.weight')
+_SLICE = re.compile(r'^net\.slice\d+\.')
+# Constants of the code, and the heads once more.
+_REPEATED = ('scaling_layer.*', 'lins.*')
+
+
+def _publish(
+  backbone: str, heads: str, millions: float
+) -> published_lib.Published:
+  return published_lib.Published(
+    '',
+    (backbone, heads),
+    'BSD-3-Clause and BSD-2-Clause',
+    millions,
+    'perceptual distance',
+    f'https://download.pytorch.org/models/{backbone} and https://github.com/'
+    'richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1',
+  )
+
+
+PUBLISHED = {
+  'squeeze': _publish('squeezenet1_1-b8a52dc0.pth', 'squeeze.pth', 0.7),
+  'vgg': _publish('vgg16-397923af.pth', 'vgg.pth', 14.7),
+  'alex': _publish('alexnet-owt-7be5be79.pth', 'alex.pth', 2.5),
+}
 
 
 def shapes(
@@ -38,14 +67,45 @@ class Lpips:
   """LPIPS of images in [-1, 1], from the backbone's least size up.
 
   Attributes:
-    params: float32 arrays by the file's names, kernels as HWIO.
     backbone: whose activations are compared.
     name: what reports call it.
+    published: where its weights are.
+    params: float32 arrays by the file's names, kernels as HWIO; None until
+      they are loaded.
   """
 
-  params: dict[str, Any]
   backbone: lpips_backbones.Backbone
   name: str
+  published: published_lib.Published | None = None
+  params: Any = None
+
+  @property
+  def shape_key(self) -> dict[str, Any]:
+    """Parameters depend on the file alone."""
+    return {}
+
+  def init(self, key: Any) -> dict[str, Array]:
+    """Random parameters that keep activations of order 1."""
+    wanted = shapes(self.backbone)
+    params = {}
+    for index, (name, shape) in enumerate(wanted.items()):
+      draw = jax.random.fold_in(key, index)
+      if len(shape) == 4:
+        out, into, height, width = shape
+        gain = np.sqrt(2 / (into * height * width))
+        kernel = (height, width, into, out)
+        params[name] = gain * jax.random.normal(draw, kernel)
+      elif name.startswith('lpips.'):
+        params[name] = jax.random.uniform(draw, shape)
+      else:
+        params[name] = jnp.zeros(shape)
+    return params
+
+  def read(
+    self, arrays: Mapping[str, np.ndarray], source: str
+  ) -> dict[str, np.ndarray]:
+    """Parameters from the arrays of a file, or of several; see `read`."""
+    return read(arrays, self.backbone, self.name, source)
 
   def __call__(
     self,
@@ -85,35 +145,42 @@ class Lpips:
     return self.backbone.taps(params, (x - shift) / scale)
 
 
-def load(path: str, network: str) -> Lpips:
-  """Reads torchvision's network with LPIPS' heads from an .npz file.
+def build(network: str) -> Lpips:
+  """LPIPS without its weights, of one of `lpips_backbones.BACKBONES`.
 
-  Args:
-    path: the file; names are torchvision's (`features.3.squeeze.weight`, OIHW)
-      and `lpips.lin0` onwards; float16 or float32.
-    network: one of BACKBONES: 'squeeze', 'vgg', 'alex'.
+  Its source is the two files of PUBLISHED in a folder or one after the other,
+  or one file of either `lpips` package or ours, see `read`.
+  """
+  backbone = lpips_backbones.BACKBONES[network]()
+  return Lpips(backbone, f'lpips_{network}', PUBLISHED[network])
+
+
+def read(
+  arrays: Mapping[str, np.ndarray],
+  backbone: lpips_backbones.Backbone,
+  name: str,
+  source: str,
+) -> dict[str, np.ndarray]:
+  """Parameters from the arrays of a file, or of several.
+
+  The backbone has torchvision's names (`features.3.squeeze.weight`, OIHW), or
+  those of the `lpips` package and of taming (`net.slice2.3.squeeze.weight`);
+  a head is theirs, `lin0.model.1.weight` of shape [1, c, 1, 1], or `lpips.lin0`
+  of shape [c].
 
   Raises:
-    WeightsError: see `convert`.
+    WeightsError: what is missing, unexpected, of another shape or not finite.
   """
-  backbone, name = lpips_backbones.BACKBONES[network](), f'lpips_{network}'
-  arrays = convert.read_npz(path, shapes(backbone), name, backbone.unused)
-  return Lpips(_to_params(arrays), backbone, name)
-
-
-def load_squeeze(path: str) -> Lpips:
-  """SqueezeNet 1.1, see `load`."""
-  return load(path, 'squeeze')
-
-
-def load_vgg(path: str) -> Lpips:
-  """VGG16, see `load`."""
-  return load(path, 'vgg')
-
-
-def load_alex(path: str) -> Lpips:
-  """AlexNet, see `load`."""
-  return load(path, 'alex')
+  renamed = {}
+  for key, array in arrays.items():
+    if match := _HEAD.fullmatch(key):
+      renamed[f'lpips.{match[1]}'] = array.reshape(-1)
+    else:
+      renamed[_SLICE.sub('features.', key)] = array
+  wanted = shapes(backbone)
+  unused = (*backbone.unused, *_REPEATED)
+  convert.check(renamed, wanted, name, source, unused)
+  return {key: np.asarray(_hwio(renamed[key]), np.float32) for key in wanted}
 
 
 def from_package(
@@ -121,28 +188,13 @@ def from_package(
   backbone: lpips_backbones.Backbone,
   name: str,
 ) -> Lpips:
-  """Takes the state dict of the `lpips` package's `LPIPS`, or of taming's.
-
-  There the backbone is `net.slice{n}.{index}` and a head
-  `lin{k}.model.1.weight` of shape [1, c, 1, 1]; `lins.k` repeats it.
-  """
-  renamed = {}
-  for name, array in arrays.items():
-    parts = name.split('.')
-    if parts[0] == 'net':
-      renamed['.'.join(['features', *parts[2:]])] = array
-    elif parts[0].startswith('lin') and parts[0] != 'lins':
-      renamed[f'lpips.{parts[0]}'] = array.reshape(-1)
-  convert.check(renamed, shapes(backbone), name, 'the lpips state dict')
-  return Lpips(_to_params(renamed), backbone, name)
+  """Takes the state dict of the `lpips` package's `LPIPS`, or of taming's."""
+  params = read(arrays, backbone, name, 'the lpips state dict')
+  return Lpips(backbone, name, params=jax.tree.map(jnp.asarray, params))
 
 
-def _to_params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  params = {}
-  for name, array in arrays.items():
-    kernel = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-    params[name] = jnp.asarray(kernel, jnp.float32)
-  return params
+def _hwio(array: np.ndarray) -> np.ndarray:
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def _unit(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:

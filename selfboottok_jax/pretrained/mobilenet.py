@@ -5,11 +5,13 @@ Its pooled features give `FD (mobilenet_v2)`, its stride-16 map is a teacher.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax.pretrained import contract, convert
 
@@ -97,18 +99,26 @@ class MobileNetV2:
   """MobileNetV2 with patches at stride 16 and a pooled vector as `cls`.
 
   Attributes:
-    params: name of a convolution to its float32 'kernel' (HWIO) and 'bias'.
     image_size: images are resized to this square first (bilinear,
       half-pixel centres, antialiased where it shrinks); 224 is what the
       network was trained on. 0: images are taken as they come.
+    params: name of a convolution to its float32 'kernel' (HWIO) and 'bias';
+      None until they are loaded.
     name: what reports call it.
     dim: width of a patch vector; `cls` has 1280 numbers.
   """
 
-  params: dict[str, dict[str, Any]]
   image_size: int = NATIVE_SIZE
+  params: dict[str, dict[str, Any]] | None = None
   name: str = 'mobilenet_v2'
   dim: int = GROUPS[PATCH_GROUP][1]
+  # The file is one that was made for this layout: nobody publishes it.
+  published: None = None
+
+  @property
+  def shape_key(self) -> dict[str, Any]:
+    """Parameters depend on the file alone."""
+    return {}
 
   def __call__(
     self, params: dict[str, Any], images: Float[Array, 'b h w 3']
@@ -130,6 +140,36 @@ class MobileNetV2:
     _, pooled = self._run(params, images)
     return _convolve(params, CLASSIFIER, pooled[:, None, None])[:, 0, 0]
 
+  def init(self, key: Any) -> PyTree:
+    """Random parameters that keep activations of order 1."""
+    layers = _layers()
+    params = {}
+    for layer, layer_key in zip(
+      layers, jax.random.split(key, len(layers)), strict=True
+    ):
+      gain = np.sqrt(2 / np.prod(layer.kernel[:3]))
+      params[layer.name] = {
+        'kernel': gain * jax.random.normal(layer_key, layer.kernel),
+        'bias': jnp.zeros(layer.kernel[3]),
+      }
+    return params
+
+  def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
+    """Parameters from int8 kernels; WeightsError if the file is another's.
+
+    The arrays are `NN_conv|dw_{w_int8,scale,bias}`: int8 kernels (HWIO), a
+    scale per output channel, batch norm folded into both.
+    """
+    convert.check(arrays, shapes(), self.name, source)
+    params = {}
+    for layer in _layers():
+      kernel, scale, bias = (
+        np.asarray(arrays[f'{layer.name}_{part}'], np.float32)
+        for part in ('w_int8', 'scale', 'bias')
+      )
+      params[layer.name] = {'kernel': kernel * scale, 'bias': bias}
+    return params
+
   def _run(self, params, images):
     x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if self.image_size:
@@ -144,25 +184,6 @@ class MobileNetV2:
       x = x + y if y.shape == x.shape else y
       patches = x if group <= PATCH_GROUP else patches
     return patches, _convolve(params, HEAD, x).mean(axis=(1, 2))
-
-
-def load_mobilenet(path: str, image_size: int = NATIVE_SIZE) -> MobileNetV2:
-  """Reads MobileNetV2 1.0 224 from an .npz file with int8 kernels.
-
-  The arrays are `NN_conv|dw_{w_int8,scale,bias}`: int8 kernels (HWIO), a
-  scale per output channel, batch norm folded into both. Raises WeightsError,
-  see `convert`.
-  """
-  arrays = convert.read_npz(path, shapes(), 'mobilenet_v2')
-  params = {}
-  for layer in _layers():
-    kernel, scale, bias = (
-      jnp.asarray(arrays[f'{layer.name}_{part}'], jnp.float32)
-      for part in ('w_int8', 'scale', 'bias')
-    )
-    kernel = kernel * scale.reshape(1, 1, 1, -1)
-    params[layer.name] = {'kernel': kernel, 'bias': bias}
-  return MobileNetV2(params=params, image_size=image_size)
 
 
 def _convolve(
@@ -180,3 +201,8 @@ def _convolve(
   )
   x = x + weights['bias'].astype(x.dtype).reshape(1, 1, 1, -1)
   return x if layer.linear else jax.nn.relu6(x)
+
+
+def build(image_size: int = NATIVE_SIZE) -> MobileNetV2:
+  """The network without its weights; see MobileNetV2's attributes."""
+  return MobileNetV2(image_size)

@@ -33,6 +33,8 @@ class Family:
     fields: of `vit.Vit`, but for sizes.
     statistics: mean and deviation that images are normalised with.
     prefix: of the arrays that count; others in the file are left alone.
+    used_patch_size: of the teacher, where it is not that of the files.
+    antialias: how positions reach another grid, see `vit_weights.read`.
   """
 
   layout: str
@@ -41,11 +43,23 @@ class Family:
   fields: Mapping[str, Any]
   statistics: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
   prefix: str = ''
+  used_patch_size: int = 0
+  antialias: bool | None = None
 
 
-DINOV2 = Family('dinov2', 37, 14, {'layer_scale': True})
-DINOV2_REGISTERS = Family(
-  'dinov2_registers', 37, 14, {'layer_scale': True, 'registers': 4}
+# As SoftVQ's teacher: patches of 16 pixels, positions resized by timm.
+DINOV2 = Family(
+  'dinov2',
+  37,
+  14,
+  {'layer_scale': True},
+  used_patch_size=16,
+  antialias=True,
+)
+DINOV2_REGISTERS = dataclasses.replace(
+  DINOV2,
+  layout='dinov2_registers',
+  fields={'layer_scale': True, 'registers': 4},
 )
 DINO = Family('timm', 14, 16, {})
 IJEPA = Family('ijepa', 16, 14, {'cls': False})
@@ -100,7 +114,7 @@ VARIANTS: dict[str, Variant] = {
     *(1024, 24, 16),
     _facebook('dinov2-with-registers-large', 304.4),
   ),
-  'dino_s16': Variant(
+  'dino_s': Variant(
     DINO,
     *(384, 12, 6),
     published.Published(
@@ -108,7 +122,7 @@ VARIANTS: dict[str, Variant] = {
       ('model.safetensors',),
       'Apache-2.0',
       21.7,
-      'discriminator, alignment',
+      'alignment',
     ),
   ),
   'ijepa_h': Variant(
@@ -127,7 +141,6 @@ VARIANTS: dict[str, Variant] = {
   ),
   # Of no published weights: to run every code path on a small machine.
   'dinov2_tiny': Variant(DINOV2, *_TINY, None),
-  'dino_tiny': Variant(DINO, *_TINY, None),
   'ijepa_tiny': Variant(IJEPA, *_TINY, None),
   'siglip2_tiny': Variant(SIGLIP2, *_TINY, None),
 }
@@ -203,6 +216,7 @@ class VisionTransformer:
       source,
       grid=(side, side),
       patch_size=self.family.patch_size,
+      antialias=self.family.antialias,
     )
 
 
@@ -227,15 +241,16 @@ def build(
   Args:
     name: one of VARIANTS.
     grid: rows (and columns) of patches that it returns.
-    patch_size: 0 for the one of its training; another by resampling the patch
-      embedding, see `resample`.
+    patch_size: 0 for the one that is usual for teachers: 16 for DINOv2 (14 in
+      the files), else that of its training. The patch embedding is resampled,
+      see `resample`.
     dtype: of the computation.
   """
   variant = VARIANTS[name]
   family = variant.family
   network = vit.Vit(
     (grid, grid),
-    patch_size or family.patch_size,
+    patch_size or family.used_patch_size or family.patch_size,
     variant.width,
     variant.depth,
     variant.heads,

@@ -167,6 +167,7 @@ def read(
   *,
   grid: tuple[int, int] | None = None,
   patch_size: int | None = None,
+  antialias: bool | None = None,
 ) -> PyTree:
   """Parameters of `network` from a state dict.
 
@@ -178,6 +179,8 @@ def read(
     source: names the file in errors.
     grid: rows and columns of the file's position table; None for the network's.
     patch_size: of the file; None for the network's.
+    antialias: whether positions are resized with antialiasing; None for the
+      way of the layout's public class.
 
   Returns:
     {'params': ...} without its outer key, float32.
@@ -187,6 +190,8 @@ def read(
       shape or not finite.
   """
   names, reader = LAYOUTS[layout], _Reader(arrays)
+  if antialias is not None:
+    names = dataclasses.replace(names, antialias=antialias)
   params = _outside(reader, network, names, grid or network.grid, patch_size)
   for begin, end in vit.segments(network.depth, network.taps):
     blocks = [_block(reader, network, names, i) for i in range(begin, end)]

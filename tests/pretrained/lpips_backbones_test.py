@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import pretrained
 from selfboottok_jax.pretrained import lpips, lpips_backbones
 from tests.pretrained import weights
 
@@ -48,7 +49,8 @@ def test_a_distance_of_each_backbone_is_zero_at_equality(tmp_path):
     arrays = weights.random_lpips(lpips.shapes(backbone()))
     # What lies behind the last tap may be in the file.
     arrays |= {unused: np.zeros(1) for unused in backbone().unused}
-    network = lpips.load(weights.save(tmp_path / f'{name}.npz', arrays), name)
+    path = weights.save(tmp_path / f'{name}.npz', arrays)
+    network = pretrained.load_perceptual(f'lpips_{name}:{path}')
     assert network.name == f'lpips_{name}'
     assert float(network(network.params, a, a)[0]) == 0
     assert float(network(network.params, a, b)[0]) > 0

@@ -1,19 +1,25 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, pretrained
 from selfboottok_jax.pretrained import lpips, lpips_backbones
 from tests.pretrained import weights
 
 FILE = 'lpips_squeeze_v0.1_torchvision_squeezenet1_1_fp16.npz'
 
 
+def _squeeze(path):
+  return pretrained.load_perceptual(f'lpips_squeeze:{path}')
+
+
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
   path = tmp_path_factory.mktemp('lpips') / 'lpips.npz'
-  return lpips.load_squeeze(
+  return _squeeze(
     weights.save(
       path, weights.random_lpips(lpips.shapes(lpips_backbones.squeeze()))
     )
@@ -27,13 +33,62 @@ def _noise(size, seed=0, batch=1):
 
 def test_float16_becomes_float32_and_oihw_becomes_hwio(tmp_path):
   arrays = weights.random_lpips(lpips.shapes(lpips_backbones.squeeze()))
-  network = lpips.load_squeeze(weights.save(tmp_path / 'a.npz', arrays))
+  network = _squeeze(weights.save(tmp_path / 'a.npz', arrays))
   kernel = network.params['features.6.expand3x3.weight']
   assert {x.dtype for x in jax.tree.leaves(network.params)} == {
     jnp.dtype(jnp.float32)
   }
   stored = arrays['features.6.expand3x3.weight']
   assert kernel[0, 2, 5, 7] == np.float32(stored[7, 5, 0, 2])
+
+
+@pytest.mark.parametrize('name', lpips_backbones.BACKBONES)
+def test_every_form_of_a_file_gives_the_same(tmp_path, name):
+  backbone = lpips_backbones.BACKBONES[name]()
+  arrays = weights.random_lpips(lpips.shapes(backbone))
+  path = weights.save(tmp_path / 'ours.npz', arrays)
+  ours = pretrained.load_perceptual(f'lpips_{name}:{path}')
+  package = weights.as_package(arrays)
+  whole = weights.save(tmp_path / 'package.npz', package)
+  parts = weights.as_published(arrays, backbone.unused)
+  two = ','.join(
+    weights.save(tmp_path / f'{i}.npz', part) for i, part in enumerate(parts)
+  )
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  for file, part in zip(lpips.PUBLISHED[name].files, parts, strict=True):
+    # Of another kind than it is called: what is inside decides.
+    pathlib.Path(weights.save(tmp_path / 'p.npz', part)).rename(folder / file)
+  for source in (whole, two, str(folder)):
+    theirs = pretrained.load_perceptual(f'lpips_{name}:{source}')
+    assert theirs.params.keys() == ours.params.keys()
+    for key, array in ours.params.items():
+      np.testing.assert_array_equal(theirs.params[key], array)
+  taken = lpips.from_package(package, backbone, name)
+  assert taken.params.keys() == ours.params.keys()
+
+
+def test_what_is_missing_is_said_in_the_names_of_our_files(tmp_path):
+  backbone = lpips_backbones.squeeze()
+  arrays = weights.random_lpips(lpips.shapes(backbone))
+  package = weights.as_package(arrays)
+  del package['lin3.model.1.weight']
+  package['lin4.model.1.weight'] = np.ones((1, 7, 1, 1))
+  path = weights.save(tmp_path / 'a.npz', package)
+  with pytest.raises(errors.WeightsError) as caught:
+    _squeeze(path)
+  message = str(caught.value)
+  assert '1 missing: lpips.lin3' in message
+  assert '1 mis-shaped: lpips.lin4 is (7,), wanted (384,)' in message
+  body, _ = weights.as_published(arrays, backbone.unused)
+  with pytest.raises(errors.WeightsError, match='7 missing: lpips.lin0;'):
+    _squeeze(weights.save(tmp_path / 'body.npz', body))
+
+
+def test_without_a_source_it_says_which_two_files_to_fetch():
+  for name in lpips_backbones.BACKBONES:
+    with pytest.raises(errors.WeightsError, match=r'\.pth and .*\.pth, which'):
+      pretrained.load_perceptual(f'lpips_{name}')
 
 
 @pytest.mark.parametrize('size', [3, 4, 5, 6, 7, 8, 9])
@@ -103,7 +158,7 @@ def test_float64_stays_float64_and_bfloat16_becomes_float32(network):
 
 def test_real_weights_mind_a_shift_less_than_noise():
   """Of equal squared error, which is what a perceptual distance is for."""
-  network = lpips.load_squeeze(weights.real(FILE))
+  network = _squeeze(weights.real(FILE))
   y, x = np.mgrid[:64, :64]
   base = np.stack([np.sin(x / 1.5), np.sin(y / 1.3), np.sin((x + y) / 2)], -1)
   base = jnp.asarray(0.6 * base[None], jnp.float32)
@@ -125,7 +180,7 @@ def test_known_value_of_torchmetrics():
   Its torch.rand of seed 123 takes the low 24 bits of the Mersenne twister,
   which numpy's legacy generator is, seeded alike.
   """
-  network = lpips.load_squeeze(weights.real(FILE))
+  network = _squeeze(weights.real(FILE))
   twister = np.random.RandomState(123)  # noqa: NPY002
   bits = twister.randint(0, 2**32, (2, 10, 3, 100, 100), dtype=np.uint32)
   images = (bits & 0xFFFFFF).astype(np.float32) / 2**24 * 2 - 1

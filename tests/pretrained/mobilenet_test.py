@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from selfboottok_jax import pretrained
 from selfboottok_jax.pretrained import mobilenet
 from tests.pretrained import weights
 
@@ -20,7 +21,8 @@ FILE = 'mobilenet_v2_1.0_224_int8w.npz'
 def network(tmp_path_factory):
   path = tmp_path_factory.mktemp('mobilenet') / 'mobilenet.npz'
   arrays = weights.random_mobilenet(mobilenet.shapes())
-  return mobilenet.load_mobilenet(weights.save(path, arrays), image_size=0)
+  spec = f'mobilenet_v2:{weights.save(path, arrays)}'
+  return pretrained.load_network(spec, image_size=0)
 
 
 def test_the_table_of_layers():
@@ -39,11 +41,9 @@ def test_kernels_are_dequantised_per_output_channel(tmp_path):
   arrays = weights.random_mobilenet(mobilenet.shapes())
   arrays['00_conv_scale'] = np.arange(1, 33, dtype=np.float32)
   arrays['01_dw_scale'] = np.arange(1, 33, dtype=np.float32)
-  network = mobilenet.load_mobilenet(
-    weights.save(tmp_path / 'a', arrays) + '.npz'
-  )
+  params = mobilenet.build().read(arrays, 'test')
   for name in ('00_conv', '01_dw'):
-    kernel = network.params[name]['kernel']
+    kernel = params[name]['kernel']
     assert kernel.dtype == jnp.float32
     np.testing.assert_array_equal(
       kernel[1, 2, 0, 5], 6.0 * arrays[f'{name}_w_int8'][1, 2, 0, 5]
@@ -68,7 +68,7 @@ def test_resizes_to_224_unless_told():
 
 def test_real_weights_recognise_photographs():
   """Most of 40 photographs of 10 ImageNet classes, at 64 pixels."""
-  network = mobilenet.load_mobilenet(weights.real(FILE))
+  network = pretrained.load_network(f'mobilenet_v2:{weights.real(FILE)}')
   folder = pathlib.Path(os.environ.get('DATA') or weights.SHARED / 'data')
   path = folder / 'imagenette64.tar'
   if not path.exists():

@@ -18,7 +18,8 @@ def _abstract(network):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_the_table_tells_the_number_of_parameters(name):
-  network = vision.build(name, vision.VARIANTS[name].family.grid)
+  family = vision.VARIANTS[name].family
+  network = vision.build(name, family.grid, family.patch_size)
   size = sum(leaf.size for leaf in jax.tree.leaves(_abstract(network)))
   assert round(size / 1e6, 1) == network.published.millions
 
@@ -71,7 +72,7 @@ def test_the_computation_may_be_in_16_bits():
 
 
 def test_parameters_are_no_part_of_the_network():
-  network = vision.build('dino_tiny')
+  network = vision.build('dinov2_tiny')
   assert network.params is None
   loaded = dataclasses.replace(network, params={'a': 1})
   assert loaded.params == {'a': 1}

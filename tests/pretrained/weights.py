@@ -51,3 +51,30 @@ def random_mobilenet(shapes, seed=0):
 def save(path, arrays) -> str:
   np.savez(path, **arrays)
   return str(path)
+
+
+def as_published(arrays, unused):
+  """An LPIPS file's arrays as two: torchvision's backbone, and the heads."""
+  backbone = {k: v for k, v in arrays.items() if not k.startswith('lpips.')}
+  backbone |= {name: np.zeros(1, np.float32) for name in unused}
+  heads = {
+    f'{name.removeprefix("lpips.")}.model.1.weight': array.reshape(1, -1, 1, 1)
+    for name, array in arrays.items()
+    if name.startswith('lpips.')
+  }
+  return backbone, heads
+
+
+def as_package(arrays):
+  """An LPIPS file's arrays as the `lpips` package has them in one module."""
+  backbone, heads = as_published(arrays, ())
+  stages = {
+    f'net.slice{1 + i // 5}.{name.removeprefix("features.")}': array
+    for i, (name, array) in enumerate(backbone.items())
+  }
+  again = {f'lins.{name[3:]}': array for name, array in heads.items()}
+  constants = {
+    f'scaling_layer.{name}': np.ones((1, 3, 1, 1), np.float32)
+    for name in ('shift', 'scale')
+  }
+  return stages | heads | again | constants

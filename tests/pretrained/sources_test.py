@@ -1,0 +1,145 @@
+import pytest
+
+from selfboottok_jax import errors
+from selfboottok_jax.pretrained import published, sources
+
+ONE = published.Published('org/net', ('model.safetensors',), 'MIT', 1.0, 'test')
+TWO = published.Published(
+  '', ('body.pth', 'head.pth'), 'MIT', 1.0, 'test', 'https://example.org/net'
+)
+
+
+def _touch(folder, *names):
+  for name in names:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  return str(folder)
+
+
+def _resolve(source, public, tmp_path):
+  return sources.resolve('net', source, public, tmp_path / 'inbox')
+
+
+def _names(place):
+  return [path.name for path in place.files]
+
+
+def _message(source, public, tmp_path):
+  with pytest.raises(errors.WeightsError) as caught:
+    _resolve(source, public, tmp_path)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_a_file_and_several(tmp_path):
+  folder = _touch(tmp_path, 'a.npz', 'b.pth')
+  one = _resolve(f'{folder}/a.npz', ONE, tmp_path)
+  assert (_names(one), one.label) == (['a.npz'], f'{folder}/a.npz')
+  both = _resolve(f'{folder}/a.npz,{folder}/b.pth', ONE, tmp_path)
+  assert _names(both) == ['a.npz', 'b.pth']
+  message = _message(f'{folder}/a.npz,{folder}/c.pth', ONE, tmp_path)
+  assert f"no weight file at '{folder}/c.pth'" in message
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', _touch(tmp_path, 'a.npz'))
+  place = _resolve('~/a.npz', None, tmp_path)
+  assert place.files == (tmp_path / 'a.npz',)
+
+
+@pytest.mark.parametrize(
+  ('held', 'public', 'wanted'),
+  [
+    (['model.safetensors', 'pytorch_model.bin'], ONE, ['model.safetensors']),
+    (['weights.ckpt', 'config.json'], ONE, ['weights.ckpt']),
+    (['weights.ckpt'], None, ['weights.ckpt']),
+    (['head.pth', 'body.pth', 'other.pth'], TWO, ['body.pth', 'head.pth']),
+    (['whole.npz'], TWO, ['whole.npz']),
+  ],
+)
+def test_a_folder(tmp_path, held, public, wanted):
+  folder = _touch(tmp_path / 'folder', *held)
+  assert _names(_resolve(folder, public, tmp_path)) == wanted
+
+
+def test_a_folder_with_the_subfolders_of_the_repository(tmp_path):
+  public = published.Published('org/net', ('vae/m.bin',), 'MIT', 1.0, 'test')
+  for held in ('vae/m.bin', 'm.bin'):
+    folder = _touch(tmp_path / held.replace('/', '_'), held, 'other.bin')
+    place = _resolve(folder, public, tmp_path)
+    assert [str(path) for path in place.files] == [f'{folder}/{held}']
+
+
+@pytest.mark.parametrize(
+  ('held', 'public', 'said'),
+  [
+    ([], ONE, ['no weight file', 'model.safetensors']),
+    (['a.bin', 'b.bin'], ONE, ['a.bin, b.bin', 'model.safetensors']),
+    (['a.bin', 'b.bin'], None, ['a.bin, b.bin', 'a single one']),
+    (['body.pth'], TWO, ['has body.pth', 'body.pth and head.pth']),
+    (['head.pth', 'x.txt'], TWO, ['has head.pth;', 'body.pth and head.pth']),
+  ],
+)
+def test_a_folder_without_what_is_wanted(tmp_path, held, public, said):
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  message = _message(_touch(folder, *held), public, tmp_path)
+  for part in (str(folder), 'net:FILE', *said):
+    assert part in message
+
+
+@pytest.mark.parametrize(
+  ('source', 'repository', 'revision'),
+  [
+    ('org/net', 'org/net', 'main'),
+    ('org/net.v1', 'org/net.v1', 'main'),
+    ('timm/vit_small_patch16_224.dino', 'timm/vit_small_patch16_224.dino', ''),
+    ('org/net@v2', 'org/net', 'v2'),
+    ('org/net@refs/pr/1', 'org/net', 'refs/pr/1'),
+  ],
+)
+def test_a_repository(tmp_path, source, repository, revision):
+  place = _resolve(source, ONE, tmp_path)
+  revision = revision or 'main'
+  assert place == sources.Hub(repository, revision, ('model.safetensors',))
+  assert place.label == f'{repository}@{revision}'
+  assert _resolve(source, None, tmp_path) == place
+
+
+@pytest.mark.parametrize(
+  'source', ['weights', './net', '/no/net', '~/net', 'a/b/c', 'org/net.pth']
+)
+def test_what_is_neither_here_nor_a_repository(tmp_path, source):
+  message = _message(source, ONE, tmp_path)
+  assert 'no weight file' in message
+  assert 'net:ORG/REPO' in message
+
+
+def test_what_is_here_comes_before_a_repository(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _touch(tmp_path, 'org/net/model.safetensors')
+  assert isinstance(_resolve('org/net', ONE, tmp_path), sources.Local)
+
+
+def test_the_published_place(tmp_path):
+  inbox = tmp_path / 'inbox'
+  assert _resolve('', ONE, tmp_path) == sources.Hub(
+    'org/net', 'main', ('model.safetensors',), inbox
+  )
+  message = _message('', TWO, tmp_path)
+  for part in ('body.pth and head.pth', TWO.url, str(inbox), 'net:FOLDER'):
+    assert part in message
+  assert 'net:FILE' in _message('', None, tmp_path)
+
+
+def test_files_that_were_brought_by_hand_stand_for_it(tmp_path):
+  inbox = tmp_path / 'inbox'
+  inbox.mkdir()
+  assert isinstance(_resolve('', ONE, tmp_path), sources.Hub)
+  _touch(inbox, 'model.safetensors')
+  assert _resolve('', ONE, tmp_path).files == (inbox / 'model.safetensors',)
+  # A repository that was named is another place.
+  assert isinstance(_resolve('org/net', ONE, tmp_path), sources.Hub)
+  (inbox / 'model.safetensors').rename(inbox / 'body.pth')
+  assert 'body.pth and head.pth' in _message('', TWO, tmp_path)
