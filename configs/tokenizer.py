@@ -1,5 +1,7 @@
 """Stage 1: the tokenizer. Use as configs/tokenizer.py:PRESET."""
 
+from typing import Any
+
 import ml_collections
 
 from configs import base
@@ -9,17 +11,26 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   """The configuration of a preset."""
   config = base.get_base('tokenizer')
   config.model = _model()
+  # The transformer that a fresh encoder starts from, as 'dinov2_b' (with
+  # model.layer_scale=1e-5); '' starts it from scratch.
+  config.encoder_from = ''
   config.loss = _loss()
   config.networks = ml_collections.ConfigDict()
-  # 'name' or 'name:path of its weights'.
+  # 'name', 'name:SOURCE' or 'name:random', see selfboottok_jax.pretrained.
   config.networks.perceptual = 'hog'
   config.networks.repa_global = 'hog'
   config.networks.repa_local = 'hog'
   config.networks.transport = 'dct'
+  # The trunk of a discriminator of kind 'dino'.
+  config.networks.discriminator = 'dino_s16'
   config.discriminator = ml_collections.ConfigDict()
-  config.discriminator.width = 64
-  config.discriminator.max_width = 512
-  config.discriminator.min_resolution = 4
+  config.discriminator.kind = 'dino'
+  config.discriminator.dino = ml_collections.ConfigDict()
+  config.discriminator.dino.kernel = 9
+  config.discriminator.stylegan = ml_collections.ConfigDict()
+  config.discriminator.stylegan.width = 64
+  config.discriminator.stylegan.max_width = 512
+  config.discriminator.stylegan.min_resolution = 4
   base.choose(PRESETS, preset, 'configs/tokenizer.py')(config)
   return config
 
@@ -69,7 +80,11 @@ def _loss() -> ml_collections.ConfigDict:
   loss.perceptual_warmup = 0.04  # 10k of 250k steps
   loss.adversarial = 0.2
   loss.adversarial_start = 0.08  # 20k of 250k steps
+  loss.adaptive_weight = False
+  loss.hinge = 0.2
   loss.lecam = 0.001
+  loss.consistency = 4.0
+  loss.augment = 0.5
   loss.align = 0.1
   loss.repa_global = 1.0
   loss.repa_local = 1.0
@@ -125,8 +140,12 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.loss.projector_width = 256
   config.loss.perceptual = 0.05
   config.loss.adversarial = 0.005
-  config.discriminator.width = 8
-  config.discriminator.max_width = 64
+  config.loss.hinge = 1.0
+  config.loss.consistency = 0.0
+  config.loss.augment = 0.0
+  config.discriminator.kind = 'stylegan'
+  config.discriminator.stylegan.width = 8
+  config.discriminator.stylegan.max_width = 64
   config.optimizer.learning_rate = 2e-3
   config.evaluation.every = 500
   config.evaluation.num_images = 256
@@ -135,19 +154,105 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.train.log_every = 20
 
 
-def imagenet256(config: ml_collections.ConfigDict) -> None:
-  """The paper's sizes and recipe, on the networks that ship.
+def photos64_mobilenet(config: ml_collections.ConfigDict) -> None:
+  """As photos64, on features of ImageNet: MobileNetV2 and LPIPS (squeeze).
 
-  50 epochs of 1.28M images at batch 256. The teachers are hog and dct until
-  the paper's are named in `networks`.
+  Their files are to be named, as --config.networks.repa_global=
+  mobilenet_v2:FILE, or laid into the cache, see `pretrained.store`.
+  """
+  photos64(config)
+  config.networks.perceptual = 'lpips_squeeze'
+  config.networks.repa_global = 'mobilenet_v2'
+  config.networks.repa_local = 'mobilenet_v2'
+
+
+def imagenet256(config: ml_collections.ConfigDict) -> None:
+  """The paper's recipe: the last row of Table 3 before its aligner is scaled.
+
+  50 epochs of 1.28M images at batch 256.
   """
   config.model.dtype = 'bfloat16'
   config.model.remat = True
   config.model.quantizer_chunk = 2
+  config.model.layer_scale = 1e-5
+  config.encoder_from = 'dinov2_b'
+  config.networks.perceptual = 'lpips_vgg'
+  config.networks.repa_global = 'dinov2_l'
+  config.networks.repa_local = 'ijepa_h'
+  config.networks.transport = 'vavae'
+  config.networks.discriminator = 'dino_s16'
+
+
+def rehearsal(config: ml_collections.ConfigDict) -> None:
+  """Every code path of imagenet256 at a size for two CPU cores.
+
+  The networks have random weights: it shows that a recipe runs on the data at
+  hand, not what it learns.
+  """
+  imagenet256(config)
+  config.data.image_size = 128
+  config.data.batch_size = 8
+  config.model.num_tokens = 16
+  config.model.token_dim = 16
+  config.model.encoder_width = 48
+  config.model.encoder_depth = 2
+  config.model.decoder_width = 128
+  config.model.decoder_depth = 2
+  config.model.head_dim = 16
+  config.model.codebook_size = 512
+  config.model.local1d_width = 128
+  config.model.local2d_width = 64
+  config.model.local2d_depth = 2
+  config.encoder_from = 'dinov2_tiny:random'
+  config.networks.perceptual = 'lpips_squeeze:random'
+  config.networks.repa_global = 'dinov2_tiny:random'
+  config.networks.repa_local = 'ijepa_tiny:random'
+  config.networks.transport = 'vavae_tiny:random'
+  config.networks.discriminator = 'dino_tiny:random'
+  config.loss.projector_width = 128
+  # Gains of 1e-5 take longer than this to grow, and a distance of random
+  # features would be all that is learnt.
+  config.model.layer_scale = 0.1
+  config.loss.perceptual = 0.1
+  config.loss.adversarial_start = 0.4
+  config.loss.perceptual_warmup = 0.2
+  config.optimizer.learning_rate = 2e-3
+  config.train.steps = 50
+  config.train.log_every = 5
+  config.evaluation.every = 25
+  config.evaluation.num_images = 16
+  config.evaluation.batch_size = 8
+  config.checkpoint.every = 25
+
+
+def _imagenet256(changes: dict[str, Any]):
+  def preset(config: ml_collections.ConfigDict) -> None:
+    imagenet256(config)
+    config.update_from_flattened_dict(changes)
+
+  return preset
 
 
 PRESETS = {
   'quickstart': quickstart,
   'photos64': photos64,
+  'photos64_mobilenet': photos64_mobilenet,
+  'rehearsal': rehearsal,
   'imagenet256': imagenet256,
+  # The other rows of Table 3.
+  'imagenet256_softvq': _imagenet256(
+    {
+      'model.local1d_width': 0,
+      'model.local2d_depth': 0,
+      # As its authors do.
+      'model.bootstrap_from': 'quantized',
+      'loss.repa_input': 'quantized',
+    }
+  ),
+  'imagenet256_g_l1': _imagenet256({'model.local2d_depth': 0}),
+  'imagenet256_c_off': _imagenet256({'model.causal': False}),
+  'imagenet256_cb_off': _imagenet256({'model.share_codebooks': True}),
+  # The other 1D teachers of Table 2; imagenet256 has I-JEPA.
+  'imagenet256_dinov2': _imagenet256({'networks.repa_local': 'dinov2_l'}),
+  'imagenet256_siglip2': _imagenet256({'networks.repa_local': 'siglip2_b'}),
 }

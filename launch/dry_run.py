@@ -21,10 +21,9 @@ from selfboottok_jax.training import sharding
 def describe(config: ml_collections.ConfigDict) -> None:
   """Prints the cost card of a training, as a table and as one JSON line.
 
-  Nothing is allocated but what frozen networks and tokenizers read from files,
-  and nothing written. Data or a tokenizer that the configuration does not name
-  are assumed, and said to be; what it names is opened. A workdir and the arrays
-  of `init_from` are left to the training.
+  Nothing is allocated, fetched or written. Data or a tokenizer that the
+  configuration does not name are assumed, and said to be; what it names is
+  looked for. A workdir and all parameters are left to the training.
   """
   lines = []
   if config.model.attention == 'cudnn' and jax.default_backend() != 'gpu':
@@ -34,18 +33,14 @@ def describe(config: ml_collections.ConfigDict) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
   builders.check(config)
-  if outline.lacks(config):
-    sketch = outline.outline(config)
-    task, optimizers = sketch.task, sketch.optimizers
-    lines += [f'assumed: {line}' for line in sketch.assumed]
-  else:
+  sketch = outline.outline(config)
+  lines += [f'assumed: {line}' for line in sketch.assumed]
+  if outline.has_data(config):
     source = common.open_data(config, 'train')
-    built = builders.build(config, source, mesh)
-    task, optimizers = built.task, built.optimizers
     lines.append(f'data: {data.describe(source)}')
-  programs = TrainPrograms(config, task, optimizers, mesh)
+  programs = TrainPrograms(config, sketch.task, sketch.optimizers, mesh)
   with no_compilation_cache():
-    programs.compile(max(task.milestones))
+    programs.compile(max(sketch.task.milestones))
   card = programs.card()
   cli.say(
     '\n'.join(

@@ -14,7 +14,11 @@ from configs import evaluate as evaluate_config
 from configs import generator, scaling, tokenizer
 from selfboottok_jax import inference
 from selfboottok_jax.evaluation import evaluate
-from selfboottok_jax.models import discriminator, sit
+from selfboottok_jax.models import (
+  dino_discriminator,
+  sit,
+  stylegan_discriminator,
+)
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.tasks import objective
@@ -39,7 +43,7 @@ MAY_IMPORT = {
     *('models', 'pretrained', 'objectives', 'flow'),
     *('training.state', 'training.checkpointing', 'training.sharding'),
   ),
-  'inference': ('models', 'flow', 'tasks', 'training'),
+  'inference': ('models', 'pretrained', 'flow', 'tasks', 'training'),
   'evaluation': (
     *('models', 'pretrained', 'objectives', 'flow', 'data'),
     *('tasks', 'training', 'inference'),
@@ -185,6 +189,16 @@ def _sampling_keys(section: dict) -> set[str]:
   return generator.config['sampling'].read
 
 
+def _read_of_discriminators() -> set[str]:
+  """Their kind, and the fields of each, after the kind's name."""
+  kinds = {
+    'dino': dino_discriminator.DinoDiscriminator,
+    'stylegan': stylegan_discriminator.StyleGanDiscriminator,
+  }
+  fields = {f'{k}.{f}' for k, cls in kinds.items() for f in _read_fields(cls)}
+  return {'kind', *fields}
+
+
 def _unread(config) -> list[str]:
   """Keys of a configuration that no code reads."""
   is_generator = config.task == 'generator'
@@ -193,14 +207,15 @@ def _unread(config) -> list[str]:
   read = {
     'optimizer': _read_parameters(optim.build_optimizer),
     'mesh': _read_parameters(sharding.make_mesh),
-    'discriminator': _read_fields(discriminator.Discriminator),
+    'discriminator': _read_of_discriminators(),
     'model': _read_fields(model),
     'loss': _read_weights(goal),
-    'networks': set(
-      objective.active_terms(
+    'networks': {
+      'discriminator',
+      *objective.active_terms(
         tokenizer_lib.Tokenizer(image_size=256), objective.Objective()
-      )
-    ),
+      ),
+    },
   }
   if 'sampling' in config:
     read['sampling'] = _sampling_keys(config.sampling.to_dict())

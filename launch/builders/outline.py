@@ -1,4 +1,4 @@
-"""Tasks of which data or tokenizer are not at hand, to be sized and timed."""
+"""Tasks without data and without weights, to be sized and timed."""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ class Outline:
   """A task without data.
 
   Attributes:
-    task: as trained; a tokenizer of which nothing is known but its shapes has
-      these in place of parameters.
+    task: as trained; frozen networks, and a tokenizer of which nothing is known
+      but its shapes, have these in place of parameters.
     optimizers: one per trained group.
     assumed: what was supposed because nothing was given, a line for each.
   """
@@ -37,22 +37,16 @@ def has_data(config: ml_collections.ConfigDict) -> bool:
   return bool(config.data.path) or config.data.source == 'procedural'
 
 
-def lacks(config: ml_collections.ConfigDict) -> bool:
-  """Whether a training would refuse the configuration for want of inputs."""
-  needs_tokenizer = config.task != 'tokenizer'
-  return not has_data(config) or (needs_tokenizer and not config.tokenizer)
-
-
 def outline(config: ml_collections.ConfigDict) -> Outline:
   """The task of a configuration; what is missing is assumed and named."""
   assumed = []
   num_classes = _count_classes(config, assumed)
   if config.task == 'tokenizer':
-    task = tokenizer.make_tokenizer_task(config)
+    task = tokenizer.make_tokenizer_task(config, abstract=True)
   else:
     stage1 = _stage1(config, assumed)
     if config.task == 'scaling':
-      task = tokenizer.make_scaling_task(config, stage1)
+      task = tokenizer.make_scaling_task(config, stage1, abstract=True)
     else:
       task = _generator(config, stage1, num_classes)
   optimizers = common.build_optimizers(config, task.groups)

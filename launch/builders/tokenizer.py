@@ -1,5 +1,6 @@
 """The two tasks that train a tokenizer: stage 1 and local scaling."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,20 @@ from jax.sharding import Mesh
 from launch.builders import common
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import evaluators
-from selfboottok_jax.models import discriminator
+from selfboottok_jax.models import dino_discriminator, stylegan_discriminator
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.tasks import objective, scaling
+from selfboottok_jax.tasks import critic as critic_lib
+from selfboottok_jax.tasks import encoder_start, objective, scaling
 from selfboottok_jax.tasks import tokenizer as tokenizer_task
 from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import state as state_lib
+
+# Networks without weights, which take patches of any size.
+BUILTIN = ('hog', 'dct', 'random')
+DISCRIMINATORS = {
+  'dino': dino_discriminator.DinoDiscriminator,
+  'stylegan': stylegan_discriminator.StyleGanDiscriminator,
+}
 
 
 def build_tokenizer(
@@ -30,7 +40,7 @@ def build_tokenizer(
 
   def start(state):
     if not config.init_from:
-      return state
+      return _start_encoder(config, task.model, state)
     run = checkpointing.read_run(
       config.init_from, what='init_from', task='tokenizer'
     )
@@ -87,19 +97,24 @@ def build_scaling(
 
 
 def make_tokenizer_task(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, *, abstract: bool = False
 ) -> tokenizer_task.TokenizerTask:
-  """Stage 1, without data."""
-  return tokenizer_task.TokenizerTask(
-    *_tokenizer_parts(config, config.model.to_dict()), steps=config.train.steps
-  )
+  """Stage 1, without data; `abstract`: frozen networks have shapes alone."""
+  model, *others = _tokenizer_parts(config, config.model.to_dict(), abstract)
+  if config.encoder_from and not config.init_from:
+    encoder_start.check_gains(model, config.encoder_from)
+  return tokenizer_task.TokenizerTask(model, *others, steps=config.train.steps)
 
 
 def make_scaling_task(
-  config: ml_collections.ConfigDict, stage1: Mapping[str, Any]
+  config: ml_collections.ConfigDict,
+  stage1: Mapping[str, Any],
+  *,
+  abstract: bool = False,
 ) -> scaling.ScalingTask:
   """Stage 2, without data; `stage1` is the configuration of stage 1's run."""
-  model, *others = _tokenizer_parts(config, scaled_fields(config, stage1))
+  fields = scaled_fields(config, stage1)
+  model, *others = _tokenizer_parts(config, fields, abstract)
   if 'local2d' not in model.groups:
     raise errors.ConfigError(
       'model.local2d_depth=0; wanted the depth of the larger aligner'
@@ -119,6 +134,21 @@ def scaled_fields(
   return {**stage1['model'], **config.model.to_dict()}
 
 
+def _start_encoder(
+  config: ml_collections.ConfigDict,
+  model: tokenizer_lib.Tokenizer,
+  state: state_lib.TrainState,
+) -> state_lib.TrainState:
+  """A fresh state, its encoder from the transformer that is named, if any."""
+  spec = config.encoder_from
+  if not spec:
+    return state
+  network, params = pretrained.load_vit(
+    spec, grid=encoder_start.GRID, patch_size=encoder_start.PATCH_SIZE
+  )
+  return encoder_start.start(state, model, network, params, spec)
+
+
 def _read_scaled(config, fingerprint: str) -> checkpointing.Run:
   """The stage 2 run to fine-tune; CheckpointError for another tokenizer's."""
   run = checkpointing.read_run(
@@ -134,41 +164,67 @@ def _read_scaled(config, fingerprint: str) -> checkpointing.Run:
   return run
 
 
-def _tokenizer_parts(config, model_fields):
+def _tokenizer_parts(config, model_fields, abstract):
   model = tokenizer_lib.Tokenizer(
     image_size=config.data.image_size, **model_fields
   )
   model.check()
   goal = objective.Objective(**config.loss)
-  critic = None
+  networks, critic = _networks(config, model, goal, abstract), None
   if goal.adversarial:
-    critic = discriminator.Discriminator(
-      **config.discriminator, dtype=model.dtype
+    critic = _critic(config, goal, model.dtype, abstract)
+  return model, goal, networks, critic
+
+
+def _critic(
+  config: ml_collections.ConfigDict,
+  goal: objective.Objective,
+  dtype: str,
+  abstract: bool,
+) -> critic_lib.Critic:
+  """The discriminator of `config.discriminator.kind`, with its trunk if any."""
+  kind = config.discriminator.kind
+  if kind not in DISCRIMINATORS:
+    raise errors.ConfigError(
+      f'discriminator.kind={kind!r}; wanted one of {", ".join(DISCRIMINATORS)}'
     )
-  return model, goal, _networks(config, model, goal), critic
+  module = DISCRIMINATORS[kind](**config.discriminator[kind], dtype=dtype)
+  trunk = None
+  if kind == 'dino':
+    trunk = pretrained.load_trunk(
+      config.networks.discriminator, abstract=abstract, dtype=dtype
+    )
+  return critic_lib.Critic(module, goal, trunk)
 
 
 def _networks(
   config: ml_collections.ConfigDict,
   model: tokenizer_lib.Tokenizer,
   goal: objective.Objective,
+  abstract: bool,
 ) -> dict[str, Any]:
   """Frozen networks of the active terms, on the tokenizer's patch grid."""
-  options = {
-    'hog': {'patch_size': model.patch_size},
-    'dct': {'patch_size': model.patch_size, 'dim': model.token_dim},
-    'random': {'patch_size': model.patch_size, 'dim': model.token_dim},
-    # Its maps have stride 16.
-    'mobilenet_v2': {'image_size': 16 * model.image_size // model.patch_size},
-  }
   networks = {}
   for term in objective.active_terms(model, goal):
     spec = config.networks[term]
     if term == 'perceptual':
-      load, own = pretrained.load_perceptual, {}
-      if spec in options:
-        own = {'patch_size': model.patch_size}
+      load, choices = pretrained.load_perceptual, pretrained.PERCEPTUALS
     else:
-      load, own = pretrained.load_network, options.get(spec.split(':')[0], {})
-    networks[term] = load(spec, **own)
+      load, choices = pretrained.load_network, pretrained.NETWORKS
+    options = _options(spec.partition(':')[0], choices, model)
+    networks[term] = load(spec, abstract=abstract, **options)
   return networks
+
+
+def _options(
+  name: str, choices: Mapping[str, Any], model: tokenizer_lib.Tokenizer
+) -> dict[str, Any]:
+  """What brings a network to the tokenizer's patches, of what it takes."""
+  side = model.image_size // model.patch_size
+  if name in BUILTIN:
+    offered = {'patch_size': model.patch_size, 'dim': model.token_dim}
+  else:
+    # MobileNet's maps have stride 16.
+    offered = {'grid': side, 'dtype': model.dtype, 'image_size': 16 * side}
+  taken = inspect.signature(choices[name]).parameters if name in choices else ()
+  return {key: value for key, value in offered.items() if key in taken}

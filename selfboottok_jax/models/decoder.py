@@ -140,6 +140,8 @@ class Decoder(nn.Module):
       block, self.depth, self.remat, self.unroll, name='blocks'
     )(x, projected, tuple(keep))
     x = layers.layer_norm(self.dtype, name='norm')(x[:, 1 : 1 + side**2])
+    # For whoever asks: the adaptive weight of the adversarial term does.
+    self.sow('intermediates', 'features', x)
     pixels = layers.dense(self.patch_size**2 * 3, 'float32', name='to_pixels')(
       x
     )

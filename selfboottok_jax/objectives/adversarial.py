@@ -1,5 +1,8 @@
 """The hinge game of discriminator and tokenizer: the third term of Eq. (4)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -66,9 +69,73 @@ def lecam(
   return above + below, state
 
 
+def consistency(
+  weak: tuple[Float[Array, '*s'], Float[Array, '*s']],
+  strong: tuple[Float[Array, '*s'], Float[Array, '*s']],
+) -> Float[Array, '']:
+  """How much a stronger augmentation of the images changes their logits.
+
+  The mean square over (real, fake) of each, which a discriminator makes small
+  by judging what augmentation leaves alone (Zhang et al., 2020).
+  """
+  squares = [
+    jnp.mean(jnp.square(_wide(a) - _wide(b)))
+    for a, b in zip(weak, strong, strict=True)
+  ]
+  return sum(squares) / len(squares)
+
+
+def pull(
+  loss: Callable[[Float[Array, '*s']], tuple[Float[Array, ''], Any]],
+  at: Float[Array, '*s'],
+) -> tuple[Float[Array, ''], Any, Float[Array, '*s']]:
+  """A loss whose gradient in `at` is known beside its value.
+
+  Args:
+    loss: returns (value, anything else); nothing but `at` in it is trained.
+    at: where to take it.
+
+  Returns:
+    The value, differentiable as ever, though backpropagation finds the gradient
+    done and goes through `loss` no second time; what else `loss` returned; and
+    the gradient in `at`, a constant.
+  """
+  gradient_of = jax.value_and_grad(loss, has_aux=True)
+  (value, other), gradient = gradient_of(jax.lax.stop_gradient(at))
+  nothing = at - jax.lax.stop_gradient(at)
+  return value + jnp.sum(gradient * nothing), other, gradient
+
+
+def adaptive_weight(
+  features: Float[Array, 'b n d'],
+  reconstruction: Float[Array, 'b n f'],
+  adversarial: Float[Array, 'b n f'],
+) -> Float[Array, '']:
+  """How much stronger reconstruction pulls at the last layer than the game.
+
+  The ratio of the norms of two gradients in the kernel of the decoder's last
+  layer, as in VQGAN (Esser et al., 2021), within [0, 1e4] and a constant. The
+  gradient in a kernel is its input times the gradient in its output, so that
+  neither loss needs a second way back.
+
+  Args:
+    features: what the last layer takes.
+    reconstruction: gradient of the weighted reconstruction losses in what it
+      returns.
+    adversarial: gradient there of the generator's loss, without its weight.
+  """
+
+  def norm(gradient):
+    kernel = jnp.einsum('bnd,bnf->df', _wide(features), _wide(gradient))
+    return jnp.sqrt(jnp.sum(jnp.square(kernel)))
+
+  ratio = norm(reconstruction) / (norm(adversarial) + 1e-4)
+  return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
+
+
 @flax.struct.dataclass
 class DiscriminatorLoss:
-  """What the discriminator minimises, its parts, and LeCAM's next state.
+  """The game's part of the discriminator's loss, and LeCAM's next state.
 
   Attributes:
     loss: hinge + lecam_weight x regulariser.
@@ -91,7 +158,7 @@ def discriminator_loss(
   lecam_weight: float = 0.001,
   decay: float = 0.999,
 ) -> DiscriminatorLoss:
-  """What the discriminator minimises, once it has started."""
+  """What the discriminator minimises beside `consistency`."""
   hinge = hinge_discriminator(real, fake)
   regulariser, state = lecam(lecam_state, real, fake, decay=decay)
   total = hinge + lecam_weight * regulariser

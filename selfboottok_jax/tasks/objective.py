@@ -22,7 +22,14 @@ class Objective:
     adversarial: lambda_2.
     adversarial_start: when the discriminator begins to learn and to count, as
       a fraction of the run; it moves when train.steps is changed.
-    lecam: weight of LeCAM's regulariser in the discriminator's loss.
+    adaptive_weight: multiply lambda_2 by `adversarial.adaptive_weight`.
+    hinge: weight of hinge and LeCAM in the discriminator's own loss, which
+      matters against `consistency`; the reference takes lambda_2's value.
+    lecam: weight of LeCAM's regulariser beside the hinge.
+    consistency: weight of the consistency of logits under stronger
+      augmentation in the discriminator's loss.
+    augment: probability of each kind of augmentation of what the discriminator
+      sees; 0 shows it the images as they are.
     align: lambda_3.
     repa_global: mu_1.
     repa_local: mu_2.
@@ -45,7 +52,11 @@ class Objective:
   perceptual_warmup: float = 0.04
   adversarial: float = 0.2
   adversarial_start: float = 0.08
+  adaptive_weight: bool = False
+  hinge: float = 0.2
   lecam: float = 0.001
+  consistency: float = 4.0
+  augment: float = 0.5
   align: float = 0.1
   repa_global: float = 1.0
   repa_local: float = 1.0

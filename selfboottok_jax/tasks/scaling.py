@@ -52,7 +52,7 @@ def start_from(
   The base is stage 1's running mean. Trained modules start from it too where
   they have kept their shape, and an aligner that is only deeper starts as the
   same function (`deepen`); one of another width starts fresh. The discriminator
-  goes on with its optimiser and LeCAM's means.
+  goes on with its optimiser, LeCAM's means and the statistics of its norms.
   """
   what = f'tokenizer={run.workdir}'
   stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
@@ -76,7 +76,8 @@ def start_from(
     opt['discriminator'] = _like(
       opt['discriminator'], optimizer['discriminator']
     )
-    stats['lecam'] = _like(stats['lecam'], run.stats['lecam'])
+    for name in stats:
+      stats[name] = parts.adopt(stats[name], run.stats[name], what=what)
   ema = {'tokenizer': jax.tree.map(jax.numpy.copy, trained)}
   return state.replace(params=params, opt=opt, stats=stats, ema=ema)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import tasks
-from selfboottok_jax.models import aligners, discriminator, quantizers
+from selfboottok_jax.models import aligners, layers, quantizers
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import (
   adversarial,
@@ -19,13 +19,14 @@ from selfboottok_jax.objectives import (
   pixel,
   transport,
 )
+from selfboottok_jax.tasks import critic as critic_lib
 from selfboottok_jax.tasks import objective as objective_lib
 from selfboottok_jax.tasks import parts
 from selfboottok_jax.training import state as state_lib
 
 
 class TokenizerTask:
-  """Eq. (4) for a tokenizer, against frozen networks and a discriminator.
+  """Eq. (4) for a tokenizer, against frozen networks and a critic.
 
   Parameter groups: 'tokenizer' (trained, with the heads to the teachers),
   'base' (parts of the tokenizer that stay as they are; absent in stage 1),
@@ -38,7 +39,7 @@ class TokenizerTask:
     model: tokenizer_lib.Tokenizer,
     objective: objective_lib.Objective,
     networks: Mapping[str, Any],
-    critic: discriminator.Discriminator | None,
+    critic: critic_lib.Critic | None,
     *,
     steps: int,
   ):
@@ -56,6 +57,7 @@ class TokenizerTask:
     self.milestones = (0,)
     if critic is not None:
       self.groups += ('discriminator',)
+      self.frozen |= critic.frozen
       starts = sorted({0, self.start_step})
       # A critic that would start at the end never does.
       self.milestones = tuple(m for m in starts if m < max(steps, 1))
@@ -81,11 +83,11 @@ class TokenizerTask:
     active = self.critic is not None and first_step >= self.start_step
     losses = {'tokenizer': functools.partial(self._tokenizer_loss, active)}
     if active:
-      losses['discriminator'] = self._discriminator_loss
+      losses['discriminator'] = self.critic.loss
     return losses
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """Fresh parameters of both groups, and LeCAM's means."""
+    """Fresh parameters of both groups, and the critic's statistics."""
     model_key, head_key, critic_key = jax.random.split(rng, 3)
     image = jnp.zeros((1, self.model.image_size, self.model.image_size, 3))
     group = dict(self.model.init(model_key, image)['params'])
@@ -95,12 +97,11 @@ class TokenizerTask:
       group[name] = head.init(key, tokens)['params']
     params, stats = {'tokenizer': group}, {}
     if self.critic is not None:
-      params['discriminator'] = self.critic.init(critic_key, image)['params']
-      stats['lecam'] = adversarial.init_lecam()
+      params['discriminator'], stats = self.critic.init(critic_key, image)
     return params, stats
 
   def components(self, params: Mapping[str, PyTree]) -> list[tasks.Component]:
-    """The tokenizer's modules, the heads, the critic and the teachers."""
+    """The tokenizer's modules, the heads, the critic, the frozen networks."""
     found = [
       tasks.Component(module, of_module, group == 'tokenizer')
       for group in ('tokenizer', 'base')
@@ -111,57 +112,96 @@ class TokenizerTask:
         tasks.Component('discriminator', params['discriminator'], True)
       )
     return found + [
-      tasks.Component(term, self.frozen[term], False) for term in self.networks
+      tasks.Component(name, params, False)
+      for name, params in self.frozen.items()
     ]
 
   def _tokenizer_loss(
     self, critic_active: bool, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
     """Eq. (4)."""
-    o, images = self.objective, inputs.batch['image']
+    o = self.objective
     params = inputs.params.get('base', {}) | trained
-    output = self.model.apply(
+    output, variables = self.model.apply(
       {'params': parts.model_params(params)},
-      images,
+      inputs.batch['image'],
       train=True,
       rngs={'groups': inputs.rng},
+      mutable=['intermediates'],
     )
-    terms = {}
-    if o.pixel:
-      terms['pixel'] = (
-        o.pixel,
-        pixel.pixel_loss(images, output.reconstruction, kind=o.pixel_kind),
-      )
-    if 'perceptual' in self.networks:
-      terms['perceptual'] = o.perceptual, self._perceptual(inputs, output)
-    if critic_active:
-      logits = self._judge(
-        inputs.params['discriminator'], output.reconstruction
-      )
-      terms['adversarial'] = (
-        o.adversarial,
-        adversarial.hinge_generator(logits),
-      )
+    losses = self._losses_of_pixels(critic_active, inputs)
+    if critic_active and o.adaptive_weight:
+      (features,) = variables['intermediates']['decoder']['features']
+      terms, stats = self._balance(losses, output.reconstruction, features)
+    else:
+      terms, stats = {}, inputs.stats
+      for name, (weight, loss) in losses.items():
+        value, stats = loss(output.reconstruction)
+        terms[name] = weight, value
     align_terms, diagnostics = self._align(params, inputs, output)
     terms |= align_terms
     if o.kl:
       terms['kl'] = o.kl, self._kl(output)
     total = sum(weight * value for weight, value in terms.values())
     metrics = {name: value for name, (_, value) in terms.items()}
+    if critic_active and o.adaptive_weight:
+      metrics['adversarial_weight'] = terms['adversarial'][0]
     return total, state_lib.LossOutputs(
       metrics=metrics | diagnostics | _fusion_weights(params),
-      stats=inputs.stats,
+      stats=stats,
       carry={'reconstruction': jax.lax.stop_gradient(output.reconstruction)},
     )
 
-  def _perceptual(self, inputs, output):
+  def _losses_of_pixels(self, critic_active, inputs):
+    """The terms that see the reconstruction alone, the critic's last.
+
+    By name (weight, reconstruction -> (value, statistics)).
+    """
+    o, images, stats = self.objective, inputs.batch['image'], inputs.stats
+    losses = {}
+    if o.pixel:
+      losses['pixel'] = (
+        o.pixel,
+        lambda x: (pixel.pixel_loss(images, x, kind=o.pixel_kind), stats),
+      )
+    if 'perceptual' in self.networks:
+      losses['perceptual'] = (
+        o.perceptual,
+        lambda x: (self._perceptual(inputs, x), stats),
+      )
+    if critic_active:
+      # Group dropout draws from the key itself.
+      key = jax.random.fold_in(inputs.rng, 1)
+      losses['adversarial'] = (
+        o.adversarial,
+        lambda x: self.critic.generator_loss(x, inputs, key),
+      )
+    return losses
+
+  def _balance(self, losses, reconstruction, features):
+    """Terms with the adaptive weight: lambda_2 in the proportion of pulls."""
+    terms, gradients = {}, {}
+    for name, (weight, loss) in losses.items():
+      value, stats, gradient = adversarial.pull(loss, reconstruction)
+      terms[name] = weight, value
+      gradients[name] = layers.patchify(gradient, self.model.patch_size)
+    away = gradients.pop('adversarial')
+    towards = sum(
+      (terms[name][0] * gradient for name, gradient in gradients.items()),
+      jnp.zeros_like(away),
+    )
+    ratio = adversarial.adaptive_weight(features, towards, away)
+    weight, value = terms['adversarial']
+    return terms | {'adversarial': (weight * ratio, value)}, stats
+
+  def _perceptual(self, inputs, reconstruction):
     """The gated distance; the raw one would hide the warm-up in the log."""
     with jax.named_scope('perceptual'):
       weighted, _ = perceptual.perceptual_loss(
         self.networks['perceptual'],
         inputs.frozen['perceptual'],
         inputs.batch['image'],
-        output.reconstruction,
+        reconstruction,
         step=inputs.step,
         warmup_steps=self.warmup_steps,
       )
@@ -215,11 +255,6 @@ class TokenizerTask:
     with jax.named_scope(term):
       return self.networks[term](inputs.frozen[term], inputs.batch['image'])
 
-  def _judge(self, params, images):
-    """The discriminator's logits."""
-    with jax.named_scope('discriminator'):
-      return self.critic.apply({'params': params}, images)
-
   def _kl(self, output):
     """Mean over groups: a model's weight on its codebooks' use is one."""
     o, chunk = self.objective, self.model.quantizer_chunk
@@ -238,24 +273,6 @@ class TokenizerTask:
         )
       values.append(sample - average)
     return sum(values) / len(values)
-
-  def _discriminator_loss(
-    self, trained: PyTree, inputs: state_lib.LossInputs
-  ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
-    """Hinge and LeCAM on the images and the reconstruction carried over."""
-    real = self._judge(trained, inputs.batch['image'])
-    fake = self._judge(trained, inputs.carry['reconstruction'])
-    result = adversarial.discriminator_loss(
-      real,
-      fake,
-      inputs.stats['lecam'],
-      lecam_weight=self.objective.lecam,
-    )
-    return result.loss, state_lib.LossOutputs(
-      metrics={'logits_real': jnp.mean(real), 'logits_fake': jnp.mean(fake)},
-      stats=inputs.stats | {'lecam': result.lecam},
-      carry=inputs.carry,
-    )
 
 
 def _fusion_weights(

@@ -1,4 +1,4 @@
-"""Hinge losses and LeCAM on recorded logits, step after step."""
+"""Hinge losses, LeCAM and consistency on recorded logits, step after step."""
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,11 @@ def test_every_step(recorded):
   weight = float(total.removeprefix('out_d_total_w'))
   state = adversarial.init_lecam()
   rows = []
-  for real, fake, consistency in zip(
-    arrays['in_real'], arrays['in_fake'], arrays['out_cr'], strict=True
-  ):
-    real, fake = jnp.asarray(real), jnp.asarray(fake)
+  inputs = [
+    jnp.asarray(arrays[f'in_{name}'])
+    for name in ('real', 'fake', 'real_strong', 'fake_strong')
+  ]
+  for real, fake, *strong in zip(*inputs, strict=True):
     gradient = jax.grad(
       lambda real, fake, state: adversarial.lecam(
         state, real, fake, decay=meta['lecam_decay']
@@ -42,6 +43,9 @@ def test_every_step(recorded):
       decay=meta['lecam_decay'],
     )
     state = result.lecam
+    consistency = meta['cr_weight'] * adversarial.consistency(
+      (real, fake), tuple(strong)
+    )
     rows.append(
       {
         'out_hinge_d': result.hinge,
@@ -51,9 +55,13 @@ def test_every_step(recorded):
         'out_ema_fake': state['fake'],
         'out_grad_lecam_real': gradient[0],
         'out_grad_lecam_fake': gradient[1],
+        'out_cr': consistency,
         total: weight * result.loss + consistency,
       }
     )
   for name in rows[0]:
     actual = np.stack([np.asarray(row[name]) for row in rows])
     fixtures.check(NAME, name, actual, arrays[name])
+  # Another game than the hinge's, which nothing here plays.
+  outputs = {name for name in arrays if name.startswith('out_')}
+  assert outputs - set(rows[0]) == {'out_vanilla_d'}

@@ -62,11 +62,25 @@ def _assert_same_runs(one, other):
   assert logs.read(one) == logs.read(other)
 
 
+# Its norms remember, and it draws crops of images that are larger than 32.
+DINO = (
+  '--config.discriminator.kind=dino',
+  '--config.data.image_size=48',
+)
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
-def test_killed_training_is_the_uninterrupted_one(task, server, runs, tmp_path):
+@pytest.mark.parametrize(
+  ('task', 'more'),
+  [('tokenizer', ()), ('tokenizer', DINO), ('scaling', ()), ('generator', ())],
+  ids=['tokenizer', 'dino', 'scaling', 'generator'],
+)
+def test_killed_training_is_the_uninterrupted_one(
+  task, more, server, runs, tmp_path
+):
   arguments = [
     f'--config=tests/launch/tiny.py:{task}',
+    *more,
     f'--config.train.steps={STEPS}',
     f'--config.checkpoint.every={SAVE_EVERY}',
     '--config.evaluation.every=50',

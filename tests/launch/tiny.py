@@ -41,7 +41,10 @@ def tokenizer_preset(config: ml_collections.ConfigDict) -> None:
   config.loss.projector_width = 16
   config.loss.adversarial_start = 0.0
   config.loss.ot_iterations = 5
-  config.discriminator.width = config.discriminator.max_width = 8
+  config.discriminator.kind = 'stylegan'
+  config.discriminator.stylegan.width = 8
+  config.discriminator.stylegan.max_width = 8
+  config.networks.discriminator = 'dino_tiny:random'
 
 
 def scaling_preset(config: ml_collections.ConfigDict) -> None:

@@ -37,10 +37,15 @@ def _scaling_task(trainable=TRAINABLE, **options):
   )
 
 
+@pytest.fixture(scope='module', params=tokenizers.KINDS)
+def kind(request):
+  return request.param
+
+
 @pytest.fixture(scope='module')
-def stage1():
+def stage1(kind):
   """A run of stage 1 that has seen an adversarial step, and its moments."""
-  task = tokenizers.make_task(steps=10, loss=LOSS)
+  task = tokenizers.make_task(steps=10, loss=LOSS, critic=kind)
   step_fn, state = tokenizers.make_step(task), tokenizers.init_state(task)
   for _ in range(2):
     state, _ = step_fn(state, task.frozen, _batch())
@@ -51,8 +56,8 @@ def stage1():
 
 
 @pytest.fixture(scope='module')
-def trained(stage1):
-  task = _scaling_task()
+def trained(stage1, kind):
+  task = _scaling_task(critic=kind)
   fresh = tokenizers.init_state(task, seed=1)
   start = scaling.start_from(fresh, *stage1)
   step_fn, state = tokenizers.make_step(task), start
@@ -84,7 +89,9 @@ def test_starts_from_the_means_of_stage_1(stage1, trained):
 def test_the_discriminator_goes_on(stage1, trained):
   (run, opt), (_, fresh, start, state, _) = stage1, trained
   tiny.assert_same(start.params['discriminator'], run.params['discriminator'])
-  tiny.assert_same(start.stats['lecam'], run.stats['lecam'])
+  tiny.assert_same(start.stats, run.stats)
+  assert tiny.changed(fresh.stats, start.stats)
+  assert tiny.changed(start.stats, state.stats)
   for a, b in zip(
     jax.tree.leaves(start.opt['discriminator']),
     jax.tree.leaves(opt['discriminator']),
@@ -133,8 +140,10 @@ def test_unknown_modules_are_named():
     jax.eval_shape(task.init, jax.random.key(0))
 
 
-def test_more_of_the_decoding_side_can_be_trained(stage1):
-  task = _scaling_task(trainable=(*TRAINABLE, 'fuse', 'decoder', 'local1d'))
+def test_more_of_the_decoding_side_can_be_trained(stage1, kind):
+  task = _scaling_task(
+    trainable=(*TRAINABLE, 'fuse', 'decoder', 'local1d'), critic=kind
+  )
   start = scaling.start_from(tokenizers.init_state(task, seed=1), *stage1)
   means = stage1[0].ema['tokenizer']
   for name in ('fuse', 'decoder', 'local1d'):
@@ -158,10 +167,17 @@ def test_stage_1_of_another_size_does_not_fit(stage1):
     scaling.start_from(shapes, run, opt)
 
 
-def test_without_a_discriminator_in_stage_1_a_fresh_one_begins(stage1):
+def test_another_discriminator_does_not_fit(stage1, kind):
+  (other,) = set(tokenizers.KINDS) - {kind}
+  task = _scaling_task(critic=other)
+  with pytest.raises(errors.CheckpointError, match='same .*discriminator'):
+    scaling.start_from(tokenizers.init_state(task, seed=1), *stage1)
+
+
+def test_without_a_discriminator_in_stage_1_a_fresh_one_begins(stage1, kind):
   run, opt = stage1
   params = {k: v for k, v in run.params.items() if k != 'discriminator'}
   bare = checkpointing.Run('STAGE1', {}, 2, params, run.ema, {}, {})
-  fresh = tokenizers.init_state(_scaling_task(), seed=1)
+  fresh = tokenizers.init_state(_scaling_task(critic=kind), seed=1)
   start = scaling.start_from(fresh, bare, {'tokenizer': opt['tokenizer']})
   tiny.assert_same(start.params['discriminator'], fresh.params['discriminator'])

@@ -12,6 +12,7 @@ from tests.tasks import tokenizers
 
 STEPS, START = 10, 6
 ADVERSARIAL = {'adversarial', 'discriminator_loss', 'logits_real'}
+ADVERSARIAL |= {'logits_fake', 'consistency'}
 WEIGHTED = (
   'pixel',
   'perceptual',
@@ -23,10 +24,11 @@ WEIGHTED = (
 )
 
 
-@pytest.fixture(scope='module')
-def task():
+@pytest.fixture(scope='module', params=tokenizers.KINDS)
+def task(request):
   return tokenizers.make_task(
     steps=STEPS,
+    critic=request.param,
     loss={'adversarial_start': START / STEPS, 'perceptual_warmup': 0.2},
   )
 
@@ -82,10 +84,11 @@ def test_perceptual_loss_warms_up(history):
   assert 0 < metrics[1]['perceptual'] < metrics[2]['perceptual']
 
 
-def test_nothing_adversarial_before_its_start(history):
+def test_nothing_adversarial_before_its_start(task, history):
   states, metrics = history
   for step in range(START):
     assert ADVERSARIAL.isdisjoint(metrics[step])
+    assert ('discriminator' in states[step].stats) == bool(task.critic.trunk)
     for tree in ('params', 'opt'):
       before, after = (getattr(states[n], tree) for n in (0, step + 1))
       tiny.assert_same(after['discriminator'], before['discriminator'])
@@ -98,7 +101,9 @@ def test_the_game_begins_at_its_start(history):
     assert metrics[step]['adversarial'] != 0
     assert metrics[step]['discriminator_grad_norm'] > 0
     before, after = states[step], states[step + 1]
-    assert after.stats['lecam']['real'] != before.stats['lecam']['real']
+    assert set(after.stats) == set(before.stats)
+    for name in after.stats:
+      assert tiny.changed(before.stats[name], after.stats[name]), name
     for tree in ('params', 'opt'):
       assert tiny.changed(
         getattr(before, tree)['discriminator'],
@@ -110,8 +115,8 @@ def test_the_game_begins_at_its_start(history):
   ('loss', 'critic', 'milestones', 'groups'),
   [
     ({}, None, (0,), 1),
-    ({'adversarial_start': 0.0}, tokenizers.CRITIC, (0,), 2),
-    ({'adversarial_start': 0.5}, tokenizers.CRITIC, (0, 10), 2),
+    ({'adversarial_start': 0.0}, 'stylegan', (0,), 2),
+    ({'adversarial_start': 0.5}, 'stylegan', (0, 10), 2),
   ],
 )
 def test_phases(loss, critic, milestones, groups):
@@ -236,3 +241,87 @@ def test_handed_on_reconstruction_carries_no_gradient(task):
 
   gradient = jax.jit(jax.grad(carried))(state.params['tokenizer'])
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_state_that_was_stored_goes_on_bit_for_bit(task, history):
+  states, _ = history
+  batch = {'image': tiny.images(4), 'label': jnp.zeros(4, jnp.int32)}
+  step_fn = tokenizers.make_step(task, STEPS, START)
+  again = jax.tree.map(np.asarray, states[START + 1])
+  for step in range(START + 1, STEPS):
+    again, _ = step_fn(again, task.frozen, batch)
+    tiny.assert_same(again, states[step + 1])
+
+
+def test_frozen_networks_are_components_and_stay_out_of_the_state(
+  task, history
+):
+  states, _ = history
+  components = {c.name: c for c in task.components(states[0].params)}
+  assert len(components) == len(task.components(states[0].params))
+  assert components['discriminator'].trained
+  assert set(task.frozen) <= set(components)
+  if task.critic.trunk:
+    trunk = components['discriminator_trunk']
+    assert not trunk.trained
+    tiny.assert_same(trunk.params, task.critic.trunk.params)
+    assert set(states[0].stats) == {'lecam', 'discriminator'}
+
+
+@pytest.mark.parametrize('kind', tokenizers.KINDS)
+def test_the_adaptive_weight_is_the_ratio_of_gradients(kind):
+  """Against the gradients of whole backward passes in the last kernel."""
+  loss = {'adversarial_start': 0.0, 'perceptual_warmup': 0.0}
+  batch = {'image': tiny.images(4), 'label': jnp.zeros(4, jnp.int32)}
+
+  def run(**more):
+    task = tokenizers.make_task(steps=10, critic=kind, loss=loss | more)
+    state = tokenizers.init_state(task)
+
+    @jax.jit
+    def gradient(trained):
+      inputs = state_lib.LossInputs(
+        params=state.params,
+        frozen=task.frozen,
+        batch=batch,
+        stats=state.stats,
+        carry={},
+        step=jnp.int32(10),
+        rng=jax.random.key(0),
+      )
+      return jax.grad(task.losses(0)['tokenizer'], has_aux=True)(
+        trained, inputs
+      )
+
+    return gradient(state.params['tokenizer'])
+
+  off = dict.fromkeys(('align', 'kl', 'pixel', 'perceptual'), 0.0)
+  seen = {'align': 0.0, 'kl': 0.0, 'pixel': 0.7, 'perceptual': 1.3}
+  towards, _ = run(**seen, adversarial=1e-20)
+  away, _ = run(**off, adversarial=1.0)
+  norms = [
+    jnp.linalg.norm(tree['decoder']['to_pixels']['kernel'])
+    for tree in (towards, away)
+  ]
+  gradient, outputs = run(**seen, adversarial=0.3, adaptive_weight=True)
+  weight = 0.3 * norms[0] / (norms[1] + 1e-4)
+  assert weight > 1e-3
+  np.testing.assert_allclose(
+    outputs.metrics['adversarial_weight'], weight, rtol=1e-3
+  )
+  # And the update is that of the losses with this weight.
+  plain, expected = run(**seen, adversarial=float(weight))
+  for a, b in zip(
+    jax.tree.leaves(gradient), jax.tree.leaves(plain), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-5)
+  for name in expected.metrics:
+    np.testing.assert_allclose(
+      outputs.metrics[name], expected.metrics[name], rtol=1e-4, err_msg=name
+    )
+  for a, b in zip(
+    jax.tree.leaves(outputs.stats),
+    jax.tree.leaves(expected.stats),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)

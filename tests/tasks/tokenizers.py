@@ -1,9 +1,14 @@
 """Tiny tokenizer tasks, their train step and their states."""
 
+import dataclasses
+import functools
+
 import jax
 
 from selfboottok_jax import pretrained
-from selfboottok_jax.models import discriminator
+from selfboottok_jax.models import dino_discriminator, stylegan_discriminator
+from selfboottok_jax.pretrained import dino, vit
+from selfboottok_jax.tasks import critic as critic_lib
 from selfboottok_jax.tasks import objective
 from selfboottok_jax.tasks import tokenizer as tokenizer_task
 from selfboottok_jax.training import optim
@@ -11,7 +16,7 @@ from selfboottok_jax.training import state as state_lib
 from tests import tiny
 
 PATCH, DIM = tiny.TOKENIZER['patch_size'], tiny.TOKENIZER['token_dim']
-CRITIC = discriminator.Discriminator(width=4, max_width=8)
+KINDS = ('dino', 'stylegan')
 LOSS = {'projector_width': 8, 'ot_iterations': 10}
 
 
@@ -25,20 +30,38 @@ def networks():
   }
 
 
+@functools.cache
+def trunk() -> dino.DinoTrunk:
+  """Half the side of the images, so that it crops or averages them."""
+  network = vit.Vit((2, 2), 4, 8, 2, 2, 16, taps=(0, 1, 2), gelu='tanh')
+  empty = dino.DinoTrunk('tiny', network, None)
+  return dataclasses.replace(empty, params=empty.init(jax.random.key(0)))
+
+
+def make_critic(kind, goal) -> critic_lib.Critic:
+  if kind == 'dino':
+    module = dino_discriminator.DinoDiscriminator(kernel=3)
+    return critic_lib.Critic(module, goal, trunk())
+  module = stylegan_discriminator.StyleGanDiscriminator(width=4, max_width=8)
+  return critic_lib.Critic(module, goal)
+
+
 def make_task(
   cls=tokenizer_task.TokenizerTask,
   *,
   steps,
-  critic=CRITIC,
+  critic='stylegan',
   model=None,
   loss=None,
   **options,
 ):
+  """A task with a critic of one of KINDS, or None."""
+  goal = objective.Objective(**LOSS | (loss or {}))
   return cls(
     tiny.make_tokenizer(**(model or {})),
-    objective.Objective(**LOSS | (loss or {})),
+    goal,
     networks(),
-    critic,
+    critic and make_critic(critic, goal),
     steps=steps,
     **options,
   )

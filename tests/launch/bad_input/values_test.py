@@ -87,7 +87,7 @@ CASES = {
   ),
   'weight file not named': (
     (*TRAIN, '--config.networks.repa_global=mobilenet_v2'),
-    ('mobilenet_v2:PATH',),
+    ('mobilenet_v2:FILE', 'mobilenet_v2:random'),
   ),
   'heads': (
     (*TRAIN_GENERATOR, '--config.model.heads=3'),

@@ -85,7 +85,7 @@ class DownBlock(nn.Module):
     return (nn.leaky_relu(x, SLOPE) + skip) * math.sqrt(0.5)
 
 
-class Discriminator(nn.Module):
+class StyleGanDiscriminator(nn.Module):
   """One logit per image: the paper's "StyleGAN-like" discriminator.
 
   Attributes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.models import discriminator
+from selfboottok_jax.models import stylegan_discriminator
 from selfboottok_jax.objectives import adversarial
 
 
@@ -17,7 +17,7 @@ def images():
 
 @pytest.fixture(scope='module')
 def module():
-  return discriminator.Discriminator(width=8, max_width=16)
+  return stylegan_discriminator.StyleGanDiscriminator(width=8, max_width=16)
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +49,9 @@ def test_no_state_beside_parameters(module, images):
 
 
 def test_paper_size():
-  module = discriminator.Discriminator(width=64, dtype='bfloat16')
+  module = stylegan_discriminator.StyleGanDiscriminator(
+    width=64, dtype='bfloat16'
+  )
   inputs = jax.ShapeDtypeStruct((4, 256, 256, 3), jnp.float32)
   logits, variables = jax.eval_shape(
     module.init_with_output, jax.random.key(0), inputs
@@ -63,14 +65,18 @@ def test_paper_size():
 
 def test_initial_logits_are_of_size_one():
   """He's weights keep activations alive through four blocks."""
-  module = discriminator.Discriminator(width=8, max_width=8, min_resolution=2)
+  module = stylegan_discriminator.StyleGanDiscriminator(
+    width=8, max_width=8, min_resolution=2
+  )
   images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3), minval=-1)
   logits, _ = jax.jit(module.init_with_output)(jax.random.key(1), images)
   assert 1e-3 < jnp.mean(jnp.abs(logits)) < 10
 
 
 def test_bfloat16_follows_float32(module, params, images):
-  low = discriminator.Discriminator(width=8, max_width=16, dtype='bfloat16')
+  low = stylegan_discriminator.StyleGanDiscriminator(
+    width=8, max_width=16, dtype='bfloat16'
+  )
   exact, rough = apply(module, params, images), apply(low, params, images)
   assert rough.dtype == jnp.float32
   np.testing.assert_allclose(rough, exact, atol=0.1)
@@ -111,7 +117,7 @@ def test_groups_see_each_other_and_no_one_else(module, params, images):
 
 def test_deviation_by_hand():
   x = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
-  actual = discriminator.minibatch_deviation(x, 2)
+  actual = stylegan_discriminator.minibatch_deviation(x, 2)
   expected = np.std(np.asarray(x).reshape(2, 2, -1), axis=1).mean(axis=-1)
   np.testing.assert_allclose(
     actual[:, 1, 1, 0], np.repeat(expected, 2), rtol=1e-5
@@ -128,19 +134,21 @@ def test_lone_image_has_a_finite_gradient(module, params, images):
 
 def test_blur_keeps_constants_and_removes_checkers():
   inside = (slice(None), slice(2, -2), slice(2, -2))
-  constant = discriminator.blur(jnp.ones((1, 8, 8, 2)), padding=1, stride=1)
+  constant = stylegan_discriminator.blur(
+    jnp.ones((1, 8, 8, 2)), padding=1, stride=1
+  )
   np.testing.assert_allclose(constant[inside], 1.0)
   rows, columns = jnp.meshgrid(jnp.arange(8), jnp.arange(8))
   checkers = jnp.where((rows + columns) % 2, 1.0, -1.0)[None, :, :, None]
   np.testing.assert_allclose(
-    discriminator.blur(checkers, padding=1)[inside], 0.0, atol=1e-6
+    stylegan_discriminator.blur(checkers, padding=1)[inside], 0.0, atol=1e-6
   )
 
 
 @pytest.mark.parametrize(('padding', 'stride'), [(1, 2), (2, 1), (1, 1)])
 def test_blur_is_the_convolution_it_says(padding, stride):
   x = jax.random.normal(jax.random.key(0), (2, 6, 8, 1))
-  kernel = np.outer(discriminator.BLUR, discriminator.BLUR)
+  kernel = np.outer(stylegan_discriminator.BLUR, stylegan_discriminator.BLUR)
   expected = jax.lax.conv_general_dilated(
     x,
     jnp.asarray(kernel, jnp.float32)[:, :, None, None],
@@ -148,7 +156,7 @@ def test_blur_is_the_convolution_it_says(padding, stride):
     padding=[(padding, padding)] * 2,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
-  actual = discriminator.blur(x, padding=padding, stride=stride)
+  actual = stylegan_discriminator.blur(x, padding=padding, stride=stride)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 

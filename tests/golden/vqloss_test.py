@@ -1,0 +1,171 @@
+"""The whole objective of pixels on recorded draws, over three steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.models import dino_discriminator, normalization
+from selfboottok_jax.objectives import diffaug, perceptual, pixel
+from selfboottok_jax.pretrained import lpips, lpips_backbones
+from selfboottok_jax.tasks import critic as critic_lib
+from selfboottok_jax.tasks import objective
+from selfboottok_jax.training import state as state_lib
+from tests.golden import diffaug_draws, dino_weights, fixtures
+
+pytestmark = pytest.mark.golden
+
+NAME = 'tok05_vqloss'
+# Of the critic's loss, in its own order.
+FORWARDS = ('d_real', 'd_fake', 'd_real_strong', 'd_fake_strong')
+
+
+class _Case:
+  """The recorded objects as ours, and which arrays were compared."""
+
+  def __init__(self):
+    self.recorded = fixtures.load('tokenizer', NAME)
+    meta, arrays = self.recorded.meta, self.recorded.arrays
+    goal = objective.Objective(
+      adversarial=meta['disc_weight'],
+      hinge=meta['disc_weight'],
+      lecam=meta['lecam_loss_weight'],
+      consistency=meta['disc_cr_loss_weight'],
+    )
+    self.critic = critic_lib.Critic(
+      dino_discriminator.DinoDiscriminator(),
+      goal,
+      dino_weights.trunk(NAME, meta),
+    )
+    self.lpips = lpips.from_package(
+      {
+        name: array
+        for name, array in dino_weights.load(NAME, 'lpips').items()
+        # Constants of the code.
+        if not name.startswith('scaling_layer')
+      },
+      lpips_backbones.vgg(tuple(meta['channels'])),
+      NAME,
+    )
+    self.images, self.reconstruction = (
+      jnp.asarray(arrays[name].transpose(0, 2, 3, 1))
+      for name in ('in_inputs', 'in_recon')
+    )
+    self.seen = set()
+
+  def check(self, name, actual):
+    fixtures.check(NAME, name, actual, self.recorded.arrays[name])
+    self.seen.add(name)
+
+  def inputs(self, params, stats):
+    return state_lib.LossInputs(
+      params={critic_lib.GROUP: params},
+      frozen=self.critic.frozen,
+      batch={'image': self.images},
+      stats=stats,
+      carry={'reconstruction': self.reconstruction},
+      step=jnp.int32(0),
+      rng=jax.random.key(0),
+    )
+
+  def replay(self, monkeypatch, phase, forwards):
+    """Lets the next forwards take the recorded draws, in this order."""
+    draws = iter(
+      [
+        diffaug_draws.read(self.recorded.arrays, f'in_{phase}/{forward}/')
+        for forward in forwards
+      ]
+    )
+    monkeypatch.setattr(diffaug, 'draw', lambda *_: next(draws))
+
+
+def test_every_recorded_array(monkeypatch):
+  case = _Case()
+  heads = dino_weights.variables(dino_weights.load(NAME, 'heads'))
+  params, norms = heads['params'], heads[normalization.NORMS]
+  stats = {
+    critic_lib.GROUP: norms,
+    'lecam': {side: jnp.float32(0) for side in ('real', 'fake')},
+  }
+  start = case.recorded.meta['disc_start']
+  for phase, step in (
+    ('before', start - 5), ('after', start + 5), ('after2', start + 6),
+  ):  # fmt: skip
+    stats = _check_generator(case, monkeypatch, phase, step, params, stats)
+    stats = _check_discriminator(case, monkeypatch, phase, step, params, stats)
+  _check_what_is_left(case, params, stats[critic_lib.GROUP])
+  _check_distances(case)
+  outputs = {n for n in case.recorded.arrays if n.startswith('out_')}
+  # An index to the norms of gradients.
+  assert outputs - case.seen == {'out_d_grad_norm_names'}
+
+
+def _check_generator(case, monkeypatch, phase, step, params, stats):
+  meta, arrays = case.recorded.meta, case.recorded.arrays
+  # Not yet begun it is not in our program at all. There its forwards move the
+  # statistics, and its weight is 0.
+  weight = meta['disc_weight'] * (step >= meta['disc_start'])
+  case.replay(monkeypatch, phase, ['gen'])
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def loss(reconstruction):
+    distance, _ = perceptual.perceptual_loss(
+      case.lpips, case.lpips.params, case.images, reconstruction,
+      step=step, warmup_steps=meta['perceptual_warmup'],
+    )  # fmt: skip
+    mse = pixel.pixel_loss(case.images, reconstruction, kind='mse')
+    game, after = case.critic.generator_loss(
+      reconstruction, case.inputs(params, stats), jax.random.key(0)
+    )
+    return mse + distance + weight * game, after
+
+  (total, after), gradient = loss(case.reconstruction)
+  given = arrays['in_entropy_loss'] + arrays['in_align_loss']
+  case.check(f'out_{phase}/g_total', total + given)
+  case.check(f'out_{phase}/g_grad_recon', gradient.transpose(0, 3, 1, 2))
+  return after
+
+
+def _check_discriminator(case, monkeypatch, phase, step, params, stats):
+  case.replay(monkeypatch, phase, FORWARDS)
+  has_begun = float(step >= case.recorded.meta['disc_start'])
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def loss(params):
+    value, outputs = case.critic.loss(params, case.inputs(params, stats))
+    return has_begun * value, outputs.stats
+
+  (total, after), gradient = loss(params)
+  case.check(f'out_{phase}/d_total', total)
+  norms = [
+    np.linalg.norm(dino_weights.recorded_name(gradient, None, str(name)))
+    for name in case.recorded.arrays['out_d_grad_norm_names']
+  ]
+  case.check(f'out_{phase}/d_grad_norms', np.asarray(norms))
+  for side, mean in after['lecam'].items():
+    case.check(f'out_{phase}/lecam_ema_{side}', mean)
+  return after
+
+
+def _check_what_is_left(case, params, norms):
+  for name in case.recorded.arrays:
+    if not name.startswith('out_final/'):
+      continue
+    if name.endswith('num_batches_tracked'):
+      # With a fixed momentum nothing reads it, so ours does not count; it
+      # tells that as many forwards were run here as there.
+      value = np.int64(3 * (1 + len(FORWARDS)))
+    else:
+      recorded = name.removeprefix('out_final/')
+      value = dino_weights.recorded_name(params, norms, recorded)
+    case.check(name, value)
+
+
+def _check_distances(case):
+  pair = (case.images, case.reconstruction)
+  case.check('out_mse', pixel.pixel_loss(*pair, kind='mse'))
+  case.check('out_lpips', jnp.mean(case.lpips(case.lpips.params, *pair)))
