@@ -19,17 +19,7 @@ from absl import flags
 from launch import cli
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.evaluation import tables
-from selfboottok_jax.pretrained import (
-  dino,
-  entries,
-  files,
-  inception_weights,
-  latents,
-  lpips,
-  published,
-  store,
-  vision,
-)
+from selfboottok_jax.pretrained import entries, files, store
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _OPTIONS = flags.DEFINE_list(
@@ -127,17 +117,8 @@ def summary(record: dict[str, Any], path: pathlib.Path) -> str:
   )
 
 
-def published_networks() -> dict[str, published.Published]:
-  """Name to place, licence and use of every network that is published."""
-  variants = {**vision.VARIANTS, **dino.VARIANTS, **latents.VARIANTS}
-  places = {name: variant.published for name, variant in variants.items()}
-  places['inception'] = inception_weights.PUBLISHED
-  places |= {f'lpips_{name}': place for name, place in lpips.PUBLISHED.items()}
-  return {name: place for name, place in places.items() if place}
-
-
 def listing() -> str:
-  """A table of `published_networks`."""
+  """A table of `pretrained.published_networks`."""
   rows = [
     {
       'network': name,
@@ -146,7 +127,7 @@ def listing() -> str:
       'use': place.use,
       'hub or page': place.hub or place.url,
     }
-    for name, place in published_networks().items()
+    for name, place in pretrained.published_networks().items()
   ]
   return tables.table(rows, list(rows[0]))
 

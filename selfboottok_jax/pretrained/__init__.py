@@ -25,6 +25,7 @@ from selfboottok_jax.pretrained import (
   lpips,
   lpips_backbones,
   mobilenet,
+  published,
   store,
   vision,
   vit,
@@ -122,6 +123,16 @@ def load_trunk(
 ) -> dino.DinoTrunk:
   """Loads the trunk of a discriminator; as `load_network`, from TRUNKS."""
   return _load('discriminator trunk', TRUNKS, spec, options, abstract)
+
+
+def published_networks() -> dict[str, published.Published]:
+  """Place, licence and use of every network that is published, by name."""
+  places = {
+    name: getattr(build(), 'published', None)
+    for choices in (PERCEPTUALS, NETWORKS, TRUNKS)
+    for name, build in choices.items()
+  }
+  return {name: place for name, place in places.items() if place}
 
 
 def load_vit(

@@ -84,13 +84,13 @@ class Variant:
   published: published.Published | None
 
 
-def _facebook(repository: str, millions: float, licence: str = 'Apache-2.0'):
+def _dinov2(repository: str, millions: float) -> published.Published:
   return published.Published(
     f'facebook/{repository}',
     ('model.safetensors',),
-    licence,
+    'Apache-2.0',
     millions,
-    'alignment, FD, class token',
+    'alignment, FD, start of the encoder',
   )
 
 
@@ -98,21 +98,21 @@ _B = (768, 12, 12)
 _TINY = (48, 2, 3)
 
 VARIANTS: dict[str, Variant] = {
-  'dinov2_s': Variant(DINOV2, 384, 12, 6, _facebook('dinov2-small', 22.1)),
-  'dinov2_b': Variant(DINOV2, *_B, _facebook('dinov2-base', 86.6)),
-  'dinov2_l': Variant(DINOV2, 1024, 24, 16, _facebook('dinov2-large', 304.4)),
+  'dinov2_s': Variant(DINOV2, 384, 12, 6, _dinov2('dinov2-small', 22.1)),
+  'dinov2_b': Variant(DINOV2, *_B, _dinov2('dinov2-base', 86.6)),
+  'dinov2_l': Variant(DINOV2, 1024, 24, 16, _dinov2('dinov2-large', 304.4)),
   'dinov2_s_registers': Variant(
     DINOV2_REGISTERS,
     *(384, 12, 6),
-    _facebook('dinov2-with-registers-small', 22.1),
+    _dinov2('dinov2-with-registers-small', 22.1),
   ),
   'dinov2_b_registers': Variant(
-    DINOV2_REGISTERS, *_B, _facebook('dinov2-with-registers-base', 86.6)
+    DINOV2_REGISTERS, *_B, _dinov2('dinov2-with-registers-base', 86.6)
   ),
   'dinov2_l_registers': Variant(
     DINOV2_REGISTERS,
     *(1024, 24, 16),
-    _facebook('dinov2-with-registers-large', 304.4),
+    _dinov2('dinov2-with-registers-large', 304.4),
   ),
   'dino_s': Variant(
     DINO,
@@ -126,7 +126,15 @@ VARIANTS: dict[str, Variant] = {
     ),
   ),
   'ijepa_h': Variant(
-    IJEPA, 1280, 32, 16, _facebook('ijepa_vith14_1k', 630.8, 'CC-BY-NC-4.0')
+    IJEPA,
+    *(1280, 32, 16),
+    published.Published(
+      'facebook/ijepa_vith14_1k',
+      ('model.safetensors',),
+      'CC-BY-NC-4.0',
+      630.8,
+      'alignment',
+    ),
   ),
   'siglip2_b': Variant(
     SIGLIP2,

@@ -72,7 +72,7 @@ def test_lists_what_is_published(server, tmp_path):
   result = _run(server, tmp_path, '--list')
   assert (result.code, result.err) == (0, '')
   rows = {line.split()[0]: line for line in result.out.splitlines()[2:]}
-  assert rows.keys() == convert.published_networks().keys()
+  assert rows.keys() == pretrained.published_networks().keys()
   for part in ('14.7M', 'BSD', 'vgg16-397923af.pth', 'perceptual'):
     assert part in rows['lpips_vgg']
   for part in ('86.6M', 'Apache-2.0', 'facebook/dinov2-base'):
@@ -150,7 +150,7 @@ def test_options_reach_the_network(tmp_path):
 
 
 def test_whatever_is_published_can_be_imported():
-  for name in convert.published_networks():
+  for name in pretrained.published_networks():
     with pytest.raises(errors.WeightsError, match='no weight file at'):
       convert.import_network(f'{name}:/no/such/file')
 
@@ -173,4 +173,4 @@ def test_export_and_listing(source, tmp_path):
   header, line, *rows = convert.listing().splitlines()
   assert header.split()[:3] == ['network', 'parameters', 'licence']
   assert set(line) == {'-', ' '}
-  assert len(rows) == len(convert.published_networks())
+  assert len(rows) == len(pretrained.published_networks())

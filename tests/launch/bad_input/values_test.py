@@ -77,6 +77,28 @@ CASES = {
     (*TRAIN, '--config.mesh.fsdp=3'),
     ('mesh.fsdp=3', 'mesh.data=-1'),
   ),
+  'discriminator': (
+    (*TRAIN, '--config.discriminator.kind=nope'),
+    ("discriminator.kind='nope'", 'dino, stylegan'),
+  ),
+  'kernel of a discriminator': (
+    (
+      *TRAIN, '--config.discriminator.kind=dino',
+      '--config.discriminator.dino.kernel=2',
+    ),
+    ('discriminator.dino.kernel=2', 'an odd number'),
+  ),
+  'trunk of a discriminator': (
+    (
+      *TRAIN, '--config.discriminator.kind=dino',
+      '--config.networks.discriminator=nope',
+    ),
+    ("'nope'", 'dino_s16'),
+  ),
+  'probability of augmentation': (
+    (*TRAIN, '--config.loss.augment=2'),
+    ('loss.augment=2', 'from 0 to 1'),
+  ),
   'unknown network': (
     (*TRAIN, '--config.networks.perceptual=nope'),
     ("'nope'", 'hog, random, lpips_squeeze'),
