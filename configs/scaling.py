@@ -15,6 +15,8 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   stage1 = preset.split('_')[0]
   config = tokenizer.get_config(stage1)
   config.task = 'scaling'
+  # The encoder stays as stage 1 left it.
+  del config.encoder_from
   config.assumed.tokenizer = stage1
   config.model = ml_collections.ConfigDict()
   config.model.local2d_width = 384

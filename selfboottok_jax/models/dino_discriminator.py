@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from selfboottok_jax import errors
 from selfboottok_jax.models import normalization
 
 SLOPE = 0.2
@@ -104,7 +105,15 @@ class DinoDiscriminator(nn.Module):
       activations: of the trunk, from its input up.
       train: normalise with the batch's own statistics, and update what
         `normalization.NORMS` remembers.
+
+    Raises:
+      ConfigError: an even kernel.
     """
+    if self.kernel % 2 == 0:
+      raise errors.ConfigError(
+        f'discriminator.dino.kernel={self.kernel}; wanted an odd number, with '
+        'a position in its middle'
+      )
     logits = [
       Head(self.kernel, self.dtype, name=f'head_{i}')(x, train=train)
       for i, x in enumerate(activations)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import errors
 from selfboottok_jax.models import dino_discriminator, normalization
 from selfboottok_jax.objectives import adversarial
 
@@ -146,3 +147,9 @@ def test_bfloat16_follows_float32(module, variables, activations):
   assert jnp.any(rough != exact)
   np.testing.assert_allclose(rough, exact, atol=0.1)
   assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype('float32')}
+
+
+def test_an_even_kernel_has_no_middle(activations):
+  module = dino_discriminator.DinoDiscriminator(kernel=4)
+  with pytest.raises(errors.ConfigError, match='kernel=4; wanted an odd'):
+    module.init(jax.random.key(0), activations)

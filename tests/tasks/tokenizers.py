@@ -35,7 +35,9 @@ def trunk() -> dino.DinoTrunk:
   """Half the side of the images, so that it crops or averages them."""
   network = vit.Vit((2, 2), 4, 8, 2, 2, 16, taps=(0, 1, 2), gelu='tanh')
   empty = dino.DinoTrunk('tiny', network, None)
-  return dataclasses.replace(empty, params=empty.init(jax.random.key(0)))
+  return dataclasses.replace(
+    empty, params=jax.jit(empty.init)(jax.random.key(0))
+  )
 
 
 def make_critic(kind, goal) -> critic_lib.Critic:
