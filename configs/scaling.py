@@ -12,7 +12,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   what changes.
   """
   base.choose(PRESETS, preset, 'configs/scaling.py')
-  stage1 = preset.split('_')[0]
+  stage1 = preset if preset in tokenizer.PRESETS else preset.split('_')[0]
   config = tokenizer.get_config(stage1)
   config.task = 'scaling'
   # The encoder stays as stage 1 left it.
@@ -67,6 +67,7 @@ def _imagenet256(width: int, depth: int):
 PRESETS = {
   'quickstart': quickstart,
   'photos64': photos64,
+  'photos64_mobilenet': photos64,
   'imagenet256_10m': _imagenet256(384, 6),
   'imagenet256_100m': _imagenet256(768, 14),
   'imagenet256_200m': _imagenet256(1024, 16),

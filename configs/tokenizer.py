@@ -161,6 +161,9 @@ def photos64_mobilenet(config: ml_collections.ConfigDict) -> None:
   mobilenet_v2:FILE, or laid into the cache, see `pretrained.store`.
   """
   photos64(config)
+  # 600 steps of imagenette64: 15.70 dB and a distance of 0.340 with 0.1, 14.63
+  # dB and 0.316 with 1.
+  config.loss.perceptual = 0.1
   config.networks.perceptual = 'lpips_squeeze'
   config.networks.repa_global = 'mobilenet_v2'
   config.networks.repa_local = 'mobilenet_v2'

@@ -19,6 +19,7 @@ from absl import flags
 from launch import cli
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.evaluation import tables
+from selfboottok_jax.inference import softvq
 from selfboottok_jax.pretrained import entries, files, store
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
@@ -67,6 +68,11 @@ def import_network(
   name = spec.partition(':')[0]
   loader = next((load for names, load in _loaders() if name in names), None)
   if loader is None:
+    if name in softvq.RELEASED:
+      raise errors.ConfigError(
+        f'--network={spec} is a tokenizer, which becomes a run: python -m '
+        f'launch.import_softvq --network={spec} --workdir=RUN'
+      )
     known = dict.fromkeys(name for names, _ in _loaders() for name in names)
     raise errors.ConfigError(
       f'--network={spec} is none; wanted one of {", ".join(known)}'
@@ -118,7 +124,10 @@ def summary(record: dict[str, Any], path: pathlib.Path) -> str:
 
 
 def listing() -> str:
-  """A table of `pretrained.published_networks`."""
+  """A table of `pretrained.published_networks`, and of released tokenizers."""
+  places = pretrained.published_networks() | {
+    name: place for name, place in softvq.RELEASED.items() if place
+  }
   rows = [
     {
       'network': name,
@@ -127,7 +136,7 @@ def listing() -> str:
       'use': place.use,
       'hub or page': place.hub or place.url,
     }
-    for name, place in pretrained.published_networks().items()
+    for name, place in places.items()
   ]
   return tables.table(rows, list(rows[0]))
 

@@ -1,13 +1,12 @@
 """The two tasks that train a tokenizer: stage 1 and local scaling."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from jax.sharding import Mesh
 
-from launch.builders import common
+from launch.builders import common, networks
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import evaluators
 from selfboottok_jax.models import dino_discriminator, stylegan_discriminator
@@ -18,8 +17,6 @@ from selfboottok_jax.tasks import tokenizer as tokenizer_task
 from selfboottok_jax.training import checkpointing
 from selfboottok_jax.training import state as state_lib
 
-# Networks without weights, which take patches of any size.
-BUILTIN = ('hog', 'dct', 'random')
 DISCRIMINATORS = {
   'dino': dino_discriminator.DinoDiscriminator,
   'stylegan': stylegan_discriminator.StyleGanDiscriminator,
@@ -101,8 +98,7 @@ def make_tokenizer_task(
 ) -> tokenizer_task.TokenizerTask:
   """Stage 1, without data; `abstract`: frozen networks have shapes alone."""
   model, *others = _tokenizer_parts(config, config.model.to_dict(), abstract)
-  if config.encoder_from and not config.init_from:
-    encoder_start.check_gains(model, config.encoder_from)
+  networks.check_encoder(config, model)
   return tokenizer_task.TokenizerTask(model, *others, steps=config.train.steps)
 
 
@@ -170,17 +166,22 @@ def _tokenizer_parts(config, model_fields, abstract):
   )
   model.check()
   goal = objective.Objective(**config.loss)
-  networks, critic = _networks(config, model, goal, abstract), None
+  loader = networks.Loader(abstract=abstract)
+  terms = loader.terms(
+    config, model, networks.active_terms(config, model, goal)
+  )
+  critic = None
   if goal.adversarial:
-    critic = _critic(config, goal, model.dtype, abstract)
-  return model, goal, networks, critic
+    critic = _critic(config, goal, model.dtype, loader)
+  loader.check()
+  return model, goal, terms, critic
 
 
 def _critic(
   config: ml_collections.ConfigDict,
   goal: objective.Objective,
   dtype: str,
-  abstract: bool,
+  loader: networks.Loader,
 ) -> critic_lib.Critic:
   """The discriminator of `config.discriminator.kind`, with its trunk if any."""
   kind = config.discriminator.kind
@@ -191,40 +192,5 @@ def _critic(
   module = DISCRIMINATORS[kind](**config.discriminator[kind], dtype=dtype)
   trunk = None
   if kind == 'dino':
-    trunk = pretrained.load_trunk(
-      config.networks.discriminator, abstract=abstract, dtype=dtype
-    )
+    trunk = loader.trunk(config.networks.discriminator, dtype)
   return critic_lib.Critic(module, goal, trunk)
-
-
-def _networks(
-  config: ml_collections.ConfigDict,
-  model: tokenizer_lib.Tokenizer,
-  goal: objective.Objective,
-  abstract: bool,
-) -> dict[str, Any]:
-  """Frozen networks of the active terms, on the tokenizer's patch grid."""
-  networks = {}
-  for term in objective.active_terms(model, goal):
-    spec = config.networks[term]
-    if term == 'perceptual':
-      load, choices = pretrained.load_perceptual, pretrained.PERCEPTUALS
-    else:
-      load, choices = pretrained.load_network, pretrained.NETWORKS
-    options = _options(spec.partition(':')[0], choices, model)
-    networks[term] = load(spec, abstract=abstract, **options)
-  return networks
-
-
-def _options(
-  name: str, choices: Mapping[str, Any], model: tokenizer_lib.Tokenizer
-) -> dict[str, Any]:
-  """What brings a network to the tokenizer's patches, of what it takes."""
-  side = model.image_size // model.patch_size
-  if name in BUILTIN:
-    offered = {'patch_size': model.patch_size, 'dim': model.token_dim}
-  else:
-    # MobileNet's maps have stride 16.
-    offered = {'grid': side, 'dtype': model.dtype, 'image_size': 16 * side}
-  taken = inspect.signature(choices[name]).parameters if name in choices else ()
-  return {key: value for key, value in offered.items() if key in taken}

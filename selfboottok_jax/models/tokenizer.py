@@ -180,7 +180,10 @@ class Tokenizer(nn.Module):
     tokens, chunk = self.num_tokens // self.num_codebooks, self.quantizer_chunk
     chunk_fits = chunk == 0 or (chunk > 0 and tokens % chunk == 0)
     divisor = f'0, or a divisor of the {tokens} tokens of each codebook'
+    fours = 'a multiple of 4, for the 2D position tables'
     for name, fits, wanted in (
+      ('encoder_width', self.encoder_width % 4 == 0, fours),
+      ('decoder_width', self.decoder_width % 4 == 0, fours),
       ('token_dim', self.token_dim >= 1, '1 or more'),
       ('codebook_size', self.codebook_size >= 1, '1 or more'),
       ('quantizer_chunk', chunk_fits, divisor),
@@ -190,12 +193,6 @@ class Tokenizer(nn.Module):
       if not fits:
         raise errors.ConfigError(
           f'model.{name}={getattr(self, name)}; wanted {wanted}'
-        )
-    for name in ('encoder_width', 'decoder_width'):
-      if getattr(self, name) % 4:
-        raise errors.ConfigError(
-          f'model.{name}={getattr(self, name)}; wanted a multiple of 4, for '
-          'the 2D position tables'
         )
 
   def __call__(

@@ -36,6 +36,8 @@ FeatureNetwork = contract.FeatureNetwork
 PerceptualDistance = contract.PerceptualDistance
 
 RANDOM = 'random'
+# Of options, in words.
+KINDS = {int: 'a whole number', str: 'a name', bool: 'True or False'}
 
 
 def _hog_distance(
@@ -136,7 +138,11 @@ def published_networks() -> dict[str, published.Published]:
 
 
 def load_vit(
-  spec: str, *, grid: tuple[int, int], patch_size: int
+  spec: str,
+  *,
+  grid: tuple[int, int],
+  patch_size: int,
+  abstract: bool = False,
 ) -> tuple[vit.Vit, PyTree]:
   """A teacher's transformer on its own, and its parameters.
 
@@ -144,6 +150,7 @@ def load_vit(
     spec: of a vision transformer among NETWORKS.
     grid: rows and columns of its position table; they are equal.
     patch_size: of its patch embedding.
+    abstract: as of `load_network`.
 
   Raises:
     UserError: as `load_network`, or another kind of network.
@@ -154,7 +161,9 @@ def load_vit(
       f'{spec!r} is no vision transformer; choose one of '
       f'{", ".join(vision.VARIANTS)}'
     )
-  network = load_network(spec, grid=grid[0], patch_size=patch_size)
+  network = load_network(
+    spec, abstract=abstract, grid=grid[0], patch_size=patch_size
+  )
   return network.vit, network.params
 
 
@@ -177,6 +186,12 @@ def _load(
       f'{kind} {name!r} has no option {", ".join(unknown)}; it has '
       f'{", ".join(known) or "none"}'
     )
+  for option, value in options.items():
+    wanted = inspect.signature(choices[name]).parameters[option].annotation
+    if type(value) is not wanted:
+      raise errors.UserError(
+        f'{kind} {name!r} got {option}={value!r}; wanted {KINDS[wanted]}'
+      )
   network = choices[name](**options)
   if not isinstance(network, contract.Weighted):
     if colon:

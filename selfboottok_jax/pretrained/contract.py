@@ -11,6 +11,7 @@ import flax.struct
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from selfboottok_jax import errors
 from selfboottok_jax.pretrained import published as published_lib
 
 
@@ -93,3 +94,21 @@ class Weighted(Protocol):
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
     """Parameters from the arrays of a file; WeightsError if they differ."""
     ...
+
+
+DTYPES = ('float32', 'bfloat16')
+
+
+def check_options(
+  name: str, *, least: int = 1, dtype: str = 'float32', **numbers: int
+) -> None:
+  """UserError for an unknown dtype or a number below `least`."""
+  if dtype not in DTYPES:
+    raise errors.UserError(
+      f'{name}: dtype={dtype!r}; wanted one of {", ".join(DTYPES)}'
+    )
+  for option, value in numbers.items():
+    if value < least:
+      raise errors.UserError(
+        f'{name}: {option}={value}; wanted {least} or more'
+      )

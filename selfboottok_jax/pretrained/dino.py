@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax.pretrained import published, resample, vit, vit_weights
+from selfboottok_jax.pretrained import (
+  contract,
+  published,
+  resample,
+  vit,
+  vit_weights,
+)
 
 # Of ImageNet photographs on the scale of [-1, 1].
 _SHIFT = 2 * np.array([0.485, 0.456, 0.406]) - 1
@@ -186,6 +192,7 @@ VARIANTS: dict[str, Variant] = {
 
 def build(name: str, dtype: str = 'float32') -> DinoTrunk:
   """A trunk without its weights: one of VARIANTS, computing in `dtype`."""
+  contract.check_options(name, dtype=dtype)
   variant = VARIANTS[name]
   # The tanh form is what the heads' authors trained on.
   network = vit.Vit(**variant.fields, gelu='tanh', dtype=dtype)

@@ -85,17 +85,19 @@ class Latents:
 
   Attributes:
     name: one of VARIANTS.
-    autoencoder: of which the encoder alone is kept.
+    autoencoder: encodes, and decodes if wanted.
     variant: how latents are normalised and folded into patches.
     side: rows (and columns) of patches; images are resized to fit, bicubic.
-    params: 'network' (of the encoder), 'mean' and 'deviation' (of each latent
-      channel); None until they are loaded.
+    decodes: whether the decoder's parameters are kept.
+    params: 'network' (of the autoencoder), 'mean' and 'deviation' (of each
+      latent channel); None until they are loaded.
   """
 
   name: str
   autoencoder: vae.Autoencoder
   variant: Variant
   side: int
+  decodes: bool = False
   params: Any = None
 
   @property
@@ -110,8 +112,8 @@ class Latents:
 
   @property
   def shape_key(self) -> dict[str, Any]:
-    """Parameters depend on the file alone."""
-    return {}
+    """What the parameters depend on besides the file."""
+    return {'decodes': self.decodes}
 
   def grid(self, image_size: int) -> tuple[int, int]:
     """(rows, columns) of patches, whatever the size of the images."""
@@ -137,11 +139,31 @@ class Latents:
     latents = (mean.astype(jnp.float32) - shift) / scale
     return contract.Features(layers.patchify(latents, self.variant.fold))
 
+  def decode(
+    self, params: PyTree, patches: Float[Array, 'b n d']
+  ) -> Float[Array, 'b h w 3']:
+    """Images around [-1, 1] from what a call makes of images.
+
+    Raises:
+      ValueError: a network that was built without `decodes`.
+    """
+    if not self.decodes:
+      raise ValueError(f'{self.name} was built without decodes=True')
+    latents = layers.unpatchify(patches, self.variant.fold)
+    shift, scale = (
+      params[key][None, None, None] for key in ('mean', 'deviation')
+    )
+    return self.autoencoder.apply(
+      {'params': params['network']}, latents * scale + shift, method='decode'
+    )
+
   def init(self, key: Any) -> PyTree:
     """Random parameters; traceable, so that shapes cost nothing."""
     stride, count = self.autoencoder.stride, self.autoencoder.latent_dim
     network = self.autoencoder.init(
-      key, jnp.zeros((1, stride, stride, 3)), method='encode'
+      key,
+      jnp.zeros((1, stride, stride, 3)),
+      method='__call__' if self.decodes else 'encode',
     )['params']
     return {
       'network': dict(network),
@@ -192,14 +214,18 @@ class Latents:
     return found
 
 
-def build(name: str, grid: int = 16, dtype: str = 'float32') -> Latents:
+def build(
+  name: str, grid: int = 16, dtype: str = 'float32', decodes: bool = False
+) -> Latents:
   """An autoencoder without its weights.
 
   Args:
     name: one of VARIANTS.
     grid: rows (and columns) of patches that it returns.
     dtype: of the computation.
+    decodes: whether it is to decode too.
   """
+  contract.check_options(name, dtype=dtype, grid=grid)
   variant = VARIANTS[name]
   network = vae.Autoencoder(**variant.fields, dtype=dtype)
-  return Latents(name, network, variant, grid)
+  return Latents(name, network, variant, grid, decodes)

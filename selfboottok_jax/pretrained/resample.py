@@ -7,6 +7,7 @@ Weights are resized in float64, once, when they are imported.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -111,7 +112,13 @@ def resize_images(
       continue
     matrix = _cached_matrix(old, new, kind, antialias)
     spec = ('ij,bjwc->biwc', 'ij,bhjc->bhic')[axis]
-    images = jnp.einsum(spec, jnp.asarray(matrix, images.dtype), images)
+    images = jnp.einsum(
+      spec,
+      jnp.asarray(matrix, images.dtype),
+      images,
+      # Accelerators would round pixels to 8 or 11 bits.
+      precision=jax.lax.Precision.HIGHEST,
+    )
   return images
 
 

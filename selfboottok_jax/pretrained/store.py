@@ -151,7 +151,8 @@ def _load_converted(path, record, wanted):
   if given != wanted:
     raise errors.WeightsError(
       f'{path} was converted for {_told(given)}, wanted one for '
-      f'{_told(wanted)}; convert the original file again, with the same options'
+      f'{_told(wanted)}; convert the original file again, with the options of '
+      'the latter as --options=NAME=VALUE,...'
     )
   flat = files.read(path)
   beside = path.with_name(entries.RECORD)

@@ -184,7 +184,7 @@ class VisionTransformer:
   @property
   def shape_key(self) -> dict[str, Any]:
     """What the parameters depend on besides the file."""
-    return {'grid': self.vit.grid, 'patch_size': self.vit.patch_size}
+    return {'grid': self.vit.grid[0], 'patch_size': self.vit.patch_size}
 
   def grid(self, image_size: int) -> tuple[int, int]:
     """(rows, columns) of patches, whatever the size of the images."""
@@ -217,10 +217,12 @@ class VisionTransformer:
     """Parameters from a published state dict; WeightsError if it differs."""
     prefix, side = self.family.prefix, self.family.grid
     kept = {n: array for n, array in arrays.items() if n.startswith(prefix)}
+    # Most families are published in both ways.
+    is_timm = vit_weights.is_timm(arrays)
     return vit_weights.read(
       kept or arrays,
       self.vit,
-      self.family.layout,
+      'timm' if is_timm else self.family.layout,
       source,
       grid=(side, side),
       patch_size=self.family.patch_size,
@@ -254,6 +256,8 @@ def build(
       see `resample`.
     dtype: of the computation.
   """
+  contract.check_options(name, dtype=dtype, grid=grid)
+  contract.check_options(name, least=0, patch_size=patch_size)
   variant = VARIANTS[name]
   family = variant.family
   network = vit.Vit(

@@ -132,6 +132,11 @@ LAYOUTS['siglip2_naflex'] = dataclasses.replace(
 )
 
 
+def is_timm(arrays: Arrays) -> bool:
+  """Whether a state dict has the names of timm and of Meta's own releases."""
+  return 'patch_embed.proj.weight' in arrays
+
+
 class _Reader:
   """Takes arrays by name, and remembers which shapes it wanted."""
 

@@ -5,8 +5,11 @@ import dataclasses
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import alignment, pixel, transport
+from selfboottok_jax.tasks import parts
 
 LOCAL_GROUPS = ('local1d', 'local2d')
+# The module that makes the tokens of a group.
+MAKERS = {'global': 'encoder', 'local1d': 'local1d', 'local2d': 'local2d'}
 INPUTS = ('continuous', 'quantized')
 
 
@@ -89,9 +92,15 @@ class Objective:
 
 
 def active_terms(
-  model: tokenizer_lib.Tokenizer, objective: Objective
+  model: tokenizer_lib.Tokenizer,
+  objective: Objective,
+  trainable: tuple[str, ...] | None = None,
 ) -> tuple[str, ...]:
-  """The terms that need a frozen network, for this model and these weights."""
+  """The terms that need a frozen network, for this model and these weights.
+
+  `trainable`: the modules that are trained, None for all. A term on tokens that
+  none of them changes is a constant, and left out.
+  """
   wanted = {
     'perceptual': objective.perceptual > 0,
     'repa_global': objective.align * objective.repa_global > 0,
@@ -100,4 +109,15 @@ def active_terms(
     'transport': objective.align * objective.transport > 0
     and 'local2d' in model.groups,
   }
+  if trainable is not None:
+    groups = {
+      'repa_global': 'global',
+      'repa_local': objective.repa_local_on,
+      'transport': 'local2d',
+    }
+    for term, group in groups.items():
+      makers = {MAKERS[group], parts.PROJECTOR + term}
+      if objective.repa_input == 'quantized' and term != 'transport':
+        makers.add(f'quantizer_{group}')
+      wanted[term] &= bool(makers & set(trainable))
   return tuple(term for term, active in wanted.items() if active)

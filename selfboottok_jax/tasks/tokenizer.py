@@ -50,7 +50,13 @@ class TokenizerTask:
       for term, network in networks.items()
       if term in objective_lib.active_terms(model, objective)
     }
-    self.frozen = {t: network.params for t, network in self.networks.items()}
+    # By term the first one of the same network: it is one argument of the step
+    # however many terms it serves.
+    self._owner = {
+      term: next(t for t, n in self.networks.items() if n is network)
+      for term, network in self.networks.items()
+    }
+    self.frozen = {t: self.networks[t].params for t in self._owner.values()}
     self.warmup_steps = round(objective.perceptual_warmup * steps)
     self.start_step = round(objective.adversarial_start * steps)
     self.groups = ('tokenizer',)
@@ -199,7 +205,7 @@ class TokenizerTask:
     with jax.named_scope('perceptual'):
       weighted, _ = perceptual.perceptual_loss(
         self.networks['perceptual'],
-        inputs.frozen['perceptual'],
+        inputs.frozen[self._owner['perceptual']],
         inputs.batch['image'],
         reconstruction,
         step=inputs.step,
@@ -212,10 +218,11 @@ class TokenizerTask:
     o = self.objective
     group_of = {'repa_global': 'global', 'repa_local': o.repa_local_on}
     terms, diagnostics = {}, {}
+    see = functools.cache(functools.partial(self._features, inputs))
     for term, group in group_of.items():
       if term not in self.networks:
         continue
-      features = self._features(term, inputs)
+      features = see(self._owner[term])
       if o.repa_input == 'continuous':
         tokens = output.latents[group]
       else:
@@ -229,7 +236,7 @@ class TokenizerTask:
         alignment.alignment_loss(features.patches, projected, mode=o.repa_mode),
       )
     if 'transport' in self.networks:
-      features = self._features('transport', inputs)
+      features = see(self._owner['transport'])
       tokens = self._project(params, 'transport', output.latents['local2d'])
       result = transport.transport_loss(
         features.patches,
@@ -250,7 +257,7 @@ class TokenizerTask:
     with jax.named_scope(name):
       return self._projectors[name].apply({'params': params[name]}, tokens)
 
-  def _features(self, term, inputs):
+  def _features(self, inputs, term):
     """What a teacher sees in the images."""
     with jax.named_scope(term):
       return self.networks[term](inputs.frozen[term], inputs.batch['image'])

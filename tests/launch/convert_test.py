@@ -6,6 +6,7 @@ import pytest
 
 from launch import convert
 from selfboottok_jax import errors, pretrained
+from selfboottok_jax.inference import softvq
 from selfboottok_jax.pretrained import (
   entries,
   lpips,
@@ -72,7 +73,7 @@ def test_lists_what_is_published(server, tmp_path):
   result = _run(server, tmp_path, '--list')
   assert (result.code, result.err) == (0, '')
   rows = {line.split()[0]: line for line in result.out.splitlines()[2:]}
-  assert rows.keys() == pretrained.published_networks().keys()
+  assert rows.keys() > pretrained.published_networks().keys()
   for part in ('14.7M', 'BSD', 'vgg16-397923af.pth', 'perceptual'):
     assert part in rows['lpips_vgg']
   for part in ('86.6M', 'Apache-2.0', 'facebook/dinov2-base'):
@@ -162,6 +163,11 @@ def test_trunks_of_a_discriminator_are_networks_too(tmp_path):
     convert.import_network('dino_tiny:random')
 
 
+def test_a_tokenizer_is_sent_where_it_becomes_a_run():
+  with pytest.raises(errors.ConfigError, match='launch.import_softvq'):
+    convert.import_network('softvq_b64:FILE')
+
+
 def test_export_and_listing(source, tmp_path):
   (record,) = convert.import_network(f'lpips_squeeze:{source}')
   params = pathlib.Path(record['params'])
@@ -173,4 +179,7 @@ def test_export_and_listing(source, tmp_path):
   header, line, *rows = convert.listing().splitlines()
   assert header.split()[:3] == ['network', 'parameters', 'licence']
   assert set(line) == {'-', ' '}
-  assert len(rows) == len(pretrained.published_networks())
+  tokenizers = {name for name, place in softvq.RELEASED.items() if place}
+  assert {row.split()[0] for row in rows} == {
+    *pretrained.published_networks(), *tokenizers
+  }  # fmt: skip

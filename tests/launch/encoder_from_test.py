@@ -34,8 +34,10 @@ def loads(monkeypatch):
   """Stands for the loader of vision transformers; tells what was loaded."""
   given = []
 
-  def load_vit(spec, *, grid, patch_size):
+  def load_vit(spec, *, grid, patch_size, abstract=False):
     network = vit.Vit(grid, patch_size, 16, 1, 2, 64, layer_scale=True)
+    if abstract:
+      return network, None
     image = jnp.zeros((1, *(side * patch_size for side in grid), 3))
     params = jax.jit(network.init)(jax.random.key(7), image)['params']
     given.append((spec, network, models.awake(params)))
@@ -93,6 +95,12 @@ def test_a_model_that_does_not_fit_is_refused(config, loads):
   assert not loads
   config.model.layer_scale = 1e-5
   config.model.encoder_depth = 2
-  built = _build(config)
   with pytest.raises(errors.ConfigError, match=r'depth=2, wanted 1'):
-    built.start(_fresh(built))
+    _build(config)
+  assert not loads
+
+
+def test_what_cannot_be_found_is_told_before_anything_is_made(config):
+  config.encoder_from = 'dinov2_b:/no/such/file.pth'
+  with pytest.raises(errors.WeightsError, match=r'/no/such/file\.pth'):
+    _build(config)

@@ -1,7 +1,9 @@
 import jax
 import jax.numpy as jnp
+import pytest
 
-from selfboottok_jax import pretrained
+from selfboottok_jax import errors, pretrained
+from selfboottok_jax.pretrained import contract
 
 
 def test_features_are_a_pytree_that_may_hold_anything():
@@ -15,3 +17,12 @@ def test_features_are_a_pytree_that_may_hold_anything():
   nothing = jax.tree.map(lambda _: None, see(x))
   assert nothing.patches is None
   assert jax.tree.leaves(pretrained.Features(x)) == [x]
+
+
+def test_options_out_of_range_are_refused():
+  contract.check_options('net', dtype='bfloat16', grid=1)
+  contract.check_options('net', least=0, patch_size=0)
+  with pytest.raises(errors.UserError, match='net: grid=0; wanted 1'):
+    contract.check_options('net', grid=0)
+  with pytest.raises(errors.UserError, match="'half'; wanted one of float32"):
+    contract.check_options('net', dtype='half')

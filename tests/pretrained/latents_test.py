@@ -69,6 +69,26 @@ def test_16_bits_are_near(tiny):
   assert 0 < float(jnp.abs(one - other).max()) < 0.1 * float(jnp.std(one) + 1)
 
 
+def test_what_decodes_has_the_decoder_and_undoes_the_normalisation():
+  network = latents.build('vavae_tiny', grid=2, decodes=True)
+  params = jax.jit(network.init)(jax.random.key(1))
+  params['mean'] = jnp.arange(32.0)
+  params['deviation'] = jnp.linspace(0.5, 2, 32)
+  patches = jax.jit(network)(params, IMAGES).patches
+  images = jax.jit(network.decode)(params, patches)
+  direct = jax.jit(network.autoencoder.apply)(
+    {'params': params['network']}, IMAGES
+  )
+  assert images.shape == IMAGES.shape
+  np.testing.assert_allclose(images, direct, atol=1e-4)
+
+
+def test_what_does_not_decode_says_so(tiny):
+  network, params = tiny
+  with pytest.raises(ValueError, match='decodes=True'):
+    network.decode(params, jnp.zeros((1, 4, 32)))
+
+
 @pytest.mark.parametrize(
   ('arrays', 'said'),
   [

@@ -156,6 +156,12 @@ def _message(load, spec, **options):
     ('hog', {'bins': 1}, ['bins=1']),
     ('dct', {'patch_size': 2, 'dim': 13}, ['dim=13', '12']),
     ('random', {'dim': 0}, ['dim=0']),
+    ('dinov2_s', {'grid': '16'}, ["grid='16'", 'a whole number']),
+    ('dinov2_s', {'patch_size': 1.5}, ['patch_size=1.5', 'a whole number']),
+    ('dinov2_s', {'grid': 0}, ['grid=0', '1 or more']),
+    ('dinov2_s', {'patch_size': -1}, ['patch_size=-1', '0 or more']),
+    ('vavae', {'grid': -3}, ['grid=-3']),
+    ('sdvae', {'dtype': 'floaty'}, ['floaty', 'bfloat16']),
   ],
 )
 def test_load_network_says_what_is_wrong(spec, options, said):

@@ -30,7 +30,7 @@ def test_any_grid_and_image_size(name):
   see = jax.eval_shape(network, _abstract(network), IMAGES)
   assert see.patches.shape == (2, 16, network.dim)
   assert network.grid(256) == (4, 4)
-  assert network.shape_key == {'grid': (4, 4), 'patch_size': 16}
+  assert network.shape_key == {'grid': 4, 'patch_size': 16}
 
 
 @pytest.mark.parametrize('name', TINY)

@@ -41,3 +41,24 @@ def test_active_terms(weights, model, left_out):
     tiny.make_tokenizer(**model), objective.Objective(**weights)
   )
   assert set(active) == set(ALL) - left_out
+
+
+@pytest.mark.parametrize(
+  ('trainable', 'weights', 'terms'),
+  [
+    (('local2d', 'quantizer_local2d'), {}, {'transport'}),
+    (('decoder',), {}, set()),
+    (('local1d',), {}, {'repa_local'}),
+    (('local2d',), {'repa_local_on': 'local2d'}, {'repa_local', 'transport'}),
+    (('quantizer_local1d',), {}, set()),
+    (('quantizer_local1d',), {'repa_input': 'quantized'}, {'repa_local'}),
+    (('project_transport',), {}, {'transport'}),
+  ],
+)
+def test_a_term_that_nothing_trained_can_change_is_left_out(
+  trainable, weights, terms
+):
+  active = objective.active_terms(
+    tiny.make_tokenizer(), objective.Objective(**weights), trainable
+  )
+  assert set(active) == {'perceptual'} | terms
