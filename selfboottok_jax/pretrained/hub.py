@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,18 @@ def _advice(
   )
 
 
+def _is_unreachable(error: BaseException | None) -> bool:
+  """Whether a connection failed, however deep below the error."""
+  while error is not None:
+    # huggingface_hub's own client has errors of its own kind for it.
+    if isinstance(error, ConnectionError | socket.gaierror | TimeoutError):
+      return True
+    if type(error).__name__ in ('ConnectError', 'ConnectTimeout'):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
 def _reason(error: Exception) -> str:
   """What went wrong, in a few words that need no HTTP."""
   from huggingface_hub import errors as hub_errors
@@ -108,4 +121,6 @@ def _reason(error: Exception) -> str:
   for kind, words in kinds:
     if isinstance(error, kind):
       return words
+  if _is_unreachable(error):
+    return 'the hub could not be reached'
   return f'the download failed ({" ".join(str(error).split())[:200]})'

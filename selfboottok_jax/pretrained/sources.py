@@ -112,8 +112,8 @@ def _published(
   if published.hub:
     return Hub(published.hub, 'main', published.files, inbox)
   raise errors.WeightsError(
-    f'{name} needs {" and ".join(published.files)}, which are not on the hub; '
-    f'fetch them from {published.url} into {inbox}, or into any folder and '
+    f'{name} needs {" and ".join(published.files)}, which the hub has not; '
+    f'fetch this from {published.url} into {inbox}, or into any folder and '
     f'write {name}:FOLDER'
   )
 
