@@ -2,9 +2,12 @@
 
 import os
 
+import jax
 import numpy as np
 import pytest
 
+from selfboottok_jax import pretrained
+from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import sharding
 from tests.launch import logs
 
@@ -18,16 +21,27 @@ FIELDS = {
   'scaling': ('local2d_width',),
   'generator': ('width',),
 }
-
-
-# A batch norm that saw a device's share alone would tell another loss.
+TEACHERS = {
+  'repa_global': 'dinov2_tiny:random',
+  'repa_local': 'ijepa_tiny:random',
+  'transport': 'vavae_tiny:random',
+}
 KINDS = {
   **{task: (task, ()) for task in FIELDS},
+  # A batch norm that saw a device's share alone would tell another loss.
   'dino': ('tokenizer', ('--config.discriminator.kind=dino',)),
+  # Without adversary: compiling takes long enough.
+  'teachers': (
+    'tokenizer',
+    (
+      '--config.loss.adversarial=0.0',
+      *(f'--config.networks.{k}={v}' for k, v in TEACHERS.items()),
+    ),
+  ),
 }
 
 
-def _losses(server, workdir, kind, runs, mesh):
+def _losses(server, workdir, kind, stage1, mesh):
   task, more = KINDS[kind]
   data, fsdp = mesh
   arguments = [
@@ -41,8 +55,8 @@ def _losses(server, workdir, kind, runs, mesh):
     f'--config.mesh.fsdp={fsdp}',
     *(f'--config.model.{field}={WIDTH}' for field in FIELDS[task]),
   ]
-  if task != 'tokenizer':
-    arguments.append(f'--config.tokenizer={runs / "tokenizer"}')
+  if stage1:
+    arguments.append(f'--config.tokenizer={stage1}')
   count = f'--xla_force_host_platform_device_count={data * fsdp}'
   flags = f'{os.environ["XLA_FLAGS"]} {count}'
   result = server.run('train', *arguments, XLA_FLAGS=flags)
@@ -57,11 +71,14 @@ def _losses(server, workdir, kind, runs, mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', list(KINDS))
-def test_losses_are_those_of_one_device(kind, server, runs, tmp_path):
-  one = _losses(server, tmp_path / 'one', kind, runs, (1, 1))
+def test_losses_are_those_of_one_device(kind, server, request, tmp_path):
+  stage1 = None
+  if KINDS[kind][0] != 'tokenizer':
+    stage1 = request.getfixturevalue('runs') / 'tokenizer'
+  one = _losses(server, tmp_path / 'one', kind, stage1, (1, 1))
   assert [name for name, _ in one].count('loss') == STEPS
   for mesh in MESHES:
-    other = _losses(server, tmp_path / str(mesh), kind, runs, mesh)
+    other = _losses(server, tmp_path / str(mesh), kind, stage1, mesh)
     assert [name for name, _ in other] == [name for name, _ in one]
     np.testing.assert_allclose(
       [value for _, value in other],
@@ -70,3 +87,19 @@ def test_losses_are_those_of_one_device(kind, server, runs, tmp_path):
       atol=TOLERANCE,
       err_msg=f'{kind} on {mesh}',
     )
+    if kind == 'teachers':
+      _check_frozen(tmp_path / 'one', tmp_path / str(mesh), mesh[1])
+
+
+def _check_frozen(one, other, fsdp):
+  """Of what the programs took: a device has its share of large leaves."""
+  whole, share = (cost.read(path).memory.frozen for path in (one, other))
+  split = 0
+  for name, spec in TEACHERS.items():
+    params = pretrained.load_network(spec, abstract=True, grid=2).params
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    large = [size for size in sizes if size >= sharding.MIN_SIZE]
+    # The tiny autoencoder is of small leaves alone.
+    assert bool(large) == (name != 'transport')
+    split += sum(large)
+  assert whole - share == 4 * split * (fsdp - 1) / fsdp

@@ -1,6 +1,8 @@
 """The paper's recipe with all its terms, at a size for any machine."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +12,17 @@ from tests.launch import commands
 TERMS = (
   'pixel', 'perceptual', 'repa_global', 'repa_local', 'transport', 'kl',
 )  # fmt: skip
+SHARED = commands.ROOT / '..' / 'shared'
+
+
+def _data() -> str:
+  """Photographs, or the built-in scenes where there are none."""
+  folder = pathlib.Path(os.environ.get('DATA') or SHARED / 'data')
+  path = folder / 'openphoto256.tar'
+  if path.exists():
+    return f'--config.data.path={path}'
+  assert not os.environ.get('DATA'), f'no {path.name} in DATA={folder}'
+  return '--config.data.source=procedural'
 
 
 @pytest.mark.slow
@@ -19,8 +32,8 @@ def test_every_term_learns_and_the_discriminator_starts_where_it_should(
   workdir = tmp_path / 'run'
   with commands.spawn(
     'train', '--config=configs/tokenizer.py:rehearsal',
-    '--config.data.source=procedural', '--config.train.log_every=1',
-    '--config.evaluation.every=0', f'--workdir={workdir}',
+    _data(), '--config.train.log_every=1', '--config.evaluation.every=0',
+    f'--workdir={workdir}',
   ) as process:  # fmt: skip
     _, err = process.communicate()
   assert process.returncode == 0, err

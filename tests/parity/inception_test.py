@@ -6,14 +6,12 @@ torch-fidelity's resize is that of the recorded runs in tests/golden.
 import jax
 import numpy as np
 import pytest
+import torch
+import torchvision
+from pytorch_fid import inception as theirs
 
 from selfboottok_jax.pretrained import inception, inception_weights
-
-torch = pytest.importorskip('torch')
-torchvision = pytest.importorskip('torchvision')
-theirs = pytest.importorskip('pytorch_fid.inception')
-
-from tests.parity import public  # noqa: E402 - imports torch
+from tests.parity import public
 
 
 def _plain():

@@ -1,15 +1,13 @@
 """LPIPS beside the `lpips` package at true width, on random weights."""
 
 import jax
+import lpips as package
 import numpy as np
 import pytest
+import torch
 
 from selfboottok_jax.pretrained import lpips, lpips_backbones
-
-torch = pytest.importorskip('torch')
-package = pytest.importorskip('lpips')
-
-from tests.parity import public  # noqa: E402 - imports torch
+from tests.parity import public
 
 pytestmark = pytest.mark.filterwarnings(
   # The package asks for no weights in torchvision's old words.

@@ -1,14 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import torch
 
 from selfboottok_jax.models import layers, sit
 from tests import tiny
-
-torch = pytest.importorskip('torch')
-
-from tests.parity import torch_sit  # noqa: E402 - imports torch
+from tests.parity import torch_sit
 
 B, K, E, CLASSES, WIDTH, DEPTH, HEADS = 3, 8, 4, 5, 32, 3, 4
 

@@ -6,12 +6,11 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.pretrained import files, lpips, lpips_backbones
 from tests.pretrained import files_test, weights
-
-torch = pytest.importorskip('torch')
 
 OLD = {'zip': False, 'old format': True}
 both_formats = pytest.mark.parametrize('old', OLD.values(), ids=OLD)

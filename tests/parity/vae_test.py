@@ -3,16 +3,14 @@
 VA-VAE comes in no package: its recorded run is tests/golden/vae_test.py's.
 """
 
+import diffusers
 import jax
 import numpy as np
 import pytest
+import torch
 
 from selfboottok_jax.pretrained import vae, vae_weights
-
-torch = pytest.importorskip('torch')
-diffusers = pytest.importorskip('diffusers')
-
-from tests.parity import public  # noqa: E402 - imports torch
+from tests.parity import public
 
 CHANNELS, BLOCKS, LATENT, GROUPS = (16, 32, 48), 2, 4, 8
 NETWORK = vae.Autoencoder(

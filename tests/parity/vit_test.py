@@ -7,15 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
+from timm.models import vision_transformer as timm_vit
 
 from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import vit, vit_weights
-
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
-timm_vit = pytest.importorskip('timm.models.vision_transformer')
-
-from tests.parity import public  # noqa: E402 - imports torch
+from tests.parity import public
 
 WIDTH, DEPTH, HEADS, PATCH, GRID = 48, 3, 4, 4, 5
 _SIZES = {
@@ -177,8 +175,8 @@ def test_tiny(name, grid, tmp_path):
   _check(_ours(family, arrays, pixels, GRID, TINY), theirs)
 
 
-def test_dinov2_b_as_it_is_used(tmp_path):
-  """Its width, its 37 x 37 positions for 16 x 16 patches."""
+def test_dinov2_b_of_another_grid(tmp_path):
+  """True width, 37 x 37 positions for 16 x 16 patches of 14 pixels."""
   model = public.randomise(
     _dinov2(
       hidden_size=768,

@@ -23,7 +23,7 @@ CASES = {
   ),
   'unknown preset': (
     ('train', '--config=configs/tokenizer.py:nope', WORKDIR),
-    ("'nope'", 'quickstart, photos64, imagenet256'),
+    ("'nope'", 'quickstart, photos64, ', 'imagenet256_softvq'),
   ),
   'unknown preset of stage 2': (
     ('train', '--config=configs/scaling.py:nope', WORKDIR),

@@ -89,7 +89,7 @@ CASES = {
   'init_from: scaled from another tokenizer': (
     (
       'train', SCALING, WORKDIR, '--config.tokenizer={runs}/softvq',
-      '--config.init_from={runs}/scaled', '--dry_run',
+      '--config.init_from={runs}/scaled',
     ),
     ('init_from={runs}/scaled', 'another tokenizer', '{runs}/softvq'),
   ),
