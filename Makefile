@@ -21,11 +21,11 @@ test: $(VENV)/ready-test
 
 # Meshes of eight devices, two processes, 16-bit training: minutes each.
 test-slow: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto -m slow $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto -m slow --ignore=tests/parity $(PYTEST_FLAGS)
 
 # kill -9 in the middle of trainings, KILLS times each.
 test-faults: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto -m faults $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto -m faults --ignore=tests/parity $(PYTEST_FLAGS)
 
 # The same networks in torch: values, gradients.
 test-parity: $(VENV)/ready-parity
