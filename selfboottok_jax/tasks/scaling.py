@@ -7,9 +7,6 @@ import jax
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors
-from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.tasks import critic as critic_lib
-from selfboottok_jax.tasks import objective as objective_lib
 from selfboottok_jax.tasks import parts, tokenizer
 from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import state as state_lib
@@ -27,21 +24,10 @@ class ScalingTask(tokenizer.TokenizerTask):
   bit what stage 1 left, and part of every checkpoint.
   """
 
-  def __init__(
-    self,
-    model: tokenizer_lib.Tokenizer,
-    objective: objective_lib.Objective,
-    networks: Mapping[str, Any],
-    critic: critic_lib.Critic | None,
-    *,
-    steps: int,
-    trainable: tuple[str, ...],
-  ):
-    """Takes TokenizerTask's arguments, and the modules to train."""
-    active = objective_lib.active_terms(model, objective, trainable)
-    kept = {term: n for term, n in networks.items() if term in active}
-    super().__init__(model, objective, kept, critic, steps=steps)
-    if model.share_codebooks and 'quantizer_local2d' in trainable:
+  def __init__(self, *args: Any, trainable: tuple[str, ...], **kwargs: Any):
+    """Takes TokenizerTask's arguments; `trainable` are the modules to train."""
+    super().__init__(*args, trainable=trainable, **kwargs)
+    if self.model.share_codebooks and 'quantizer_local2d' in trainable:
       raise errors.ConfigError(
         'model.share_codebooks=True: local tokens have the codebook that '
         'generators rely on, and none of their own to train; set '

@@ -42,13 +42,18 @@ class TokenizerTask:
     critic: critic_lib.Critic | None,
     *,
     steps: int,
+    trainable: tuple[str, ...] | None = None,
   ):
-    """Fixes what is computed; `steps` scales warm-ups and starts."""
+    """Fixes what is computed.
+
+    `steps` scales warm-ups and starts; `trainable`: the modules that learn,
+    None for all.
+    """
     self.model, self.objective, self.critic = model, objective, critic
     self.networks = {
       term: network
       for term, network in networks.items()
-      if term in objective_lib.active_terms(model, objective)
+      if term in objective_lib.active_terms(model, objective, trainable)
     }
     # By term the first one of the same network: it is one argument of the step
     # however many terms it serves.
