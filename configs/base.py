@@ -17,7 +17,8 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   config.data.path = ''
   config.data.batch_size = 256  # global, over all processes and devices
   config.data.image_size = 256
-  config.data.augment = True  # random scale, crop and flip
+  config.data.random_crop = True  # of a random scale; else the centre
+  config.data.flip = True  # every other picture
   config.data.num_threads = 4  # decoding threads of each process
   config.data.num_workers = 0  # decoding processes beside them
 

@@ -15,6 +15,7 @@ import ml_collections
 from absl import flags
 
 from launch import cli
+from launch.builders import generator as builder
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import content, evaluate, files, tables
 from selfboottok_jax.training import checkpointing, sharding
@@ -82,20 +83,14 @@ def score_generator(
     workdir,
     generator,
     batches,
-    _frechet_network(config.networks.frechet, generator),
+    builder.load_frechet(
+      config.networks.frechet, generator.tokenizer.patch_size
+    ),
     num_samples=config.num_samples,
     batch_size=config.data.batch_size,
     reference=_reference(source, batches),
-    sampling=evaluate.sampling_of(generator),
     seed=config.seed,
   )
-
-
-def _frechet_network(spec: str, generator: inference.ImageGenerator):
-  """Weight-free features are taken on the tokenizer's patches."""
-  patch_size = generator.tokenizer.model.patch_size
-  options = {} if ':' in spec else {'patch_size': patch_size}
-  return pretrained.load_network(spec, **options)
 
 
 def _open(config, run_config):

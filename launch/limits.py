@@ -8,6 +8,7 @@ from typing import Any
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import samplers
+from selfboottok_jax.models import sit
 
 LEAST = {
   'assumed.num_classes': 1,
@@ -22,8 +23,10 @@ LEAST = {
   'discriminator.stylegan.width': 1,
   'evaluation.every': 0,
   'evaluation.num_images': 0,
+  'evaluation.num_samples': 0,
   'loss.adversarial': 0,
   'loss.align': 0,
+  'loss.cls': 0,
   'loss.consistency': 0,
   'loss.hinge': 0,
   'loss.kl': 0,
@@ -34,8 +37,10 @@ LEAST = {
   'loss.projector_width': 1,
   'loss.repa_global': 0,
   'loss.repa_local': 0,
-  'loss.statistics_images': 1,
+  'loss.statistics_images': 0,
   'loss.transport': 0,
+  'loss.velocity_cosine': 0,
+  'model.align_depth': 1,
   'model.codebook_size': 1,
   'model.decoder_depth': 1,
   'model.depth': 1,
@@ -43,11 +48,14 @@ LEAST = {
   'model.heads': 1,
   'model.local1d_width': 0,
   'model.local2d_depth': 0,
+  'model.projector_width': 1,
   'model.unroll': 1,
   'model.width': 1,
   'optimizer.clip_norm': 0,
   'optimizer.weight_decay': 0,
+  'sampling.cls_guidance_scale': -1,
   'sampling.guidance_scale': 0,
+  'sampling.guided_channels': 0,
   'sampling.num_steps': 1,
   'train.log_every': 0,
   'train.seed': 0,
@@ -77,6 +85,8 @@ SHARES = (
 CHOICES = {
   'model.attention': ('xla', 'cudnn'),
   'model.dtype': ('float32', 'bfloat16'),
+  'model.mlp': tuple(sit.MLPS),
+  'model.norm': sit.NORMS,
   'sampling.sampler': tuple(samplers.SAMPLERS),
 }
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -50,7 +49,7 @@ class TrainPrograms:
     self.state = sharding.place_abstractly(abstract, mesh)
     self._shardings = sharding.tree_shardings(abstract, mesh)
     self.frozen = sharding.place_abstractly(task.frozen, mesh)
-    self.batch = abstract_batch(config, mesh)
+    self.batch = abstract_batch(task, config.data.batch_size, mesh)
     with jax.set_mesh(mesh):
       self._traced = {
         first: self._jit(first).trace(self.state, self.frozen, self.batch)
@@ -169,16 +168,15 @@ def no_compilation_cache() -> Iterator[None]:
 
 
 def abstract_batch(
-  config: ml_collections.ConfigDict, mesh: Mesh
+  task: tasks.Task, batch_size: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """What the pipeline will yield, placed."""
-  size, count = config.data.image_size, config.data.batch_size
   rows = sharding.batch_sharding(mesh)
   return {
-    'image': jax.ShapeDtypeStruct(
-      (count, size, size, 3), np.float32, sharding=rows
-    ),
-    'label': jax.ShapeDtypeStruct((count,), np.int32, sharding=rows),
+    name: jax.ShapeDtypeStruct(
+      (batch_size, *leaf.shape), leaf.dtype, sharding=rows
+    )
+    for name, leaf in task.example.items()
   }
 
 

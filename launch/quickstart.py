@@ -160,7 +160,6 @@ def make_report(workdir: pathlib.Path) -> content.Report:
     num_samples=FRECHET_SAMPLES,
     batch_size=100,
     reference=reference,
-    sampling=evaluate.sampling_of(generator),
   )
   return content.Report(
     title='SelfBootTok quickstart',
@@ -221,16 +220,14 @@ def _comparison(tokenizers, batches, measured, reference):
 
 
 def _samples(generator: inference.ImageGenerator) -> content.Samples:
-  settings = evaluate.sampling_of(generator)
   total = SAMPLES_PER_CLASS * generator.num_classes
-  images = np.concatenate(
-    list(evaluate.sample_batches(generator, total, total, seed=1, **settings))
-  )
+  labels = evaluate.balanced_labels(total, generator.num_classes)
+  images = generator.sample_uint8(labels, seed=1)
   classes = {
     name: images[index :: generator.num_classes]
     for index, name in enumerate(generator.class_names)
   }
-  protocol = ', '.join(f'{k} {v}' for k, v in settings.items())
+  protocol = generator.sampling.describe()
   return content.Samples(
     classes, f'{protocol}; seed 1, EMA weights, decoded by stage 2; unselected'
   )

@@ -88,9 +88,8 @@ def train_batches(
     process_count=jax.process_count(),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
-    max_scale=None if config.data.augment else 1.0,
-    flip=config.data.augment,
-    random_crop=config.data.augment,
+    flip=config.data.flip,
+    random_crop=config.data.random_crop,
   )
 
 

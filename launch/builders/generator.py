@@ -1,5 +1,7 @@
 """The task that trains a generator."""
 
+from typing import Any
+
 import jax
 import ml_collections
 import numpy as np
@@ -7,59 +9,38 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from launch.builders import common
-from selfboottok_jax import data, errors, inference
-from selfboottok_jax.evaluation import evaluators
+from launch.builders import encoding as encoding_builder
+from selfboottok_jax import data, errors, inference, pretrained
+from selfboottok_jax.evaluation import evaluators, sample_distance
+from selfboottok_jax.inference import autoencoder
 from selfboottok_jax.models import sit
-from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.tasks import generator
+from selfboottok_jax.tasks import encoding, generator
 from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import state as state_lib
 
 
 def build_generator(
   config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
 ) -> common.Built:
   """A generator of the codes of `config.tokenizer`."""
-  if not config.tokenizer:
-    raise errors.ConfigError(
-      'tokenizer is empty; wanted the workdir of a tokenizer run, as in '
-      '--config.tokenizer=runs/tok'
-    )
   check_classes(train, config)
-  run = checkpointing.read_run(
-    config.tokenizer, what='tokenizer', task='tokenizer'
+  tokenizer = load_tokenizer(config)
+  cached = bool(config.data.cache)
+  encoder = encoding_builder.build_encoding(
+    config, tokenizer.codec, tokenizer.patch_size, abstract=cached
   )
-  common.check_image_size(config, run.config)
-  tokenizer = inference.tokenizer_of(run)
+  if cached:
+    train.check(tokenizer.fingerprint, config.networks.teacher, encoder)
   task = make_generator_task(
-    config, tokenizer.model, tokenizer.params, len(train.class_names)
+    config, encoder, len(train.class_names), cached=cached
   )
-  goal = task.objective
 
   def start(state):
     latents = None
     if config.init_from:
-      source = checkpointing.read_run(
-        config.init_from, what='init_from', task='generator'
-      )
-      state = common.fine_tune(
-        state,
-        'generator',
-        source.ema['generator'],
-        config.init_from,
-        # Other classes: their embeddings start fresh.
-        may_differ=('label_table',),
-      )
-      # Of the same codes, the same normalisation.
-      same_kind = (
-        source.config['loss']['latent_statistics'] == goal.latent_statistics
-      )
-      if (
-        same_kind
-        and source.meta['tokenizer_fingerprint'] == tokenizer.fingerprint
-      ):
-        latents = source.stats['latents']
+      state, latents = _fine_tune(config, state, tokenizer.fingerprint)
     if latents is None:
-      latents = _latents(config, goal, tokenizer, train)
+      latents = _measure(config, task, train)
     placed = jax.tree.map(
       lambda new, old: jax.device_put(np.asarray(new), old.sharding),
       dict(latents),
@@ -67,18 +48,46 @@ def build_generator(
     )
     return state.replace(stats={**state.stats, 'latents': placed})
 
-  batches = common.eval_batches(config, common.open_data(config, 'val'), mesh)
+  val = common.open_data(config, 'val')
+  batches = common.eval_batches(config, val, mesh)
+
+  def make_evaluators(frozen):
+    found = [evaluators.Velocity(task, batches, mesh, frozen)]
+    if config.evaluation.num_samples:
+      found.append(_distance(config, task, tokenizer, train.class_names))
+    return found
+
   return common.assemble(
     config,
     task,
     train,
     start=start,
-    evaluators=lambda frozen: [
-      evaluators.Velocity(task, batches, mesh, frozen)
-    ],
-    model_fields=config.model.to_dict(),
+    evaluators=make_evaluators,
+    model_fields=model_fields(config, encoder),
     tokenizer_fingerprint=tokenizer.fingerprint,
   )
+
+
+def load_tokenizer(
+  config: ml_collections.ConfigDict,
+) -> inference.ImageTokenizer | inference.ImageAutoencoder:
+  """The tokenizer that `config.tokenizer` names, for images of the data's size.
+
+  Raises:
+    ConfigError: none is named, or it is of another size.
+  """
+  if not config.tokenizer:
+    raise errors.ConfigError(
+      'tokenizer is empty; wanted the workdir of a tokenizer run, as in '
+      '--config.tokenizer=runs/tok'
+    )
+  if autoencoder.is_autoencoder(config.tokenizer):
+    return inference.load_autoencoder(config.tokenizer, config.data.image_size)
+  run = checkpointing.read_run(
+    config.tokenizer, what='tokenizer', task='tokenizer'
+  )
+  common.check_image_size(config, run.config)
+  return inference.tokenizer_of(run)
 
 
 def check_classes(
@@ -94,37 +103,151 @@ def check_classes(
 
 def make_generator_task(
   config: ml_collections.ConfigDict,
-  tokenizer: tokenizer_lib.Tokenizer,
-  tokenizer_params: PyTree,
+  encoder: encoding.Encoding,
   num_classes: int,
+  *,
+  cached: bool = False,
 ) -> generator.GeneratorTask:
-  """A generator without data; the parameters may be shapes."""
+  """A generator without data; the encoding's parameters may be shapes."""
+  codec = encoder.codec
   model = sit.SiT(
-    num_tokens=tokenizer.num_tokens,
-    token_dim=tokenizer.token_dim,
+    num_tokens=codec.num_tokens,
+    token_dim=codec.token_dim,
     num_classes=num_classes,
-    **config.model,
+    **model_fields(config, encoder),
   )
+  _check_widths(model)
+  goal = generator.Objective(**config.loss)
+  return generator.GeneratorTask(model, goal, encoder, cached=cached)
+
+
+def model_fields(
+  config: ml_collections.ConfigDict, encoder: encoding.Encoding
+) -> dict[str, Any]:
+  """The model's fields, with those that tokenizer and teacher decide."""
+  shapes = encoder.shapes
+  cls_dim = shapes['cls'].shape[-1] if 'cls' in shapes else 0
+  align_dim = 0
+  if 'targets' in shapes:
+    align_dim = shapes['targets'].shape[-1]
+  elif encoder.align_mode == 'cls_only':
+    align_dim = cls_dim
+  return {
+    **config.model.to_dict(),
+    'positions': encoder.codec.positions,
+    'cls_dim': cls_dim,
+    'align_dim': align_dim,
+  }
+
+
+def _check_widths(model: sit.SiT) -> None:
+  """ConfigError for a width that cannot be shared."""
+  heads = f'model.heads={model.heads}'
   if model.width % model.heads:
     raise errors.ConfigError(
-      f'model.width={model.width} does not divide by model.heads='
-      f'{model.heads}; change one of the two'
+      f'model.width={model.width} does not divide by {heads}; change one of '
+      'the two'
     )
-  goal = generator.Objective(**config.loss)
-  return generator.GeneratorTask(model, goal, tokenizer, tokenizer_params)
+  parts = 2 if model.positions == '1d' else 4
+  of_head = model.width // model.heads
+  if model.rope and of_head % parts:
+    raise errors.ConfigError(
+      f'model.rope=True with heads of {of_head} (model.width={model.width}, '
+      f'{heads}); wanted heads of a multiple of {parts}'
+    )
+  if model.positions == '2d' and model.width % 4:
+    raise errors.ConfigError(
+      f'model.width={model.width}; wanted a multiple of 4, for the 2D positions'
+    )
 
 
-def _latents(config, goal, tokenizer, train):
+def _fine_tune(
+  config: ml_collections.ConfigDict,
+  state: state_lib.TrainState,
+  fingerprint: str,
+) -> tuple[state_lib.TrainState, PyTree | None]:
+  """A state from another run, and its statistics if they are of our codes."""
+  source = checkpointing.read_run(
+    config.init_from, what='init_from', task='generator'
+  )
+  state = common.fine_tune(
+    state,
+    'generator',
+    source.ema['generator'],
+    config.init_from,
+    # Other classes: their embeddings start fresh. A teacher serves training
+    # alone.
+    may_differ=('label_table', 'projector', 'cls_projector'),
+  )
+  kind = config.loss.latent_statistics
+  if (
+    source.config['loss']['latent_statistics'] == kind
+    and source.meta['tokenizer_fingerprint'] == fingerprint
+  ):
+    return state, source.stats['latents']
+  return state, None
+
+
+def _measure(config, task, train):
   """Statistics of the codes of centre crops of the training images."""
+  count = task.objective.statistics_images or len(train)
   batches = data.make_eval_dataset(
     train,
     batch_size=config.data.batch_size,
     image_size=config.data.image_size,
-    num_images=min(goal.statistics_images, len(train)),
+    num_images=min(count, len(train)),
     num_threads=config.data.num_threads,
   )
-  encoded = (
-    np.asarray(tokenizer.encode(batch['image']))[batch['mask']]
-    for batch in batches
+  codec = task.encoding.codec
+  encode = jax.jit(codec.encode)
+
+  def codes(batch):
+    if 'codes' in batch:
+      return batch['codes']
+    images = batch['image'].astype(np.float32) / np.float32(127.5) - 1
+    return np.asarray(encode(codec.params, images))
+
+  return generator.measure_latents(
+    (codes(batch)[batch['mask']] for batch in batches),
+    task.objective.latent_statistics,
   )
-  return generator.measure_latents(encoded, goal.latent_statistics)
+
+
+def _distance(config, task, tokenizer, class_names):
+  """What measures samples while a generator trains."""
+  if config.data.cache and not config.data.path:
+    raise errors.ConfigError(
+      f'evaluation.num_samples={config.evaluation.num_samples} compares '
+      'samples with images, and data.path is empty; name it beside data.cache, '
+      'or set --config.evaluation.num_samples=0'
+    )
+  source = data.open_source(
+    config.data.source, config.data.path, 'val', config.data.image_size
+  )
+  images = data.make_eval_dataset(
+    source,
+    batch_size=config.evaluation.batch_size,
+    image_size=config.data.image_size,
+    num_threads=config.data.num_threads,
+  )
+  return sample_distance.SampleDistance(
+    task,
+    tokenizer,
+    inference.Sampling(**config.sampling),
+    load_frechet(config.networks.frechet, tokenizer.patch_size),
+    images,
+    num_samples=config.evaluation.num_samples,
+    batch_size=config.evaluation.batch_size,
+    class_names=class_names,
+  )
+
+
+def load_frechet(spec: str, patch_size: int) -> pretrained.FeatureNetwork:
+  """The features of a Frechet distance.
+
+  Those without weights are taken on the tokenizer's patches.
+  """
+  bare = spec in encoding_builder.WEIGHTLESS
+  return pretrained.load_network(
+    spec, **({'patch_size': patch_size} if bare else {})
+  )

@@ -10,8 +10,11 @@ from jaxtyping import PyTree
 
 from configs import tokenizer as tokenizer_config
 from launch.builders import common, generator, tokenizer
+from launch.builders import encoding as encoding_builder
 from selfboottok_jax import errors, tasks
+from selfboottok_jax.inference import autoencoder
 from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.tasks import encoding as encoding_lib
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.training import checkpointing, optim, sharding
 
@@ -34,7 +37,8 @@ class Outline:
 
 def has_data(config: ml_collections.ConfigDict) -> bool:
   """Whether the configuration says where images are."""
-  return bool(config.data.path) or config.data.source == 'procedural'
+  given = config.data.path or config.data.get('cache', '')
+  return bool(given) or config.data.source == 'procedural'
 
 
 def outline(config: ml_collections.ConfigDict) -> Outline:
@@ -43,12 +47,11 @@ def outline(config: ml_collections.ConfigDict) -> Outline:
   num_classes = _count_classes(config, assumed)
   if config.task == 'tokenizer':
     task = tokenizer.make_tokenizer_task(config, abstract=True)
-  else:
+  elif config.task == 'scaling':
     stage1 = _stage1(config, assumed)
-    if config.task == 'scaling':
-      task = tokenizer.make_scaling_task(config, stage1, abstract=True)
-    else:
-      task = _generator(config, stage1, num_classes)
+    task = tokenizer.make_scaling_task(config, stage1, abstract=True)
+  else:
+    task = _generator(config, assumed, num_classes)
   optimizers = common.build_optimizers(config, task.groups)
   return Outline(task, optimizers, assumed)
 
@@ -101,13 +104,28 @@ def _count_classes(config, assumed) -> int:
   return count
 
 
-def _generator(config, stage1, num_classes) -> generator_task.GeneratorTask:
-  model = tokenizer_lib.Tokenizer(
-    image_size=stage1['data']['image_size'], **stage1['model']
+def _generator(config, assumed, num_classes) -> generator_task.GeneratorTask:
+  spec = config.tokenizer or config.assumed.tokenizer
+  if autoencoder.is_autoencoder(spec):
+    if not config.tokenizer:
+      assumed.append(f'the autoencoder {spec} (tokenizer is empty)')
+    network = autoencoder.load_network(
+      spec, config.data.image_size, abstract=True
+    )
+    codec, patch_size = autoencoder.codec_of(network), autoencoder.PATCH_SIZE
+  else:
+    stage1 = _stage1(config, assumed)
+    model = tokenizer_lib.Tokenizer(
+      image_size=stage1['data']['image_size'], **stage1['model']
+    )
+    size = model.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    codec = encoding_lib.codec_of(model, variables['params'])
+    patch_size = model.patch_size
+  encoder = encoding_builder.build_encoding(
+    config, codec, patch_size, abstract=True
   )
-  size = model.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return generator.make_generator_task(
-    config, model, variables['params'], num_classes
+    config, encoder, num_classes, cached=bool(config.data.cache)
   )

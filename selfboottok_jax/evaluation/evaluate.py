@@ -137,7 +137,6 @@ def evaluate_generator(
   num_samples: int,
   batch_size: int,
   reference: str,
-  sampling: dict[str, Any],
   seed: int = 0,
 ) -> list[content.Score]:
   """Frechet distance of samples to real images, beside a baseline.
@@ -152,7 +151,10 @@ def evaluate_generator(
   sampled = frechet.fit(
     np.asarray(features(images))
     for images in sample_batches(
-      generator, num_samples, batch_size, seed=seed, **sampling
+      generator,
+      balanced_labels(num_samples, generator.num_classes),
+      batch_size,
+      seed=seed,
     )
   )
   noise = frechet.fit(
@@ -166,7 +168,7 @@ def evaluate_generator(
     f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
     f'{weights_hash(network.params)}; {num_samples} samples, rounded down to '
     f'uint8, balanced labels, against centre crops of {reference}; '
-    f'{_describe(sampling)}; step {generator.step}, EMA weights '
+    f'{generator.sampling.describe()}; step {generator.step}, EMA weights '
     f'{weights_hash(generator.params)}, decoded by a tokenizer of step '
     f'{decoder.step}, EMA weights {weights_hash(decoder.params)}; '
     f'{jax.default_backend()}'
@@ -194,20 +196,6 @@ def weights_hash(params: PyTree) -> str:
   return digest.hexdigest()[:8] if leaves else 'none'
 
 
-def sampling_of(generator: inference.ImageGenerator) -> dict[str, Any]:
-  """The sampler settings that a generator was configured with."""
-  settings = generator.config['sampling']
-  return {
-    'sampler': settings['sampler'],
-    'num_steps': settings['num_steps'],
-    'guidance_scale': settings['guidance_scale'],
-    'guidance_interval': (
-      settings['guidance_low'],
-      settings['guidance_high'],
-    ),
-  }
-
-
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
   """Labels 0, 1, ... over and over, [count]."""
   return np.arange(count, dtype=np.int32) % num_classes
@@ -215,21 +203,33 @@ def balanced_labels(count: int, num_classes: int) -> np.ndarray:
 
 def sample_batches(
   generator: inference.ImageGenerator,
-  num_samples: int,
+  labels: np.ndarray,
   batch_size: int,
   *,
-  labels: np.ndarray | None = None,
-  **sampling: Any,
+  indices: np.ndarray | None = None,
+  seed: int = 0,
+  **settings: Any,
 ) -> Iterator[np.ndarray]:
-  """uint8 samples in batches; sample i has index i whatever the batch."""
-  if labels is None:
-    labels = balanced_labels(num_samples, generator.num_classes)
-  for first in range(0, num_samples, batch_size):
-    chosen = labels[first : first + batch_size]
+  """uint8 samples in batches.
+
+  Args:
+    generator: what makes them.
+    labels: of all samples, by index.
+    batch_size: of all but the last batch.
+    indices: which samples; all of `labels` where they are not given.
+    seed: of the noise.
+    **settings: changes of `generator.sampling`.
+  """
+  if indices is None:
+    indices = np.arange(len(labels))
+  for first in range(0, len(indices), batch_size):
+    chosen = indices[first : first + batch_size]
     # One shape for all batches: one compilation.
     padded = np.resize(chosen, batch_size)
-    images = generator.sample(padded, first_index=first, **sampling)
-    yield np.asarray(scores.to_uint8(images))[: len(chosen)]
+    images = generator.sample_uint8(
+      labels[padded], indices=padded, seed=seed, **settings
+    )
+    yield images[: len(chosen)]
 
 
 def _gaussian_batches(generator, num_samples, batch_size, seed):
@@ -241,7 +241,3 @@ def _gaussian_batches(generator, num_samples, batch_size, seed):
     codes = generator_task.denormalise(noise, latents)
     count = min(batch_size, num_samples - first)
     yield np.asarray(scores.to_uint8(tokenizer.decode(codes)))[:count]
-
-
-def _describe(sampling: dict[str, Any]) -> str:
-  return ', '.join(f'{key} {value}' for key, value in sampling.items())

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Num, PyTree, UInt8
 
 from selfboottok_jax.evaluation import scores
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.objectives import velocity
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.tasks import parts
 from selfboottok_jax.training import sharding
@@ -109,11 +108,11 @@ def measure_reconstruction(
 
 
 class Velocity:
-  """The velocity loss on held-out images, at fixed times and noise.
+  """The velocity losses on held-out images, at fixed times and noise.
 
-  Beside it what the best guess for Gaussian codes would score, which knows
-  their mean and deviation and nothing else: the mean over t of
-  1 / (alpha^2 + sigma^2) x (alpha d_sigma - d_alpha sigma)^2, pi / 2 on the
+  Beside that of the tokens is what the best guess for Gaussian codes would
+  score, which knows their mean and deviation and nothing else: the mean over t
+  of 1 / (alpha^2 + sigma^2) x (alpha d_sigma - d_alpha sigma)^2, pi / 2 on the
   linear path.
   """
 
@@ -131,7 +130,7 @@ class Velocity:
 
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
     """Scores of the running means of a training's parameters."""
-    total = count = baseline = 0.0
+    totals = None
     for index, batch in enumerate(self._batches):
       placed = sharding.put_batch(dict(batch), self._mesh)
       sums = self._measure(
@@ -141,40 +140,32 @@ class Velocity:
         placed,
         index,
       )
-      loss, gaussian, images = jax.device_get(sums)
-      total, baseline = total + loss, baseline + gaussian
-      count += images
-    yield 'velocity_loss', float(total / count)
-    yield 'velocity_loss_gaussian', float(baseline / count)
+      totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+    totals = jax.device_get(totals)
+    count = totals.pop('count')
+    for name, total in totals.items():
+      yield name, float(total / count)
 
   def _sums(self, params, latents, frozen, batch, index):
-    task = self._task
-    images = batch['image'].astype(jnp.float32) / 127.5 - 1
-    codes = task.tokenizer.apply(
-      {'params': frozen['tokenizer']}, images, method='encode'
-    )
-    x = generator_task.normalise(codes, latents)
+    task, batch = self._task, dict(batch)
+    if 'image' in batch:
+      batch['image'] = batch['image'].astype(jnp.float32) / 127.5 - 1
+    encoded = task.encode(frozen, batch)
     time_key, noise_key = jax.random.split(
       jax.random.fold_in(jax.random.key(0), index)
     )
     # One draw for each stratum: less noise between evaluations.
-    b = x.shape[0]
+    b = batch['label'].shape[0]
     t = (jnp.arange(b) + jax.random.uniform(time_key, (b,))) / b
     t = jnp.maximum(t, task.path.min_time)
-    noise = jax.random.normal(noise_key, x.shape)
-    prediction = task.model.apply(
-      {'params': params},
-      task.path.interpolate(x, noise, t),
-      t,
-      batch['label'],
+    terms = task.terms(
+      params, encoded, batch['label'], t, noise_key, latents, train=False
     )
-    loss = velocity.velocity_loss(prediction, x, noise, t, task.path)
+    measured = {f'{name}_loss': term for name, term in terms.items()}
+    measured['velocity_loss_gaussian'] = _gaussian_loss(task.path, t)
     weight = batch['mask'].astype(jnp.float32)
-    return (
-      jnp.sum(loss * weight),
-      jnp.sum(_gaussian_loss(task.path, t) * weight),
-      jnp.sum(weight),
-    )
+    sums = {name: jnp.sum(term * weight) for name, term in measured.items()}
+    return {**sums, 'count': jnp.sum(weight)}
 
 
 def _gaussian_loss(path, t: Float[Array, ' b']) -> Float[Array, ' b']:

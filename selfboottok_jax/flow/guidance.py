@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.flow import samplers
 
+# Of (state, t [b], labels [b]); a tree like the state.
 LabelledVelocity = Callable[
-  [Float[Array, 'b ...'], Float[Array, ' b'], Int[Array, ' b']],
-  Float[Array, 'b ...'],
+  [samplers.State, Float[Array, ' b'], Int[Array, ' b']], samplers.State
 ]
+# One for everything, or a tree of them like the state or like its upper part;
+# arrays are broadcast, so that channels may have scales of their own.
+Scale = PyTree[float | int | Float[Array, '...']]
 
 
 def guided(
@@ -21,19 +25,21 @@ def guided(
   labels: Int[Array, ' b'],
   *,
   null_label: int,
-  scale: float | Float[Array, ''],
+  scale: Scale,
   interval: tuple[float, float] = (0.0, 1.0),
 ) -> path_lib.Velocity | samplers.Switched:
   """The velocity of `labels`, guided where low <= t <= high.
 
-  Guided is null + scale (labelled - null) on all channels, from one evaluation
-  of [x, x] with [labels, null labels]. A Python scale of exactly 1 is the
-  labelled velocity and costs no doubled batch; a traced one always does, so
-  that one program serves a sweep.
+  Guided is null + scale (labelled - null), leaf by leaf, from one evaluation
+  of [x, x] with [labels, null labels]; a scale of 1 is the labelled velocity.
+  Python scales of exactly 1 alone cost no doubled batch; traced ones always
+  do, so that one program serves a sweep.
   """
   low, high = interval
-  if isinstance(scale, float) and not math.isfinite(scale):
-    raise errors.UserError(f'guidance scale {scale}: give a finite number')
+  numbers = [s for s in jax.tree.leaves(scale) if isinstance(s, int | float)]
+  for number in numbers:
+    if not math.isfinite(number):
+      raise errors.UserError(f'guidance scale {number}: give a finite number')
   if not 0 <= low <= high <= 1:
     raise errors.UserError(
       f'guidance interval ({low}, {high}): give 0 <= low <= high <= 1'
@@ -44,25 +50,31 @@ def guided(
 
   def doubled(x, t):
     v = velocity(
-      jnp.concatenate([x, x]),
+      jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), x),
       jnp.concatenate([t, t]),
       jnp.concatenate([labels, jnp.full_like(labels, null_label)]),
     )
-    labelled, null = jnp.split(v.astype(x.dtype), 2)
-    return null + scale * (labelled - null)
 
-  if isinstance(scale, int | float) and scale == 1:
+    def mix(scale, x, v):
+      labelled, null = jnp.split(v.astype(x.dtype), 2)
+      scale = jnp.asarray(scale, x.dtype)
+      scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
+      return null + scale * (labelled - null)
+
+    return jax.tree.map(mix, jax.tree.broadcast(scale, x), x, v)
+
+  if len(numbers) == len(jax.tree.leaves(scale)) and set(numbers) == {1}:
     return plain
   return samplers.Switched(doubled, plain, low, high)
 
 
 def sample(
   velocity: LabelledVelocity,
-  x: Float[Array, 'b ...'],
+  x: samplers.State,
   labels: Int[Array, ' b'],
   *,
   null_label: int,
-  scale: float | Float[Array, ''] = 1.0,
+  scale: Scale = 1.0,
   interval: tuple[float, float] = (0.0, 1.0),
   sampler: str = 'sde',
   num_steps: int = 250,
@@ -70,15 +82,16 @@ def sample(
   path: path_lib.Path,
   times: samplers.Times | None = None,
   **options,
-) -> Float[Array, '...']:
+) -> samplers.States:
   """Carries noise `x` at t = 1 to data of classes `labels` at t = 0.
 
   Args:
-    velocity: network (x [b, ...], t [b], labels [b]) -> velocity [b, ...].
+    velocity: network (x [b, ...], t [b], labels [b]) -> velocity [b, ...], on
+      an array or on a tree of them.
     x: standard normal start, see `noise.make_noise`.
     labels: classes in [0, null_label].
     null_label: label of the unconditional model.
-    scale: guidance scale; 1 is the conditional model.
+    scale: guidance scale, see `guided`; 1 is the conditional model.
     interval: (low, high), the times at which guidance acts.
     sampler: a key of `samplers.SAMPLERS`.
     num_steps: steps; the SDE and Euler evaluate the network once in each, Heun

@@ -4,40 +4,72 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
-# From the number of a step to its noise [b, ...].
-StepNoise = Callable[[Int[Array, '']], Float[Array, 'b ...']]
+# Shapes of one sample, without the batch axis, as the leaves of a state.
+Shapes = PyTree[tuple[int, ...]]
+# From the number of a step to its noise, a tree of arrays [b, ...].
+StepNoise = Callable[[Int[Array, '']], PyTree[Float[Array, '...']]]
+
+# Beyond the number of any step.
+_LABELS = 2**31 - 1
 
 
 def sample_noise(
   seed: int | Integer[Array, ''],
   sample_indices: Int[Array, ' b'],
   step: int | Int[Array, ''],
-  shape: tuple[int, ...],
-) -> Float[Array, 'b ...']:
+  shapes: Shapes,
+) -> PyTree[Float[Array, '...']]:
   """Normal float32 noise [b, *shape] that depends on (seed, index, step) only.
 
   So a sample is the same one whatever batch and whichever device it is in.
+  `shapes` is a shape or a dict of them, whose leaves are independent.
   """
+  leaves, tree = jax.tree.flatten(shapes, is_leaf=_is_shape)
 
   def draw(index):
-    key = jax.random.fold_in(jax.random.key(seed), index)
-    key = jax.random.fold_in(key, step)
-    return jax.random.normal(key, shape, jnp.float32)
+    key = jax.random.fold_in(_sample_key(seed, index), step)
+    keys = jax.random.split(key, len(leaves))
+    return [
+      jax.random.normal(key, shape, jnp.float32)
+      for key, shape in zip(keys, leaves, strict=True)
+    ]
 
-  return jax.vmap(draw)(sample_indices)
+  return tree.unflatten(jax.vmap(draw)(sample_indices))
 
 
 def make_noise(
   seed: int | Integer[Array, ''],
   sample_indices: Int[Array, ' b'],
-  shape: tuple[int, ...],
-) -> tuple[Float[Array, 'b ...'], StepNoise]:
+  shapes: Shapes,
+) -> tuple[PyTree[Float[Array, '...']], StepNoise]:
   """The start state at t = 1 and the noise of each SDE step, all distinct."""
-  start = sample_noise(seed, sample_indices, 0, shape)
+  start = sample_noise(seed, sample_indices, 0, shapes)
 
   def noise(step):
-    return sample_noise(seed, sample_indices, step + 1, shape)
+    return sample_noise(seed, sample_indices, step + 1, shapes)
 
   return start, noise
+
+
+def sample_labels(
+  seed: int | Integer[Array, ''],
+  sample_indices: Int[Array, ' b'],
+  num_classes: int,
+) -> Int[Array, ' b']:
+  """Uniform random classes that depend on (seed, index) only."""
+
+  def draw(index):
+    key = jax.random.fold_in(_sample_key(seed, index), _LABELS)
+    return jax.random.randint(key, (), 0, num_classes)
+
+  return jax.vmap(draw)(sample_indices)
+
+
+def _sample_key(seed, index):
+  return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def _is_shape(node) -> bool:
+  return isinstance(node, tuple)

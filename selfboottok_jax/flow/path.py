@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -22,6 +23,8 @@ class Path:
     sigma: coefficient of the noise; 0 at t = 0.
     d_alpha: derivative of `alpha`.
     d_sigma: derivative of `sigma`.
+    time_at: the t at which log(sigma / alpha) is that; its argument may be any
+      number.
     min_time: smallest t at which the velocity is finite, the lower end of
       training times; 0 when it is finite everywhere.
   """
@@ -30,6 +33,7 @@ class Path:
   sigma: Coefficient
   d_alpha: Coefficient
   d_sigma: Coefficient
+  time_at: Coefficient
   min_time: float = 0.0
 
   def interpolate(
@@ -116,24 +120,34 @@ def _vp_sigma(t: Time) -> Time:
   return jnp.sqrt(-jnp.expm1(2 * _vp_log_alpha(t)))
 
 
+def _vp_time_at(log_ratio: Time) -> Time:
+  # alpha^2 = 1 / (1 + ratio^2); then a quadratic in t.
+  log_alpha = -0.5 * jax.nn.softplus(2 * log_ratio)
+  a, b = 0.25 * (_VP_MAX - _VP_MIN), 0.5 * _VP_MIN
+  return -2 * log_alpha / (b + jnp.sqrt(b**2 - 4 * a * log_alpha))
+
+
 PATHS = {
   'linear': Path(
     alpha=lambda t: 1 - t,
     sigma=lambda t: t,
     d_alpha=lambda t: -jnp.ones_like(t),
     d_sigma=jnp.ones_like,
+    time_at=jax.nn.sigmoid,
   ),
   'cosine': Path(
     alpha=lambda t: jnp.cos(_HALF_PI * t),
     sigma=lambda t: jnp.sin(_HALF_PI * t),
     d_alpha=lambda t: -_HALF_PI * jnp.sin(_HALF_PI * t),
     d_sigma=lambda t: _HALF_PI * jnp.cos(_HALF_PI * t),
+    time_at=lambda log_ratio: jnp.arctan(jnp.exp(log_ratio)) / _HALF_PI,
   ),
   'vp': Path(
     alpha=_vp_alpha,
     sigma=_vp_sigma,
     d_alpha=lambda t: -_vp_half_rate(t) * _vp_alpha(t),
     d_sigma=lambda t: _vp_half_rate(t) * _vp_alpha(t) ** 2 / _vp_sigma(t),
+    time_at=_vp_time_at,
     min_time=1e-5,  # sigma grows like sqrt(t): its derivative is infinite at 0
   ),
 }

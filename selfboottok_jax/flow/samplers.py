@@ -1,4 +1,8 @@
-"""Samplers from noise to data: compiled loops over a grid of times."""
+"""Samplers from noise to data: compiled loops over a grid of times.
+
+A state is an array or a tree of them, as tokens and their class token: each
+leaf walks by the leaf of its velocity, all at the same times.
+"""
 
 import dataclasses
 import itertools
@@ -7,13 +11,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
 
-State = Float[Array, 'b ...']
-States = Float[Array, '...']
+# Arrays [b, ...], in float32 or wider.
+State = PyTree[Float[Array, '...']]
+# States at several times [s + 1, b, ...], or the last one alone.
+States = PyTree[Float[Array, '...']]
 Times = Float[np.ndarray, ' _']
 
 
@@ -124,8 +130,9 @@ def euler_maruyama(
     x: state at times[0].
     times: decreasing grid; only the last may be 0.
     path: gives the score s from the velocity.
-    noise: standard normal noise like x of a step 0 .. s - 1. It is called for
-      the last step too, where it counts for nothing: the data has no noise.
+    noise: standard normal noise, a tree like x, of a step 0 .. s - 1. It is
+      called for the last step too, where it counts for nothing: the data has
+      no noise.
     diffusion: w(t), a key of DIFFUSIONS.
     record: return the states at all times.
   """
@@ -139,28 +146,37 @@ def euler_maruyama(
   def step(field, x, t, t_next, dt, index):
     del t_next
     w = rate(path, t)
-    v = _evaluate(field, x, t)
-    drift = v - 0.5 * w * path.score_from_velocity(v, x, t)
     kick = jnp.where(index == last, 0.0, jnp.sqrt(w * -dt))
-    return x + drift * dt + kick * noise(index).astype(x.dtype)
+
+    def move(x, v, noise):
+      drift = v - 0.5 * w * path.score_from_velocity(v, x, t)
+      return x + drift * dt + kick * noise.astype(x.dtype)
+
+    return jax.tree.map(move, x, _evaluate(field, x, t), noise(index))
 
   return _walk(velocity, x, times, [step] * (last + 1), record)
 
 
 def _euler_step(field, x, t, t_next, dt, index):
   del t_next, index
-  return x + dt * _evaluate(field, x, t)
+  return _move(x, _evaluate(field, x, t), dt)
 
 
 def _heun_step(field, x, t, t_next, dt, index):
   del index
   v = _evaluate(field, x, t)
-  corrected = _evaluate(field, x + dt * v, t_next)
-  return x + 0.5 * dt * (v + corrected)
+  corrected = _evaluate(field, _move(x, v, dt), t_next)
+  return _move(x, jax.tree.map(jnp.add, v, corrected), 0.5 * dt)
+
+
+def _move(x, v, dt):
+  return jax.tree.map(lambda x, v: x + dt * v, x, v)
 
 
 def _evaluate(field, x, t):
-  return field(x, jnp.full(x.shape[:1], t, x.dtype)).astype(x.dtype)
+  first = jax.tree.leaves(x)[0]
+  v = field(x, jnp.full(first.shape[:1], t, first.dtype))
+  return jax.tree.map(lambda v, x: v.astype(x.dtype), v, x)
 
 
 def _walk(velocity, x, times, steps, record):
@@ -168,15 +184,18 @@ def _walk(velocity, x, times, steps, record):
 
   A stretch is a run of steps of the same kind with the same velocity.
   """
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  x = jax.tree.map(
+    lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x
+  )
   fields = [
     velocity.at(float(t)) if isinstance(velocity, Switched) else velocity
     for t in times[:-1]
   ]
+  dtype = jax.tree.leaves(x)[0].dtype
   columns = (times[:-1], times[1:], np.diff(times))
-  columns = tuple(jnp.asarray(c, x.dtype) for c in columns)
+  columns = tuple(jnp.asarray(c, dtype) for c in columns)
   columns += (jnp.arange(len(steps)),)
-  states = [x[None]]
+  states = [jax.tree.map(lambda leaf: leaf[None], x)]
   stretches = itertools.groupby(
     range(len(steps)), lambda i: (steps[i], fields[i])
   )
@@ -190,7 +209,9 @@ def _walk(velocity, x, times, steps, record):
 
     x, seen = jax.lax.scan(body, x, tuple(c[rows] for c in columns))
     states.append(seen)
-  return jnp.concatenate(states) if record else x
+  if not record:
+    return x
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
 
 
 _ODE_STEPS = {'euler': _euler_step, 'heun': _heun_step}

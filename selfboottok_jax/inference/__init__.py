@@ -1,10 +1,16 @@
 """Trained runs as objects: encode, decode, sample."""
 
+from selfboottok_jax.inference.autoencoder import (
+  ImageAutoencoder,
+  load_autoencoder,
+)
 from selfboottok_jax.inference.generator import (
   MIN_BATCH,
   ImageGenerator,
+  generator_of,
   load_generator,
 )
+from selfboottok_jax.inference.sampling import Sampling
 from selfboottok_jax.inference.tokenizer import (
   ImageTokenizer,
   fingerprint,
@@ -14,9 +20,13 @@ from selfboottok_jax.inference.tokenizer import (
 
 __all__ = [
   'MIN_BATCH',
+  'ImageAutoencoder',
   'ImageGenerator',
   'ImageTokenizer',
+  'Sampling',
   'fingerprint',
+  'generator_of',
+  'load_autoencoder',
   'load_generator',
   'load_tokenizer',
   'tokenizer_of',

@@ -1,5 +1,7 @@
 """A trained generator as an object: sample."""
 
+import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -7,29 +9,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import guidance
 from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.inference import autoencoder
+from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.training import checkpointing
 
-# At one sample a device XLA picks other kernels; from two on, the same sample
-# in another batch differs by rounding at most.
+# At one sample a device XLA picks other kernels; from two on, a sample has the
+# same bits in every batch and on any number of devices.
 MIN_BATCH = 2
+_AXIS = 'data'
+
+Labels = Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b']
+Tokenizer = tokenizer_lib.ImageTokenizer | autoencoder.ImageAutoencoder
 
 
 class ImageGenerator:
   """A trained generator and the tokenizer that decodes for it.
 
+  A batch is shared by all devices of this process, each with the whole model.
+
   Attributes:
     tokenizer: decodes; its local aligner may be any scaled one.
     num_classes: labels are 0 to num_classes - 1.
     class_names: of the training data.
+    sampling: the settings that it was configured with.
     step: updates made in training.
     config: of the training.
   """
@@ -39,95 +52,162 @@ class ImageGenerator:
     model: sit.SiT,
     params: PyTree,
     latents: PyTree,
-    tokenizer: tokenizer_lib.ImageTokenizer,
+    tokenizer: Tokenizer,
     *,
     path: str = 'linear',
+    sampling: sampling_lib.Sampling | None = None,
     class_names: Sequence[str] = (),
     step: int = 0,
     config: dict[str, Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
   ):
     """Wraps modules and parameters; `latents` undoes the normalisation."""
     self.model = model
-    self.params, self.latents = jax.device_put((params, latents))
-    self.tokenizer = tokenizer
+    devices = devices or jax.local_devices()
+    self._mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    self._everywhere = NamedSharding(self._mesh, P())
+    self.latents = jax.device_put(dict(latents), self._everywhere)
+    self.params = params
+    self.sampling = sampling or sampling_lib.Sampling()
     self.num_classes = model.num_classes
     self.class_names = tuple(class_names)
     self.step, self.config = step, config or {}
     self._path = path_lib.PATHS[path]
-    self._sample = jax.jit(
-      self._sample_codes,
-      static_argnames=('sampler', 'num_steps', 'scale', 'interval'),
-    )
+    self.tokenizer = tokenizer
+    self._compiled: dict[Any, Any] = {}
+
+  @property
+  def params(self) -> PyTree:
+    """Of the network."""
+    return self._params
+
+  @params.setter
+  def params(self, params: PyTree) -> None:
+    self._params = jax.device_put(params, self._everywhere)
+
+  @property
+  def tokenizer(self) -> Tokenizer:
+    """What decodes."""
+    return self._tokenizer
+
+  @tokenizer.setter
+  def tokenizer(self, tokenizer: Tokenizer) -> None:
+    self._tokenizer = tokenizer
+    # Once, not with every batch.
+    self._decoding = jax.device_put(tokenizer.params, self._everywhere)
 
   def sample(
     self,
-    labels: Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b'],
+    labels: Labels,
     *,
     seed: int = 0,
-    sampler: str = 'sde',
-    num_steps: int = 250,
-    guidance_scale: float = 2.3,
-    guidance_interval: tuple[float, float] = (0.0, 0.85),
-    first_index: int = 0,
+    indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
+    **settings: Any,
   ) -> Float[Array, 'b h w 3']:
     """Images in [-1, 1] of the given classes.
 
     Args:
       labels: classes, one per image.
       seed: of the noise.
-      sampler: 'sde', 'ode' or 'heun'.
-      num_steps: steps from noise to data.
-      guidance_scale: 1 is the conditional model.
-      guidance_interval: (low, high) in t, where 1 is noise.
-      first_index: index of the first sample; sample i depends on the seed, its
-        label and its index alone, whatever the batch.
+      indices: numbers of the samples, 0 to 2^31 - 1; their places in `labels`
+        where they are not given. A sample depends on the seed, its label and
+        its index alone, whatever the batch and however many the devices.
+      **settings: changes of `self.sampling`.
 
     Returns:
       float32 images [b, h, w, 3].
     """
-    codes = self.sample_codes(
-      labels,
-      seed=seed,
-      sampler=sampler,
-      num_steps=num_steps,
-      guidance_scale=guidance_scale,
-      guidance_interval=guidance_interval,
-      first_index=first_index,
-    )
-    count = codes.shape[0]
-    padded = jnp.concatenate([codes, codes]) if count < MIN_BATCH else codes
-    return self.tokenizer.decode(padded)[:count]
+    sampled = self._run(labels, seed, indices, settings)
+    return self._decode(sampled)[: len(labels)]
+
+  def sample_uint8(
+    self, labels: Labels, **settings: Any
+  ) -> UInt8[np.ndarray, 'b h w 3']:
+    """As `sample`, but rounded down to bytes, as REG's protocol has it."""
+    images = self.sample(labels, **settings)
+    return np.asarray(jnp.clip((images + 1) * 127.5, 0, 255).astype(jnp.uint8))
 
   def sample_codes(
     self,
-    labels: Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b'],
+    labels: Labels,
     *,
-    seed: int,
-    sampler: str,
-    num_steps: int,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float],
-    first_index: int = 0,
+    seed: int = 0,
+    indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
+    **settings: Any,
   ) -> Float[Array, 'b k e']:
     """As `sample`, but the codes that the tokenizer decodes."""
+    return self._run(labels, seed, indices, settings)[: len(labels)]
+
+  def _run(self, labels, seed, indices, settings) -> Float[Array, 'b k e']:
+    """Codes of a batch that is padded to a share for every device."""
     labels = self._check(labels)
     if not 0 <= seed < 2**32:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
     count = len(labels)
-    if count < MIN_BATCH:
-      labels = np.resize(labels, MIN_BATCH)
-    codes = self._sample(
-      self.params,
-      self.latents,
-      jnp.asarray(labels, jnp.int32),
-      jnp.arange(first_index, first_index + len(labels)),
-      jnp.asarray(seed, jnp.uint32),
-      sampler=sampler,
-      num_steps=num_steps,
-      scale=float(guidance_scale),
-      interval=tuple(guidance_interval),
+    indices = np.arange(count) if indices is None else np.asarray(indices)
+    if indices.shape != (count,) or indices.min() < 0:
+      raise errors.UserError(
+        f'indices of shape {indices.shape} from {indices.min()}; wanted '
+        f'{count}, one for each label, from 0 on'
+      )
+    sampling = dataclasses.replace(self.sampling, **settings)
+    devices = self._mesh.size
+    padded = devices * max(MIN_BATCH, -(-count // devices))
+    rows = NamedSharding(self._mesh, P(_AXIS))
+    labels, indices = (
+      jax.device_put(np.resize(a.astype(np.int32), padded), rows)
+      for a in (labels, indices)
     )
-    return codes[:count]
+    # A training that samples in between has a mesh of its own.
+    with jax.set_mesh(self._mesh):
+      return self._program(sampling)(
+        self.params,
+        self.latents,
+        labels,
+        indices,
+        np.uint32(seed),
+        np.asarray(sampling.scales, np.float32),
+      )
+
+  def _program(self, sampling: sampling_lib.Sampling):
+    """The compiled sampler; scales are its arguments, and serve a sweep."""
+    unguided = sampling.scales == (1.0, 1.0)
+    key = dataclasses.replace(
+      sampling,
+      guidance_scale=1.0 if unguided else 2.0,
+      cls_guidance_scale=-1.0,
+    )
+    if key not in self._compiled:
+      run = functools.partial(self._sample_codes, key, unguided)
+      shared, rows = P(), P(_AXIS)
+      self._compiled[key] = jax.jit(
+        # Devices have nothing to tell each other: without it, [x, x] of a
+        # guided step would be spread over all of them.
+        jax.shard_map(
+          run,
+          mesh=self._mesh,
+          in_specs=(shared, shared, rows, rows, shared, shared),
+          out_specs=rows,
+        )
+      )
+    return self._compiled[key]
+
+  def _decode(self, codes):
+    """Images of codes that lie on the devices."""
+    decoder = self.tokenizer
+    if decoder not in self._compiled:
+      self._compiled[decoder] = jax.jit(
+        jax.shard_map(
+          lambda params, codes: jnp.clip(
+            decoder.decode_with(params, codes), -1, 1
+          ),
+          mesh=self._mesh,
+          in_specs=(P(), P(_AXIS)),
+          out_specs=P(_AXIS),
+        )
+      )
+    with jax.set_mesh(self._mesh):
+      return self._compiled[decoder](self._decoding, codes)
 
   def _check(self, labels) -> Int[np.ndarray, ' b']:
     given = np.asarray(labels)
@@ -146,41 +226,57 @@ class ImageGenerator:
 
   def _sample_codes(
     self,
-    params,
-    latents,
-    labels,
-    indices,
-    seed,
-    *,
-    sampler,
-    num_steps,
-    scale,
-    interval,
-  ):
-    shape = (self.model.num_tokens, self.model.token_dim)
-    start, noise = noise_lib.make_noise(seed, indices, shape)
+    sampling: sampling_lib.Sampling,
+    unguided: bool,
+    params: PyTree,
+    latents: PyTree,
+    labels: Int[Array, ' b'],
+    indices: Int[Array, ' b'],
+    seed: Int[Array, ''],
+    scales: Float[Array, ' 2'],
+  ) -> Float[Array, 'b k e']:
+    """Noise to codes of one device's share."""
+    model = self.model
+    shapes = {'tokens': (model.num_tokens, model.token_dim)}
+    scale = {'tokens': self._token_scale(scales[0], sampling.guided_channels)}
+    if model.cls_dim:
+      shapes['cls'] = (model.cls_dim,)
+      scale['cls'] = scales[1]
+    start, noise = noise_lib.make_noise(seed, indices, shapes)
 
-    def velocity(x, t, labels):
-      return self.model.apply({'params': params}, x, t, labels)
+    def velocity(state, t, labels):
+      out = model.apply(
+        {'params': params}, state['tokens'], t, labels, state.get('cls')
+      )
+      moves = {'tokens': out.tokens, 'cls': out.cls}
+      return {name: moves[name] for name in state}
 
-    options = {'noise': noise} if sampler == 'sde' else {}
-    x = guidance.sample(
+    state = guidance.sample(
       velocity,
       start,
       labels,
       null_label=self.num_classes,
-      scale=scale,
-      interval=interval,
-      sampler=sampler,
-      num_steps=num_steps,
+      scale=1.0 if unguided else scale,
+      interval=sampling.interval,
+      sampler=sampling.sampler,
+      num_steps=sampling.num_steps,
+      last_step=sampling.last_step,
       path=self._path,
-      **options,
+      **({'noise': noise} if sampling.sampler == 'sde' else {}),
     )
-    return generator_task.denormalise(x, latents)
+    return generator_task.denormalise(state['tokens'], latents)
+
+  def _token_scale(self, scale, guided: int) -> Float[Array, '...']:
+    """A scale for all, or one per channel of patches of latents."""
+    if not guided:
+      return scale
+    channels = self.tokenizer.latent_dim
+    is_guided = np.arange(self.model.token_dim) % channels < guided
+    return jnp.where(is_guided, scale, 1.0)
 
 
 def load_generator(
-  workdir: str | os.PathLike[str], *, tokenizer: tokenizer_lib.ImageTokenizer
+  workdir: str | os.PathLike[str], *, tokenizer: Tokenizer
 ) -> ImageGenerator:
   """Loads a generator from the workdir of its training, with EMA weights.
 
@@ -197,6 +293,13 @@ def load_generator(
       f'{tokenizer.fingerprint[:12]} given); use that tokenizer, or one scaled '
       'from it'
     )
+  return generator_of(run, tokenizer)
+
+
+def generator_of(
+  run: checkpointing.Run, tokenizer: Tokenizer
+) -> ImageGenerator:
+  """The generator of a run that was read already."""
   names = run.meta['class_names']
   model = sit.SiT(
     num_tokens=tokenizer.num_tokens,
@@ -210,6 +313,7 @@ def load_generator(
     run.stats['latents'],
     tokenizer,
     path=run.config['loss']['path'],
+    sampling=sampling_lib.Sampling(**run.config['sampling']),
     class_names=names,
     step=run.step,
     config=run.config,

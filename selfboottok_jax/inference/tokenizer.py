@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
 from selfboottok_jax import errors
+from selfboottok_jax.inference import autoencoder, checks
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.tasks import generator as generator_task
-from selfboottok_jax.tasks import parts
+from selfboottok_jax.tasks import encoding, parts
 from selfboottok_jax.training import checkpointing
 
 
@@ -25,8 +25,11 @@ class ImageTokenizer:
     model: the module.
     params: its parameters.
     image_size: side of the images that it reads and makes.
+    patch_size: side of the patches that it makes images of.
     num_tokens: k.
     token_dim: e.
+    latent_dim: channels of a latent; e, as a token is one.
+    codec: its encoding half, for a generator's task.
     fingerprint: of all that `encode` depends on. A generator works with every
       tokenizer of one fingerprint: stage 2 does not change it.
     step: updates made in training.
@@ -43,8 +46,10 @@ class ImageTokenizer:
   ):
     """Wraps a module and its parameters."""
     self.model, self.params = model, jax.device_put(params)
-    self.image_size = model.image_size
+    self.image_size, self.patch_size = model.image_size, model.patch_size
     self.num_tokens, self.token_dim = model.num_tokens, model.token_dim
+    self.latent_dim = model.token_dim
+    self.codec = encoding.codec_of(model, self.params)
     self.fingerprint = fingerprint(model, params)
     self.step, self.config = step, config or {}
     self._encode = jax.jit(functools.partial(model.apply, method='encode'))
@@ -64,7 +69,9 @@ class ImageTokenizer:
     Returns:
       float32 codes.
     """
-    return self._encode({'params': self.params}, self._check(images))
+    return self._encode(
+      {'params': self.params}, checks.as_images(images, self.image_size)
+    )
 
   def decode(
     self,
@@ -77,12 +84,7 @@ class ImageTokenizer:
     `num_groups` decodes from the first so many token groups (1: global, 2: and
     local 1D, 3: all); for models trained with `model.group_dropout`.
     """
-    codes = jnp.asarray(codes, jnp.float32)
-    wanted = (self.num_tokens, self.token_dim)
-    if codes.ndim != 3 or codes.shape[1:] != wanted:
-      raise errors.UserError(
-        f'codes of shape {codes.shape}; wanted [b, {wanted[0]}, {wanted[1]}]'
-      )
+    codes = checks.as_codes(codes, self.num_tokens, self.token_dim)
     if num_groups is not None and not 1 <= num_groups <= len(self.model.groups):
       raise errors.UserError(
         f'num_groups={num_groups}; wanted 1 to {len(self.model.groups)}'
@@ -90,31 +92,23 @@ class ImageTokenizer:
     images = self._decode({'params': self.params}, codes, num_groups=num_groups)
     return jnp.clip(images, -1.0, 1.0)
 
-  def _check(self, images) -> Float[Array, 'b h w 3']:
-    wanted = (self.image_size, self.image_size, 3)
-    if np.ndim(images) != 4 or np.shape(images)[1:] != wanted:
-      raise errors.UserError(
-        f'images of shape {np.shape(images)}; wanted [b, {wanted[0]}, '
-        f'{wanted[1]}, 3]; crop and resize them first'
-      )
-    images = jnp.asarray(images)
-    if images.dtype == jnp.uint8:
-      return images.astype(jnp.float32) / 127.5 - 1
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-      raise errors.UserError(
-        f'images of type {images.dtype}; wanted uint8, or float in [-1, 1]'
-      )
-    # Not "> 1.001": that would let NaN through.
-    if images.size and not float(jnp.max(jnp.abs(images))) <= 1.001:
-      raise errors.UserError(
-        f'float images from {float(images.min()):.3g} to '
-        f'{float(images.max()):.3g}; wanted [-1, 1]; give uint8, or rescale'
-      )
-    return images.astype(jnp.float32)
+  def decode_with(
+    self, params: PyTree, codes: Float[Array, 'b k e']
+  ) -> Float[Array, 'b h w 3']:
+    """Images around [-1, 1], by parameters like `params`; traceable."""
+    return self.model.apply({'params': params}, codes, method='decode')
 
 
-def load_tokenizer(workdir: str | os.PathLike[str]) -> ImageTokenizer:
-  """Loads a tokenizer (stage 1 or 2) from the workdir of its training."""
+def load_tokenizer(
+  workdir: str | os.PathLike[str],
+) -> ImageTokenizer | autoencoder.ImageAutoencoder:
+  """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
+
+  A released 2D autoencoder, 'sdvae' or 'vavae', with ':SOURCE' where it is not
+  to come from where it is published, takes the place of one, at 256 pixels.
+  """
+  if autoencoder.is_autoencoder(str(workdir)):
+    return autoencoder.load_autoencoder(str(workdir))
   run = checkpointing.read_run(
     str(workdir), what='tokenizer workdir', task='tokenizer'
   )
@@ -144,8 +138,8 @@ def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:
   digest = hashlib.sha256(
     json.dumps({name: getattr(model, name) for name in fields}).encode()
   )
-  encoding = generator_task.encoding_params(params)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(encoding):
+  read = encoding.encoding_params(params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(read):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()

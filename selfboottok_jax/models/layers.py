@@ -1,5 +1,7 @@
 """The parts that every transformer here is made of."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,21 @@ def sincos_2d(side: int, width: int) -> Float[np.ndarray, 'n d']:
   return table.astype(np.float32)
 
 
+def rotary_angles(
+  grid: tuple[int, ...], head_width: int
+) -> Float[np.ndarray, 'n f']:
+  """Angles of `rotate` for a sequence (length,) or a grid (rows, columns).
+
+  n positions in raster order, f = head_width / 2. Each axis has an equal share
+  of the columns, rows first. `head_width` is a multiple of twice the axes.
+  """
+  share = head_width // len(grid)
+  frequency = 1.0 / 10000 ** (np.arange(0, share, 2) / share)
+  axes = np.meshgrid(*(np.arange(size) for size in grid), indexing='ij')
+  angles = [axis.reshape(-1, 1) * frequency for axis in axes]
+  return np.concatenate(angles, axis=1).astype(np.float32)
+
+
 def position_table(
   module: nn.Module, name: str, initial: Float[np.ndarray, 'k d']
 ) -> Float[Array, '1 k d']:
@@ -132,15 +149,36 @@ class Mlp(nn.Module):
     return dense(width, self.dtype, name='down')(GELUS[self.gelu](x))
 
 
+class SwiGlu(nn.Module):
+  """The gated MLP SiLU(x W1) * (x W2), then a Linear (Shazeer, 2020).
+
+  Its hidden width is two thirds of `ratio` times that of x, so that it has as
+  many parameters as an `Mlp`.
+  """
+
+  ratio: float = 4.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b k d']) -> Float[Array, 'b k d']:
+    width = x.shape[-1]
+    hidden = int(2 / 3 * int(width * self.ratio))
+    both = dense(2 * hidden, self.dtype, name='up')(x)
+    gate, value = jnp.split(both, 2, axis=-1)
+    return dense(width, self.dtype, name='down')(nn.silu(gate) * value)
+
+
 class Attention(nn.Module):
   """Multi-head attention of x to itself, or to a context of any width.
 
   `implementation` is one of jax.nn.dot_product_attention's: 'xla' anywhere,
-  'cudnn' on NVIDIA GPUs in 16-bit. The softmax is float32.
+  'cudnn' on NVIDIA GPUs in 16-bit. The softmax is float32. `qk_norm` is '' or
+  one of HEAD_NORMS, of queries and keys, per head. With `angles` queries and
+  keys are turned by them, see `rotate`.
   """
 
   heads: int
-  qk_norm: bool = False
+  qk_norm: str = ''
   implementation: str = 'xla'
   dtype: str = 'float32'
 
@@ -151,6 +189,7 @@ class Attention(nn.Module):
     context: Float[Array, 'b m _'] | None = None,
     *,
     mask: Bool[Array, 'k m'] | None = None,
+    angles: Float[Array, 'k _'] | None = None,
   ) -> Float[Array, 'b k d']:
     width = x.shape[-1]
     if context is None:
@@ -165,8 +204,11 @@ class Attention(nn.Module):
       for a in (q, k, v)
     )
     if self.qk_norm:
-      q = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='query_norm')(q)
-      k = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='key_norm')(k)
+      norm = HEAD_NORMS[self.qk_norm]
+      q = norm(dtype=self.dtype, name='query_norm')(q)
+      k = norm(dtype=self.dtype, name='key_norm')(k)
+    if angles is not None:
+      q, k = rotate(q, angles), rotate(k, angles)
     out = jax.nn.dot_product_attention(
       q,
       k,
@@ -175,3 +217,25 @@ class Attention(nn.Module):
       implementation=self.implementation,
     )
     return dense(width, self.dtype, name='out')(out.reshape(x.shape))
+
+
+# Affine, over the width of a head.
+HEAD_NORMS = {
+  'layer': functools.partial(nn.LayerNorm, epsilon=1e-5),
+  'rms': functools.partial(nn.RMSNorm, epsilon=LAYER_NORM_EPSILON),
+}
+
+
+def rotate(
+  x: Float[Array, 'b k h d'], angles: Float[Array, 'k f']
+) -> Float[Array, 'b k h d']:
+  """Turns neighbouring pairs of columns by one angle each, d = 2 f (RoPE)."""
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  cos, sin = (
+    f(angles.astype(jnp.float32))[None, :, None] for f in (jnp.cos, jnp.sin)
+  )
+  first, second = pairs[..., 0], pairs[..., 1]
+  turned = jnp.stack(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+  return turned.reshape(x.shape).astype(x.dtype)

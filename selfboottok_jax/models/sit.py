@@ -1,61 +1,121 @@
-"""SiT: the transformer that predicts the velocity of noisy tokens."""
+"""SiT: the transformer that predicts the velocity of noisy tokens.
+
+With a class token it is REG (Wu et al., 2025): a frozen encoder's class vector
+is noised and denoised together with the tokens. With a projector it has what
+REPA (Yu et al., 2024) aligns: the tokens after some blocks, at the width of the
+encoder's patches.
+"""
 
 import functools
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selfboottok_jax.models import layers, transformer
+from selfboottok_jax.models import aligners, layers, transformer
 
 _TIME_FEATURES = 256
+MLPS = {
+  'gelu': functools.partial(layers.Mlp, gelu='tanh'),
+  'swiglu': layers.SwiGlu,
+}
+NORMS = ('layer', 'rms')
+POSITIONS = ('1d', '2d')
+
+
+@flax.struct.dataclass
+class SiTOutput:
+  """What the network says of noisy tokens, in float32.
+
+  Attributes:
+    tokens: their velocity [b, k, e].
+    cls: that of the class token [b, c]; None without one.
+    aligned: the tokens at the width of the teacher's patches [b, k, a]; None
+      where they were not asked for.
+    aligned_cls: the class token at the width of the teacher's class vector
+      [b, c]; None as the others.
+  """
+
+  tokens: Float[Array, 'b k e']
+  cls: Float[Array, 'b c'] | None = None
+  aligned: Float[Array, 'b k a'] | None = None
+  aligned_cls: Float[Array, 'b c'] | None = None
 
 
 class Modulated(nn.Module):
   """A block whose norms are shifted, scaled and gated by a condition.
 
   The modulation starts at zero (adaLN-zero), so the block starts as identity.
+  Fields are those of `SiT`.
   """
 
   heads: int
   mlp_ratio: float = 4.0
+  norm: str = 'layer'
+  mlp: str = 'gelu'
   qk_norm: bool = False
+  shift: bool = True
   attention: str = 'xla'
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b k d'], condition: Float[Array, 'b d']
+    self,
+    x: Float[Array, 'b k d'],
+    condition: Float[Array, 'b d'],
+    angles: Float[Array, 'k _'] | None = None,
   ) -> Float[Array, 'b k d']:
-    shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(
-      condition, 6, self.dtype
-    )
+    shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(condition)
     attend = layers.Attention(
-      self.heads, self.qk_norm, self.attention, self.dtype, name='attn'
+      self.heads,
+      self.norm if self.qk_norm else '',
+      self.attention,
+      self.dtype,
+      name='attn',
     )
-    mlp = layers.Mlp(self.mlp_ratio, 'tanh', self.dtype, name='mlp')
-    h = layers.modulate(_plain_norm(self.dtype)(x), shift1, scale1)
-    x = x + gate1[:, None] * attend(h)
-    h = layers.modulate(_plain_norm(self.dtype)(x), shift2, scale2)
+    mlp = MLPS[self.mlp](self.mlp_ratio, dtype=self.dtype, name='mlp')
+    norm = functools.partial(_norm, self.norm, self.dtype)
+    h = layers.modulate(norm('norm1')(x), shift1, scale1)
+    x = x + gate1[:, None] * attend(h, angles=angles)
+    h = layers.modulate(norm('norm2')(x), shift2, scale2)
     return x + gate2[:, None] * mlp(h)
+
+  def _modulation(self, condition):
+    if self.shift:
+      return _modulation(condition, 6, self.dtype)
+    scale1, gate1, scale2, gate2 = _modulation(condition, 4, self.dtype)
+    zero = jnp.zeros_like(gate1)
+    return zero, scale1, gate1, zero, scale2, gate2
 
 
 class SiT(nn.Module):
   """Velocity of noisy tokens at time t (0 data, 1 noise) for class labels.
 
   Labels are in [0, num_classes]; `num_classes` itself is the null label.
-  The last layer starts at zero, hence so does the velocity.
+  The last layers start at zero, hence so do the velocities.
 
   Attributes:
-    num_tokens: k; positions are a fixed sin-cos table.
+    num_tokens: k.
     token_dim: e.
     num_classes: classes without the null label.
     width: d; 384, 768, 1024 and 1152 in the S, B, L and XL of the paper.
     depth: number of blocks.
     heads: attention heads, a divisor of `width`.
     mlp_ratio: hidden width of the MLPs over d.
-    qk_norm: LayerNorm of queries and keys, per head.
+    cls_dim: c, width of the class token; 0 has none.
+    align_dim: a, width of a teacher's patches; 0 aligns none.
+    align_depth: blocks after which tokens are aligned.
+    projector_width: of the MLP from d to a teacher's width.
+    positions: the fixed sin-cos table, '1d' or '2d', the raster order of a
+      square grid. The class token has none.
+    norm: 'layer' without parameters, or 'rms' with a gain; also of `qk_norm`.
+    mlp: 'gelu' (tanh), or 'swiglu' of as many parameters.
+    qk_norm: affine norm of queries and keys, per head.
+    rope: turn queries and keys by their positions too, the class token's not.
+    shift: whether modulation shifts, besides scales and gates.
     label_dropout: rate at which training replaces labels by the null label.
     dtype: of the blocks' computation; parameters, time features and the
       velocity are float32.
@@ -71,7 +131,16 @@ class SiT(nn.Module):
   depth: int
   heads: int
   mlp_ratio: float = 4.0
+  cls_dim: int = 0
+  align_dim: int = 0
+  align_depth: int = 8
+  projector_width: int = 2048
+  positions: str = '1d'
+  norm: str = 'layer'
+  mlp: str = 'gelu'
   qk_norm: bool = False
+  rope: bool = False
+  shift: bool = True
   label_dropout: float = 0.1
   dtype: str = 'float32'
   remat: bool = False
@@ -84,10 +153,19 @@ class SiT(nn.Module):
     x: Float[Array, 'b k e'],
     t: Float[Array, ' b'],
     labels: Int[Array, ' b'],
+    cls: Float[Array, 'b c'] | None = None,
     *,
     train: bool = False,
-  ) -> Float[Array, 'b k e']:
-    """Returns the velocity; `train` drops labels by the rng 'dropout'."""
+  ) -> SiTOutput:
+    """Returns velocities.
+
+    Args:
+      x: noisy tokens.
+      t: times.
+      labels: classes.
+      cls: the noisy class token, of a model that has one.
+      train: drops labels by the rng 'dropout', and projects what is aligned.
+    """
     if train:
       labels = self._drop(labels)
     condition = self._embed_time(t) + nn.Embed(
@@ -97,24 +175,86 @@ class SiT(nn.Module):
       dtype=self.dtype,
       name='label_table',
     )(labels)
-    positions = layers.sincos_1d(self.num_tokens, self.width)[None]
+    h = self._embed(x, cls)
+    h, hidden = self._blocks(h, condition)
+    shift, scale = _modulation(condition, 2, self.dtype)
+    h = layers.modulate(_norm(self.norm, self.dtype, 'norm')(h), shift, scale)
+    first = int(self.cls_dim > 0)
+    to_velocity = _zero_dense(self.token_dim, 'float32', 'to_velocity')
+    tokens = to_velocity(h[:, first:]).astype(jnp.float32)
+    velocity = None
+    if self.cls_dim:
+      to_velocity = _zero_dense(self.cls_dim, 'float32', 'to_cls_velocity')
+      velocity = to_velocity(h[:, 0]).astype(jnp.float32)
+    aligned = self._project(hidden) if train or self.is_initializing() else {}
+    return SiTOutput(tokens, velocity, **aligned)
+
+  def _embed(self, x, cls):
+    """[class token; tokens] with their positions."""
     h = layers.dense(self.width, self.dtype, name='token_embed')(x)
-    h = h + jnp.asarray(positions, h.dtype)
+    h = h + jnp.asarray(self._positions(), h.dtype)[None]
+    if not self.cls_dim:
+      return h
+    token = layers.dense(self.width, self.dtype, name='cls_embed')(cls)
+    token = layers.layer_norm(self.dtype, name='cls_norm')(token)
+    return jnp.concatenate([token[:, None], h], axis=1)
+
+  def _positions(self) -> Float[np.ndarray, 'k d']:
+    if self.positions == '1d':
+      return layers.sincos_1d(self.num_tokens, self.width)
+    return layers.sincos_2d(round(self.num_tokens**0.5), self.width)
+
+  def _angles(self) -> Float[Array, 'm _'] | None:
+    """Of `rope`: zero for the class token."""
+    if not self.rope:
+      return None
+    side = round(self.num_tokens**0.5)
+    grid = (self.num_tokens,) if self.positions == '1d' else (side, side)
+    table = layers.rotary_angles(grid, self.width // self.heads)
+    return jnp.pad(table, ((int(self.cls_dim > 0), 0), (0, 0)))
+
+  def _blocks(self, h, condition):
+    """Scanned up to where tokens are aligned, and from there to the end."""
     block = functools.partial(
       Modulated,
       self.heads,
       self.mlp_ratio,
+      self.norm,
+      self.mlp,
       self.qk_norm,
+      self.shift,
       self.attention,
       self.dtype,
     )
-    h = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
-    )(h, condition)
-    shift, scale = _modulation(condition, 2, self.dtype)
-    h = layers.modulate(_plain_norm(self.dtype)(h), shift, scale)
-    v = _zero_dense(self.token_dim, 'float32', name='to_velocity')(h)
-    return v.astype(jnp.float32)
+    taps = (self.align_depth,) if self.align_dim else ()
+    hidden, angles = None, self._angles()
+    for begin, end in transformer.segments(self.depth, taps):
+      h = transformer.Stack(
+        block,
+        end - begin,
+        self.remat,
+        self.unroll,
+        name=transformer.segment_name(begin),
+      )(h, condition, angles)
+      if end in taps:
+        hidden = h
+    return h, hidden
+
+  def _project(self, hidden) -> dict[str, Float[Array, 'b ...']]:
+    """What is aligned, at the teacher's widths."""
+    if not self.align_dim:
+      return {}
+    project = functools.partial(
+      aligners.Projector, width=self.projector_width, dtype=self.dtype
+    )
+    projector = project(self.align_dim, name='projector')
+    if not self.cls_dim:
+      return {'aligned': projector(hidden)}
+    aligned = {'aligned': projector(hidden[:, 1:])}
+    if self.cls_dim != self.align_dim:
+      # A teacher whose class vector is of another width than its patches.
+      projector = project(self.cls_dim, name='cls_projector')
+    return {**aligned, 'aligned_cls': projector(hidden[:, :1])[:, 0]}
 
   def _drop(self, labels: Int[Array, ' b']) -> Int[Array, ' b']:
     key = self.make_rng('dropout')
@@ -137,13 +277,13 @@ def _zero_dense(features: int, dtype: str, name: str) -> nn.Dense:
   return nn.Dense(features, dtype=dtype, kernel_init=zeros, name=name)
 
 
-def _plain_norm(dtype: str) -> nn.LayerNorm:
-  """LayerNorm without parameters: the modulation has them."""
+def _norm(kind: str, dtype: str, name: str) -> nn.Module:
+  """Without a shift, and as LayerNorm without a gain: modulation has them."""
+  epsilon = layers.LAYER_NORM_EPSILON
+  if kind == 'rms':
+    return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
   return nn.LayerNorm(
-    epsilon=layers.LAYER_NORM_EPSILON,
-    use_bias=False,
-    use_scale=False,
-    dtype=dtype,
+    epsilon=epsilon, use_bias=False, use_scale=False, dtype=dtype, name=name
   )
 
 

@@ -84,6 +84,17 @@ class Stack(nn.Module):
     return x
 
 
+def segment_name(first: int) -> str:
+  """Of the stack that begins with block `first`."""
+  return f'blocks_{first}'
+
+
+def segments(depth: int, taps: tuple[int, ...]) -> list[tuple[int, int]]:
+  """(first block, one past the last) of every stack."""
+  ends = sorted({*taps, depth} - {0})
+  return list(zip([0, *ends], ends, strict=False))
+
+
 def prefix_causal_mask(
   prefix: int, queries: int, *, causal: bool = True
 ) -> Bool[Array, 'm m']:

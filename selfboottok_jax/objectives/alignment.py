@@ -1,7 +1,8 @@
-"""Alignment of tokens with a frozen encoder's patches: Eq. (6) and (7).
+"""Alignment of tokens with a frozen encoder's patches: Eq. (6), (7) and REPA.
 
 There are fewer tokens than patches and neither order means the other, so
-"patchwise similarity" needs a pairing; ALIGNMENTS holds the three in use.
+"patchwise similarity" needs a pairing; ALIGNMENTS holds the three in use. Each
+makes targets of the patches alone, so that they can be kept in place of them.
 """
 
 import jax
@@ -11,9 +12,7 @@ from jaxtyping import Array, Float
 from selfboottok_jax import errors
 
 
-def repeat(
-  patches: Float[Array, 'b n d'], tokens: Float[Array, 'b k d']
-) -> Float[Array, '']:
+def repeat(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
   """Each token against each of its n / k raster-consecutive patches.
 
   With more tokens than patches it is the mirror image: each patch against its
@@ -21,29 +20,25 @@ def repeat(
   """
   # The cosine is linear in the unit patch: a group's mean cosine is the
   # product with its mean unit patch, and no token is ever repeated.
-  return -_mean_product(_grouped(_unit(patches), tokens.shape[1]), tokens)
+  return _grouped(_unit(patches), k)
 
 
-def pool(
-  patches: Float[Array, 'b n d'], tokens: Float[Array, 'b k d']
-) -> Float[Array, '']:
+def pool(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
   """Each token against the mean of its n / k raster-consecutive patches.
 
   With more tokens than patches nothing is left to pool: same as `repeat`.
   """
-  return -_mean_product(_unit(_grouped(patches, tokens.shape[1])), tokens)
+  return _unit(_grouped(patches, k))
 
 
-def pool_all(
-  patches: Float[Array, 'b n d'], tokens: Float[Array, 'b k d']
-) -> Float[Array, '']:
+def pool_all(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b 1 d']:
   """The mean token against the mean patch; k and n are free.
 
   The reference averages tokens *before* its projector: for its numbers, project
   the mean token and give it as [b, 1, d].
   """
-  mean = jnp.mean(tokens, axis=1, keepdims=True)
-  return -_mean_product(_unit(jnp.mean(patches, axis=1, keepdims=True)), mean)
+  del k
+  return _unit(jnp.mean(patches, axis=1, keepdims=True))
 
 
 ALIGNMENTS = {'repeat': repeat, 'pool': pool, 'global': pool_all}
@@ -72,24 +67,93 @@ def alignment_loss(
   Raises:
     ConfigError: unknown mode, widths that differ, or counts that do not divide.
   """
-  n, k = patches.shape[1], tokens.shape[1]
+  return target_loss(make_targets(patches, tokens.shape[1], mode=mode), tokens)
+
+
+def make_targets(
+  patches: Float[Array, 'b n d'], k: int, *, mode: str = 'repeat'
+) -> Float[Array, 'b m d']:
+  """All that `alignment_loss` reads of the patches, for k tokens.
+
+  Args:
+    patches: features of a frozen encoder, raster order.
+    k: number of tokens that will be compared with them.
+    mode: a key of ALIGNMENTS.
+
+  Returns:
+    A vector of norm 1 or less for each token, or one for their mean ('global');
+    float32 or wider.
+
+  Raises:
+    ConfigError: as `alignment_loss`.
+  """
+  n = patches.shape[1]
   if mode not in ALIGNMENTS:
     raise errors.ConfigError(
       f'alignment mode {mode!r} is unknown; choose one of {sorted(ALIGNMENTS)}'
-    )
-  if patches.shape[2] != tokens.shape[2]:
-    raise errors.ConfigError(
-      f'tokens of width {tokens.shape[2]} cannot align with patches of width '
-      f'{patches.shape[2]}; project the tokens to {patches.shape[2]}'
     )
   if mode != 'global' and n % k and k % n:
     raise errors.ConfigError(
       f'alignment {mode!r} got {n} patches and {k} tokens, which do not divide '
       "one another; change the number of tokens or use mode 'global'"
     )
-  dtype = jnp.promote_types(tokens.dtype, jnp.float32)
-  patches = jax.lax.stop_gradient(patches.astype(dtype))
-  return ALIGNMENTS[mode](patches, tokens.astype(dtype))
+  dtype = jnp.promote_types(patches.dtype, jnp.float32)
+  return ALIGNMENTS[mode](jax.lax.stop_gradient(patches.astype(dtype)), k)
+
+
+def target_loss(
+  targets: Float[Array, 'b m _'], tokens: Float[Array, 'b k _']
+) -> Float[Array, '']:
+  """Minus the mean product of targets and unit tokens.
+
+  Args:
+    targets: of `make_targets`; one alone is for the mean token.
+    tokens: our tokens, projected to the encoder's width.
+
+  Returns:
+    The loss in [-1, 1], in float32 or wider, not weighted.
+
+  Raises:
+    ConfigError: widths that differ.
+  """
+  if targets.shape[2] != tokens.shape[2]:
+    raise errors.ConfigError(
+      f'tokens of width {tokens.shape[2]} cannot align with patches of width '
+      f'{targets.shape[2]}; project the tokens to {targets.shape[2]}'
+    )
+  tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
+  if targets.shape[1] < tokens.shape[1]:
+    tokens = jnp.mean(tokens, axis=1, keepdims=True)
+  targets = jax.lax.stop_gradient(targets.astype(tokens.dtype))
+  return -jnp.mean(jnp.sum(targets * _unit(tokens), axis=-1))
+
+
+def class_loss(
+  target: Float[Array, 'b d'], token: Float[Array, 'b d']
+) -> Float[Array, '']:
+  """Minus the mean cosine of a class vector and its token, in [-1, 1]."""
+  return target_loss(make_targets(target[:, None], 1), token[:, None])
+
+
+def entangled_loss(
+  targets: Float[Array, 'b m d'] | None,
+  tokens: Float[Array, 'b k d'],
+  cls_target: Float[Array, 'b c'] | None,
+  cls_token: Float[Array, 'b c'] | None,
+) -> Float[Array, '']:
+  """REPA's loss for [class token; tokens]: the mean over what is compared.
+
+  With as many targets as tokens and a class token that is REG's mean over
+  1 + k positions, `repeat` included: there a token's own cosine is the mean
+  over its patches. What is None is not compared.
+  """
+  parts = []
+  if targets is not None:
+    parts.append((targets.shape[1], target_loss(targets, tokens)))
+  if cls_target is not None:
+    parts.append((1, class_loss(cls_target, cls_token)))
+  positions = sum(count for count, _ in parts)
+  return sum(count * loss for count, loss in parts) / positions
 
 
 def _grouped(patches, k):
@@ -98,10 +162,6 @@ def _grouped(patches, k):
   if k > n:
     return jnp.repeat(patches, k // n, axis=1)
   return jnp.mean(patches.reshape(b, k, n // k, d), axis=2)
-
-
-def _mean_product(targets, tokens):
-  return jnp.mean(jnp.sum(targets * _unit(tokens), axis=-1))
 
 
 def _unit(x):

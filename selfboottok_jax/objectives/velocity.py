@@ -1,7 +1,8 @@
-"""The generator's loss: squared error of the predicted velocity."""
+"""The generator's losses: errors of the predicted velocity."""
 
 import typing
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,9 +32,35 @@ def velocity_loss(
 
   On the linear path the target is noise - x. Computed in float32 or wider.
   """
+  predicted, target = _wide(prediction, x, noise, t, path)
+  return jnp.mean(
+    (predicted - target) ** 2, axis=tuple(range(1, predicted.ndim))
+  )
 
-  def wide(a):
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
-  error = wide(prediction) - path.velocity(wide(x), wide(noise), wide(t))
-  return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+def velocity_cosine(
+  prediction: Float[Array, 'b ... e'],
+  x: Float[Array, 'b ... e'],
+  noise: Float[Array, 'b ... e'],
+  t: Float[Array, ' b'],
+  path: Path,
+) -> Float[Array, ' b']:
+  """Mean over a sample of 1 - cosine of predicted and true velocity, in [0, 2].
+
+  The cosine is over the last axis (Yao et al., 2025, "LightningDiT").
+  """
+  predicted, target = _wide(prediction, x, noise, t, path)
+  product = jnp.sum(predicted * target, axis=-1)
+  # The floor lets a fresh network, which says 0, have a gradient.
+  squares = jnp.sum(predicted**2, axis=-1) * jnp.sum(target**2, axis=-1)
+  cosine = product * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))
+  return jnp.mean(1 - cosine, axis=tuple(range(1, cosine.ndim)))
+
+
+def _wide(prediction, x, noise, t, path):
+  """Prediction and target in float32 or wider."""
+  prediction, x, noise, t = (
+    a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    for a in (prediction, x, noise, t)
+  )
+  return prediction, path.velocity(x, noise, t)

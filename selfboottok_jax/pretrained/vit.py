@@ -104,8 +104,9 @@ class Vit(nn.Module):
       self.gelu,
     )
     hidden = {0: x.astype(jnp.float32)} if 0 in self.taps else {}
-    for begin, end in segments(self.depth, self.taps):
-      stack = transformer.Stack(block, end - begin, name=segment_name(begin))
+    for begin, end in transformer.segments(self.depth, self.taps):
+      name = transformer.segment_name(begin)
+      stack = transformer.Stack(block, end - begin, name=name)
       x = stack(x)
       if end in self.taps:
         hidden[end] = x.astype(jnp.float32)
@@ -121,14 +122,3 @@ class Vit(nn.Module):
     ratio = self.hidden / self.width
     mlp = layers.Mlp(ratio, self.gelu, self.dtype, name='pool_mlp')
     return (pooled + mlp(h))[:, 0].astype(jnp.float32)
-
-
-def segment_name(first: int) -> str:
-  """Of the stack that begins with block `first`."""
-  return f'blocks_{first}'
-
-
-def segments(depth: int, taps: tuple[int, ...]) -> list[tuple[int, int]]:
-  """(first block, one past the last) of every stack."""
-  ends = sorted({*taps, depth} - {0})
-  return list(zip([0, *ends], ends, strict=False))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import PyTree
 
+from selfboottok_jax.models import transformer
 from selfboottok_jax.pretrained import convert, resample, vit
 
 Arrays = Mapping[str, np.ndarray]
@@ -198,9 +199,9 @@ def read(
   if antialias is not None:
     names = dataclasses.replace(names, antialias=antialias)
   params = _outside(reader, network, names, grid or network.grid, patch_size)
-  for begin, end in vit.segments(network.depth, network.taps):
+  for begin, end in transformer.segments(network.depth, network.taps):
     blocks = [_block(reader, network, names, i) for i in range(begin, end)]
-    params[vit.segment_name(begin)] = {'block': _stack(blocks)}
+    params[transformer.segment_name(begin)] = {'block': _stack(blocks)}
   convert.check(
     arrays, reader.wanted, f'{layout} vision transformer', source,
     unused=names.unused,

@@ -41,12 +41,14 @@ class Task(Protocol):
     ema_groups: groups of which a running mean is served.
     frozen: parameters of networks that are arguments of every step, are never
       trained and never saved.
+    example: shapes and types of what a batch holds of one example.
   """
 
   groups: tuple[str, ...]
   milestones: tuple[int, ...]
   ema_groups: tuple[str, ...]
   frozen: PyTree
+  example: Mapping[str, jax.ShapeDtypeStruct]
 
   def losses(self, first_step: int) -> Mapping[str, state_lib.Loss]:
     """The loss of each group that learns in the phase from `first_step` on."""

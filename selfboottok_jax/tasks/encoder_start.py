@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.models import transformer
 from selfboottok_jax.pretrained import resample, vit
 from selfboottok_jax.tasks import parts
 from selfboottok_jax.training import state as state_lib
@@ -82,8 +83,8 @@ def encoder_params(
   """
   params = jax.device_get(params)
   stacks = [
-    params[vit.segment_name(begin)]
-    for begin, _ in vit.segments(network.depth, network.taps)
+    params[transformer.segment_name(begin)]
+    for begin, _ in transformer.segments(network.depth, network.taps)
   ]
   p, width = network.patch_size, network.width
   embed = params['patch_embed']

@@ -1,4 +1,4 @@
-"""Training SiT on the global tokens of a frozen tokenizer."""
+"""Training SiT, or REG, on the global tokens of a frozen tokenizer."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors, tasks
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.flow import times as times_lib
 from selfboottok_jax.models import sit
-from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.objectives import velocity
+from selfboottok_jax.objectives import alignment, velocity
+from selfboottok_jax.tasks import encoding as encoding_lib
 from selfboottok_jax.training import state as state_lib
 
 STATISTICS = ('scalar', 'channel')
@@ -25,12 +26,23 @@ class Objective:
 
   Attributes:
     path: interpolation between data and noise.
+    times: distribution of the training times, a key of `flow.times.TIMES`.
+    velocity_cosine: weight of 1 - cosine of the tokens' velocity.
+    cls: weight of the class token's velocity loss (REG: 0.03).
+    align: weight of the alignment with the teacher (REPA and REG: 0.5).
+    align_mode: how tokens are paired with patches, one of
+      `encoding.ALIGN_MODES`.
     latent_statistics: mean and deviation over everything ('scalar') or per
       channel ('channel').
-    statistics_images: images over which they are measured.
+    statistics_images: images over which they are measured; 0 is all.
   """
 
   path: str = 'linear'
+  times: str = 'uniform'
+  velocity_cosine: float = 0.0
+  cls: float = 0.03
+  align: float = 0.5
+  align_mode: str = 'repeat'
   latent_statistics: str = 'scalar'
   statistics_images: int = 10_000
 
@@ -38,6 +50,8 @@ class Objective:
     """Refuses choices that no branch below knows."""
     for name, choices in (
       ('path', tuple(path_lib.PATHS)),
+      ('times', tuple(times_lib.TIMES)),
+      ('align_mode', encoding_lib.ALIGN_MODES),
       ('latent_statistics', STATISTICS),
     ):
       value = getattr(self, name)
@@ -45,33 +59,41 @@ class Objective:
         raise errors.ConfigError(
           f'loss.{name}={value!r}; wanted one of {", ".join(choices)}'
         )
-    if self.statistics_images < 1:
+    if self.statistics_images < 0:
       raise errors.ConfigError(
-        f'loss.statistics_images={self.statistics_images}; wanted 1 or more'
+        f'loss.statistics_images={self.statistics_images}; wanted 0 (all) or '
+        'more'
       )
 
 
 class GeneratorTask:
-  """Flow matching on normalised codes; the tokenizer is a frozen network.
+  """Flow matching on normalised codes; tokenizer and teacher are frozen.
 
   The one trained group is 'generator'. Statistics of the codes lie in
-  `stats['latents']`, so that a checkpoint can undo the normalisation.
+  `stats['latents']`, so that a checkpoint can undo the normalisation. Batches
+  hold images, or what a cache kept of them: then nothing frozen computes.
   """
 
   def __init__(
     self,
     model: sit.SiT,
     objective: Objective,
-    tokenizer: tokenizer_lib.Tokenizer,
-    tokenizer_params: PyTree,
+    encoding: encoding_lib.Encoding,
+    *,
+    cached: bool = False,
   ):
-    """Takes the tokenizer's module and its served parameters."""
-    self.model, self.objective, self.tokenizer = model, objective, tokenizer
+    """Takes what encodes images, or encoded those of the cache."""
+    self.model, self.objective, self.encoding = model, objective, encoding
     self.path = path_lib.PATHS[objective.path]
-    self.frozen = {'tokenizer': encoding_params(tokenizer_params)}
+    self.frozen = {} if cached else encoding.params
     self.groups = ('generator',)
     self.milestones = (0,)
     self.ema_groups = ('generator',)
+    label = {'label': jax.ShapeDtypeStruct((), jnp.int32)}
+    size = encoding.codec.image_size
+    image = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
+    self.example = label | (encoding.shapes if cached else {'image': image})
+    self._check()
 
   def losses(self, first_step: int) -> dict[str, state_lib.Loss]:
     """The same from the first step to the last."""
@@ -80,49 +102,124 @@ class GeneratorTask:
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Fresh parameters; statistics of 0 and 1, until they are measured."""
-    tokens = jnp.zeros((1, self.model.num_tokens, self.model.token_dim))
-    params = self.model.init(
-      rng, tokens, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    model = self.model
+    params = model.init(
+      rng,
+      jnp.zeros((1, model.num_tokens, model.token_dim)),
+      jnp.zeros((1,)),
+      jnp.zeros((1,), jnp.int32),
+      jnp.zeros((1, model.cls_dim)) if model.cls_dim else None,
     )['params']
-    one = jnp.ones((self.model.token_dim,))
+    one = jnp.ones((model.token_dim,))
     return {'generator': params}, {'latents': {'mean': 0 * one, 'std': one}}
 
   def components(self, params: Mapping[str, PyTree]) -> list[tasks.Component]:
-    """The generator's modules, and what of the tokenizer makes its codes."""
+    """The generator's modules, and what of other networks makes its inputs."""
     return [
       *(tasks.Component(m, p, True) for m, p in params['generator'].items()),
-      tasks.Component('tokenizer', self.frozen['tokenizer'], False),
+      *(tasks.Component(m, p, False) for m, p in self.frozen.items()),
     ]
+
+  def encode(
+    self, frozen: PyTree, batch: Mapping[str, Array]
+  ) -> dict[str, Float[Array, 'b ...']]:
+    """Codes and what else is learnt, of images or as the cache has them.
+
+    Images are float in [-1, 1].
+    """
+    if 'image' in batch:
+      return self.encoding(frozen, batch['image'])
+    return {name: batch[name] for name in self.encoding.shapes}
+
+  def terms(
+    self,
+    params: PyTree,
+    encoded: Mapping[str, Array],
+    labels: Array,
+    t: Float[Array, ' b'],
+    rng: Any,
+    latents: PyTree,
+    *,
+    train: bool,
+  ) -> dict[str, Float[Array, ' b'] | Float[Array, '']]:
+    """The terms of the loss, unweighted, at times `t`.
+
+    'velocity' of the tokens and, where they are wanted, 'cosine' and 'cls', of
+    each image; and in training 'alignment', of the batch.
+    """
+    token_key, cls_key, label_key = jax.random.split(rng, 3)
+    x = normalise(encoded['codes'], latents)
+    noise = jax.random.normal(token_key, x.shape)
+    cls = cls_noise = noisy_cls = None
+    if self.model.cls_dim:
+      # The class token has the times of its image and noise of its own.
+      cls = encoded['cls']
+      cls_noise = jax.random.normal(cls_key, cls.shape)
+      noisy_cls = self.path.interpolate(cls, cls_noise, t)
+    out = self.model.apply(
+      {'params': params},
+      self.path.interpolate(x, noise, t),
+      t,
+      labels,
+      noisy_cls,
+      train=train,
+      rngs={'dropout': label_key} if train else None,
+    )
+    args = x, noise, t, self.path
+    terms = {'velocity': velocity.velocity_loss(out.tokens, *args)}
+    if self.objective.velocity_cosine:
+      terms['cosine'] = velocity.velocity_cosine(out.tokens, *args)
+    if cls is not None:
+      terms['cls'] = velocity.velocity_loss(
+        out.cls, cls, cls_noise, t, self.path
+      )
+    if out.aligned is not None or out.aligned_cls is not None:
+      terms['alignment'] = alignment.entangled_loss(
+        encoded.get('targets'), out.aligned, cls, out.aligned_cls
+      )
+    return terms
 
   def _loss(
     self, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
-    """Mean squared velocity error at uniform t."""
-    with jax.named_scope('tokenizer'):
-      codes = self.tokenizer.apply(
-        {'params': inputs.frozen['tokenizer']},
-        inputs.batch['image'],
-        method='encode',
-      )
-    x = normalise(codes, inputs.stats['latents'])
-    time_key, noise_key, label_key = jax.random.split(inputs.rng, 3)
-    t = jax.random.uniform(time_key, x.shape[:1], minval=self.path.min_time)
-    noise = jax.random.normal(noise_key, x.shape)
-    prediction = self.model.apply(
-      {'params': trained},
-      self.path.interpolate(x, noise, t),
-      t,
+    """The weighted sum of the terms at random times."""
+    encoded = self.encode(inputs.frozen, inputs.batch)
+    time_key, key = jax.random.split(inputs.rng)
+    count = inputs.batch['label'].shape[0]
+    t = times_lib.TIMES[self.objective.times](time_key, count, self.path)
+    terms = self.terms(
+      trained,
+      encoded,
       inputs.batch['label'],
+      t,
+      key,
+      inputs.stats['latents'],
       train=True,
-      rngs={'dropout': label_key},
     )
-    loss = jnp.mean(velocity.velocity_loss(prediction, x, noise, t, self.path))
-    return loss, state_lib.LossOutputs({}, inputs.stats, inputs.carry)
+    terms = {name: jnp.mean(term) for name, term in terms.items()}
+    o = self.objective
+    weights = {
+      'velocity': 1.0,
+      'cosine': o.velocity_cosine,
+      'cls': o.cls,
+      'alignment': o.align,
+    }
+    loss = sum(weights[name] * term for name, term in terms.items())
+    return loss, state_lib.LossOutputs(terms, inputs.stats, inputs.carry)
 
-
-def encoding_params(params: PyTree) -> dict[str, PyTree]:
-  """The modules that `encode` reads."""
-  return {k: params[k] for k in ('encoder', 'quantizer_global')}
+  def _check(self) -> None:
+    """Raises ConfigError for a model that is not of these codes."""
+    model = self.model
+    if model.align_dim and not 0 < model.align_depth <= model.depth:
+      raise errors.ConfigError(
+        f'model.align_depth={model.align_depth}; wanted 1 to model.depth='
+        f'{model.depth}'
+      )
+    if self.objective.align_mode == 'cls_only' and not model.cls_dim:
+      raise errors.ConfigError(
+        'loss.align_mode=cls_only aligns the class token, and there is none; '
+        'wanted networks.teacher and loss.cls above 0, or another mode'
+      )
 
 
 def normalise(

@@ -132,7 +132,7 @@ def run(
         # Only now, with the next step dispatched, are the last interval's
         # numbers fetched: the device never waits for the log.
         pending = _flush(pending, clock, progress, writer)
-        newest = _Pending(step, metrics, batch['image'].shape[0])
+        newest = _Pending(step, metrics, jax.tree.leaves(batch)[0].shape[0])
         if schedule.due(step, schedule.log_every) or step == 1:
           pending = newest
       _flush(pending, clock, progress, writer)

@@ -9,7 +9,7 @@ from selfboottok_jax.flow import noise
 
 def test_noise_belongs_to_the_sample_not_to_the_batch():
   indices = jnp.arange(100, 108)
-  draw = functools.partial(noise.sample_noise, 5, step=2, shape=(4, 3))
+  draw = functools.partial(noise.sample_noise, 5, step=2, shapes=(4, 3))
   whole = draw(sample_indices=indices)
   halves = [draw(sample_indices=h) for h in jnp.split(indices, 2)]
   np.testing.assert_array_equal(whole, jnp.concatenate(halves))

@@ -57,8 +57,11 @@ def generator_preset(config: ml_collections.ConfigDict) -> None:
   """A SiT of width 16."""
   _common(config)
   config.model.width = 16
-  config.model.depth = 1
+  config.model.depth = 2
   config.model.heads = 2
+  config.model.align_depth = 1
+  config.model.projector_width = 16
+  config.networks.teacher = 'hog'
   config.loss.statistics_images = 16
   config.sampling.num_steps = 3
 

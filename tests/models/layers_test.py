@@ -175,7 +175,7 @@ def test_attention_reads_a_context_of_any_width(attended):
 
 
 def test_qk_norm_is_blind_to_the_scale_of_queries_and_keys():
-  module, x = layers.Attention(2, qk_norm=True), _normal(2, 5, 8)
+  module, x = layers.Attention(2, qk_norm='layer'), _normal(2, 5, 8)
   params = _init(module, x)
   scale = jnp.concatenate([jnp.full(16, 9.0), jnp.ones(8)])
   grown = jax.tree.map(lambda a: a, params)

@@ -111,3 +111,10 @@ def test_layer_scale_is_the_gain_of_each_branch(x):
   assert (
     'scale1' not in transformer.Block(2).init(jax.random.key(0), x)['params']
   )
+
+
+def test_segments_end_at_taps():
+  four = [(0, 3), (3, 6), (6, 9), (9, 12)]
+  assert transformer.segments(12, (3, 6, 9, 12)) == four
+  assert transformer.segments(4, (0, 1)) == [(0, 1), (1, 4)]
+  assert transformer.segments(2, ()) == [(0, 2)]

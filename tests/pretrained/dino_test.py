@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, pretrained
+from selfboottok_jax.models import transformer
 from selfboottok_jax.pretrained import dino, vit
 
 LARGER, SMALLER = (
@@ -131,8 +132,8 @@ def _state_dict(trunk):
   table = np.asarray(params['positions'])
   arrays['pos_embed'] = np.concatenate([0 * table[:, :1] + 0.25, table], 1)
   arrays['cls_token'] = np.asarray(params['cls']) - np.float32(0.25)
-  for first, last in vit.segments(trunk.vit.depth, trunk.vit.taps):
-    stack = params[vit.segment_name(first)]['block']
+  for first, last in transformer.segments(trunk.vit.depth, trunk.vit.taps):
+    stack = params[transformer.segment_name(first)]['block']
     for i in range(first, last):
       block = jax.tree.map(lambda leaf, at=i - first: leaf[at], stack)
       name = f'blocks.{i}'

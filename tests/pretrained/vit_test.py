@@ -39,12 +39,6 @@ def test_summary_is_there_where_something_makes_it(fields, has_summary):
   assert (output.summary is not None) == has_summary
 
 
-def test_segments_end_at_taps():
-  assert vit.segments(12, (3, 6, 9, 12)) == [(0, 3), (3, 6), (6, 9), (9, 12)]
-  assert vit.segments(4, (0, 1)) == [(0, 1), (1, 4)]
-  assert vit.segments(2, ()) == [(0, 2)]
-
-
 def test_images_of_another_size_are_refused():
   network = vit.Vit(**FIELDS | MORE)
   with pytest.raises(ValueError, match='wanted a grid of 2 x 3'):

@@ -1,0 +1,111 @@
+"""How far samples are from images, while a generator trains."""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float
+
+from selfboottok_jax import inference
+from selfboottok_jax.evaluation import evaluate, frechet
+from selfboottok_jax.tasks import generator as generator_task
+from selfboottok_jax.training import state as state_lib
+
+
+class SampleDistance:
+  """Frechet distance of samples of the running means to held-out images.
+
+  Sample i has index i and label i modulo the classes in every evaluation, so a
+  curve shows the training and not the draw. With several processes each makes
+  its share.
+  """
+
+  def __init__(
+    self,
+    task: generator_task.GeneratorTask,
+    tokenizer: inference.ImageTokenizer | inference.ImageAutoencoder,
+    sampling: inference.Sampling,
+    network: Any,
+    images: Iterable[dict[str, np.ndarray]],
+    *,
+    num_samples: int,
+    batch_size: int,
+    class_names: Sequence[str],
+  ):
+    """Takes this process's share of the images, readable again and again."""
+    self._task, self._tokenizer = task, tokenizer
+    self._sampling, self._network, self._images = sampling, network, images
+    self._num_samples, self._batch_size = num_samples, batch_size
+    self._class_names = class_names
+    self._features = evaluate.image_features(network)
+    self._generator = None
+
+  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
+    """Yields the distance, named after the features."""
+    params, latents = _on_host((state.ema['generator'], state.stats['latents']))
+    if self._generator is None:
+      self._generator = inference.ImageGenerator(
+        self._task.model,
+        params,
+        latents,
+        self._tokenizer,
+        path=self._task.objective.path,
+        sampling=self._sampling,
+        class_names=self._class_names,
+      )
+    self._generator.params = params
+    mine = np.arange(jax.process_index(), self._num_samples, _processes())
+    sampled = frechet.fit(
+      [
+        self._gather(
+          self._features(images)
+          for images in evaluate.sample_batches(
+            self._generator,
+            evaluate.balanced_labels(self._num_samples, len(self._class_names)),
+            self._batch_size,
+            indices=mine,
+          )
+        )
+      ]
+    )
+    name = self._network.name
+    yield f'fd_{name}', frechet.frechet_distance(sampled, self._real)
+
+  @functools.cached_property
+  def _real(self) -> frechet.Gaussian:
+    """Of the images; measured once."""
+    return frechet.fit(
+      [
+        self._gather(
+          np.asarray(self._features(batch['image']))[batch['mask']]
+          for batch in self._images
+        )
+      ]
+    )
+
+  def _gather(self, batches: Iterable[Any]) -> Float[np.ndarray, 'n d']:
+    """Features of all processes."""
+    own = np.concatenate([np.asarray(batch) for batch in batches])
+    if _processes() == 1:
+      return own
+    # Shares differ by a row or so, and what is gathered must not.
+    counts = multihost_utils.process_allgather(np.asarray(len(own)))
+    padded = np.resize(own, (int(counts.max()), own.shape[1]))
+    every = multihost_utils.process_allgather(padded)
+    return np.concatenate(
+      [rows[:count] for rows, count in zip(every, counts, strict=True)]
+    )
+
+
+def _processes() -> int:
+  return jax.process_count()
+
+
+def _on_host(tree):
+  """Arrays of a mesh of several hosts cannot be moved to devices of one."""
+  if _processes() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,76 @@
+"""How samples are made: the sampler, its steps and its guidance."""
+
+import dataclasses
+import math
+
+from selfboottok_jax import errors
+from selfboottok_jax.flow import samplers
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """The settings of a sample besides seed, label and index.
+
+  Attributes:
+    sampler: a key of `samplers.SAMPLERS`.
+    num_steps: steps from noise to data.
+    last_step: where the SDE's last, noise-free step starts.
+    guidance_scale: 1 is the conditional model.
+    cls_guidance_scale: of the class token; -1 is `guidance_scale`.
+    guidance_low: guidance acts from this t on, where 1 is noise.
+    guidance_high: and up to this one.
+    guided_channels: channels of a latent that are guided, the first ones; 0 is
+      all. SiT's published numbers are of 3 of 4.
+  """
+
+  sampler: str = 'sde'
+  num_steps: int = 250
+  last_step: float = 0.04
+  guidance_scale: float | int = 2.3
+  cls_guidance_scale: float | int = -1.0
+  guidance_low: float | int = 0.0
+  guidance_high: float | int = 0.85
+  guided_channels: int = 0
+
+  def __post_init__(self):
+    """Raises UserError for settings that no sampler takes."""
+    samplers.time_grid(self.sampler, self.num_steps, self.last_step)
+    for name in ('guidance_scale', 'cls_guidance_scale'):
+      value = getattr(self, name)
+      if not math.isfinite(value):
+        raise errors.UserError(f'{name}={value}; wanted a finite number')
+    if not 0 <= self.guidance_low <= self.guidance_high <= 1:
+      raise errors.UserError(
+        f'guidance_low={self.guidance_low} and guidance_high='
+        f'{self.guidance_high}; wanted 0 <= low <= high <= 1'
+      )
+    if self.guided_channels < 0:
+      raise errors.UserError(
+        f'guided_channels={self.guided_channels}; wanted 0 (all) or more'
+      )
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """(low, high)."""
+    return float(self.guidance_low), float(self.guidance_high)
+
+  @property
+  def scales(self) -> tuple[float, float]:
+    """Of the tokens and of the class token."""
+    scale, cls_scale = self.guidance_scale, self.cls_guidance_scale
+    return float(scale), float(scale if cls_scale == -1 else cls_scale)
+
+  def describe(self) -> str:
+    """For protocols."""
+    if self.scales == (1.0, 1.0):
+      guidance = 'without guidance'
+    else:
+      low, high = self.interval
+      scale, cls_scale = self.scales
+      guidance = f'guidance {scale:g} for t in [{low:g}, {high:g}]'
+      if cls_scale != scale:
+        guidance += f', {cls_scale:g} on the class token'
+      if self.guided_channels:
+        guidance += f', on the first {self.guided_channels} channels'
+    last = f', last from {self.last_step:g}' if self.sampler == 'sde' else ''
+    return f'{self.sampler}, {self.num_steps} steps{last}, {guidance}'
