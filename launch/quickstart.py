@@ -31,9 +31,9 @@ from selfboottok_jax.evaluation import (
   evaluate,
   findings,
   report,
-  scores,
   tables,
 )
+from selfboottok_jax.inference import pixels
 from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import logging as logging_lib
 
@@ -210,7 +210,7 @@ def _comparison(tokenizers, batches, measured, reference):
       for score in measured
       if score.run == name and score.metric == 'psnr'
     )
-    quantised = np.asarray(scores.to_uint8(images, 'round'))
+    quantised = np.asarray(pixels.to_uint8(images, 'round'))
     rows.append(content.Reconstruction(name, quantised, psnr))
   return content.Comparison(
     rows,
@@ -222,7 +222,7 @@ def _comparison(tokenizers, batches, measured, reference):
 def _samples(generator: inference.ImageGenerator) -> content.Samples:
   total = SAMPLES_PER_CLASS * generator.num_classes
   labels = evaluate.balanced_labels(total, generator.num_classes)
-  images = generator.sample_uint8(labels, seed=1)
+  images = np.asarray(generator.sample_uint8(labels, seed=1))
   classes = {
     name: images[index :: generator.num_classes]
     for index, name in enumerate(generator.class_names)

@@ -1,35 +1,70 @@
-"""Samples images from a generator into a folder of PNG files.
+r"""Samples images from a generator into a folder.
 
-python -m launch.sample --workdir=runs/gen --tokenizer=runs/tok_big \
-    --num_samples=64 --out=samples
+  python -m launch.sample --workdir=runs/gen --tokenizer=runs/tok_big \
+    --num_samples=50000 --labels=random --npz --out=samples
+
+Several values of --guidance_scale, --guidance_low or --guidance_high are a
+sweep, each with a folder of its own in --out:
+
+  --guidance_scale=1.5,2,2.5 --guidance_high=0.7,0.85,1
+
+A folder that was left is filled when the same command is given again.
 """
 
+import dataclasses
+import itertools
+import json
 import pathlib
+import time
 
+import jax
 import numpy as np
 import tqdm
 from absl import flags
+from jax.experimental import multihost_utils
 
 from launch import cli
 from selfboottok_jax import errors, inference
-from selfboottok_jax.evaluation import evaluate, pictures
+from selfboottok_jax.evaluation import evaluate, sample_folder
+from selfboottok_jax.flow import noise
+from selfboottok_jax.inference import pixels
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run of the generator.')
 _TOKENIZER = flags.DEFINE_string(
-  'tokenizer', None, 'Run of the tokenizer that decodes, stage 1 or 2.'
+  'tokenizer',
+  None,
+  'Run of the tokenizer that decodes, stage 1 or 2; or sdvae, vavae.',
 )
-_OUT = flags.DEFINE_string('out', None, 'New or empty folder for the images.')
+_OUT = flags.DEFINE_string('out', None, 'New folder, or one to continue.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'Images to make.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images at a time.')
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 64, 'Images between two writes, of each process.'
+)
+_DEVICE_BATCH = flags.DEFINE_integer(
+  'device_batch', 0, 'Images that a device computes at a time; 0 chooses.'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.')
 _LABELS = flags.DEFINE_list(
-  'labels', None, 'Classes to repeat, as 0,3,7; all by default.'
+  'labels',
+  ['balanced'],
+  'balanced (as many of each class), random, or classes to repeat, as 0,3,7.',
 )
+_ROUNDING = flags.DEFINE_enum(
+  'rounding', 'truncate', list(pixels.ROUNDINGS), 'Of pixels to bytes.'
+)
+_PNG = flags.DEFINE_bool('png', True, 'Keep an image file of each sample.')
+_NPZ = flags.DEFINE_bool('npz', False, 'End with samples.npz, as for ADM.')
 _SAMPLER = flags.DEFINE_string('sampler', None, 'sde, ode or heun.')
 _NUM_STEPS = flags.DEFINE_integer('num_steps', None, 'Steps of the sampler.')
-_SCALE = flags.DEFINE_float('guidance_scale', None, '1 is without guidance.')
-_LOW = flags.DEFINE_float('guidance_low', None, 'Guidance from this t on.')
-_HIGH = flags.DEFINE_float('guidance_high', None, 'Guidance up to this t.')
+_SCALE = flags.DEFINE_list('guidance_scale', None, '1 is without guidance.')
+_CLS_SCALE = flags.DEFINE_float(
+  'cls_guidance_scale', None, 'Of the class token; -1 is that of the tokens.'
+)
+_LOW = flags.DEFINE_list('guidance_low', None, 'Guidance from this t on.')
+_HIGH = flags.DEFINE_list('guidance_high', None, 'Guidance up to this t.')
+_MULTIHOST = flags.DEFINE_bool(
+  'multihost', False, 'Share the samples with the other processes of a pod.'
+)
 
 
 def main(argv) -> None:
@@ -38,77 +73,188 @@ def main(argv) -> None:
   cli.require(
     workdir=_WORKDIR.value, tokenizer=_TOKENIZER.value, out=_OUT.value
   )
-  for name, value in (
-    ('num_samples', _NUM_SAMPLES.value),
-    ('batch_size', _BATCH_SIZE.value),
+  for name, value, least in (
+    ('num_samples', _NUM_SAMPLES.value, 1),
+    ('batch_size', _BATCH_SIZE.value, 1),
+    ('device_batch', _DEVICE_BATCH.value, 0),
   ):
-    if value < 1:
-      raise errors.ConfigError(f'--{name}={value}; wanted 1 or more')
-  out = pathlib.Path(_OUT.value)
-  cli.check_folder('out', out)
-  if out.exists() and any(out.iterdir()):
-    raise errors.UserError(
-      f'--out={out} is not empty; choose a new folder, nothing is overwritten'
-    )
-  cli.start_jax()
+    if value < least:
+      raise errors.ConfigError(f'--{name}={value}; wanted {least} or more')
+  cli.check_folder('out', _OUT.value)
+  cli.start_jax(multihost=_MULTIHOST.value)
   generator = inference.load_generator(
-    _WORKDIR.value, tokenizer=inference.load_tokenizer(_TOKENIZER.value)
+    _WORKDIR.value,
+    tokenizer=inference.load_tokenizer(_TOKENIZER.value),
+    device_batch=_DEVICE_BATCH.value,
   )
-  labels = _labels(generator)
-  images = []
-  batches = evaluate.sample_batches(
-    generator,
-    _NUM_SAMPLES.value,
-    _BATCH_SIZE.value,
-    labels=labels,
-    seed=_SEED.value,
-    **_sampling(generator),
+  labels = make_labels(
+    _LABELS.value or [''], _NUM_SAMPLES.value, _SEED.value, generator
   )
-  for batch in tqdm.tqdm(
-    batches, total=-(-len(labels) // _BATCH_SIZE.value), disable=None
-  ):
-    out.mkdir(parents=True, exist_ok=True)
-    for image in batch:
-      index = len(images)
-      name = f'{index:06d}_class{labels[index]:04d}.png'
-      pictures.save_png(out / name, image)
-      images.append(image)
-  columns = min(len(generator.class_names), len(images), 10)
-  shown = pictures.enlarge(np.stack(images[:100]))
-  pictures.save_png(out / 'grid.png', pictures.grid(shown, columns))
-  cli.say(f'{len(images)} images and grid.png in {out}')
+  out, settings = pathlib.Path(_OUT.value), sweep(generator.sampling)
+  known = {
+    'generator': evaluate.weights_hash(generator.params),
+    'tokenizer': evaluate.weights_hash(generator.tokenizer.params),
+    'step': generator.step,
+    'seed': _SEED.value,
+    'rounding': _ROUNDING.value,
+    'labels': ','.join(_LABELS.value),
+    'device_batch': generator.device_batch,
+  }
+  folders = [
+    sample_folder.SampleFolder(
+      out / folder_name(sampling) if len(settings) > 1 else out,
+      {**known, **dataclasses.asdict(sampling)},
+      labels,
+      png=_PNG.value,
+      npz=_NPZ.value,
+    )
+    for sampling in settings
+  ]
+  for sampling, folder in zip(settings, folders, strict=True):
+    fill(generator, sampling, folder)
 
 
-def _labels(generator: inference.ImageGenerator) -> np.ndarray:
-  """The label of every sample: the chosen classes over and over."""
-  if _LABELS.value is None:
-    return evaluate.balanced_labels(_NUM_SAMPLES.value, generator.num_classes)
+def fill(
+  generator: inference.ImageGenerator,
+  sampling: inference.Sampling,
+  folder: sample_folder.SampleFolder,
+) -> None:
+  """Makes the samples that a folder lacks, this process its share of them."""
+  is_first, count = jax.process_index() == 0, len(folder.labels)
+  if folder.is_complete:
+    _say(f'{count} samples are in {folder.path} already')
+    return
+  if is_first:
+    folder.begin()
+  missing = folder.missing()
+  mine = missing[jax.process_index() :: jax.process_count()]
+  changes = dataclasses.asdict(sampling)
+  began, pending = time.monotonic(), None
+  with tqdm.tqdm(
+    total=len(mine),
+    desc=sampling.describe(),
+    unit='image',
+    disable=None if is_first else True,
+  ) as bar:
+    for first in range(0, len(mine), _BATCH_SIZE.value):
+      indices = mine[first : first + _BATCH_SIZE.value]
+      images = generator.sample_uint8(
+        folder.labels[indices],
+        seed=_SEED.value,
+        indices=indices,
+        rounding=_ROUNDING.value,
+        **changes,
+      )
+      # The devices go on while the batch before is written.
+      _keep(folder, pending, bar)
+      pending = indices, images
+    _keep(folder, pending, bar)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(str(folder.path))
+  if is_first:
+    rate = len(mine) * jax.process_count() / (time.monotonic() - began)
+    folder.finish(generator.class_names)
+    left = f', {len(missing)} of them now' if len(missing) < count else ''
+    _say(
+      f'{count} samples in {folder.path}{left} ({rate:.3g} images/s; '
+      f'{sampling.describe()})'
+    )
+
+
+def _keep(folder, batch, bar) -> None:
+  if batch is None:
+    return
+  indices, images = batch
+  folder.add(indices, np.asarray(images))
+  bar.update(len(indices))
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    cli.say(text)
+
+
+def make_labels(
+  given: list[str],
+  count: int,
+  seed: int,
+  generator: inference.ImageGenerator,
+) -> np.ndarray:
+  """The label of every sample [count].
+
+  'random' draws that of a sample by its index, so that a longer set begins with
+  the shorter one.
+  """
+  if given == ['balanced']:
+    return evaluate.balanced_labels(count, generator.num_classes)
+  if given == ['random']:
+    return np.asarray(
+      noise.sample_labels(seed, np.arange(count), generator.num_classes)
+    )
   chosen, last = [], generator.num_classes - 1
-  for label in _LABELS.value or ['']:
+  for label in given:
     if not label.isdecimal() or int(label) > last:
       raise errors.ConfigError(
-        f'--labels={",".join(_LABELS.value)}: {label!r} is no class; wanted '
-        f'integers from 0 to {last}, as 0,{last}'
+        f'--labels={",".join(given)}: {label!r} is no class; wanted balanced, '
+        f'random or integers from 0 to {last}, as 0,{last}'
       )
     chosen.append(int(label))
-  return np.resize(np.array(chosen, np.int32), _NUM_SAMPLES.value)
+  return np.resize(np.array(chosen, np.int32), count)
 
 
-def _sampling(generator: inference.ImageGenerator) -> dict:
-  """The generator's settings, with what the flags change."""
-  settings = evaluate.sampling_of(generator)
-  low, high = settings['guidance_interval']
+def sweep(configured: inference.Sampling) -> list[inference.Sampling]:
+  """The settings that the flags ask for, intervals in the outer loop.
+
+  Scales are arguments of the compiled program, and an interval needs one of its
+  own: so each is compiled once.
+  """
   changes = {
     'sampler': _SAMPLER.value,
     'num_steps': _NUM_STEPS.value,
-    'guidance_scale': _SCALE.value,
+    'cls_guidance_scale': _CLS_SCALE.value,
   }
-  settings |= {k: v for k, v in changes.items() if v is not None}
-  settings['guidance_interval'] = (
-    low if _LOW.value is None else _LOW.value,
-    high if _HIGH.value is None else _HIGH.value,
-  )
-  return settings
+  changes = {k: v for k, v in changes.items() if v is not None}
+  base = dataclasses.replace(configured, **changes)
+  axes = [
+    _numbers('guidance_low', _LOW.value, base.guidance_low),
+    _numbers('guidance_high', _HIGH.value, base.guidance_high),
+    _numbers('guidance_scale', _SCALE.value, base.guidance_scale),
+  ]
+  settings = [
+    dataclasses.replace(
+      base, guidance_low=low, guidance_high=high, guidance_scale=scale
+    )
+    for low, high, scale in itertools.product(*axes)
+  ]
+  # Without guidance all intervals are the same.
+  return list({folder_name(one): one for one in reversed(settings)}.values())[
+    ::-1
+  ]
+
+
+def folder_name(sampling: inference.Sampling) -> str:
+  """Of one setting of a sweep."""
+  if sampling.is_unguided:
+    return 'unguided'
+  low, high = sampling.interval
+  return f'scale{sampling.guidance_scale:g}_t{low:g}-{high:g}'
+
+
+def _numbers(name: str, given: list[str] | None, default: float) -> list[float]:
+  if given is None:
+    return [float(default)]
+  try:
+    values = [float(json.loads(text)) for text in given]
+  except (ValueError, TypeError) as error:
+    raise errors.ConfigError(
+      f'--{name}={",".join(given)}; wanted a number, or several with commas '
+      'between'
+    ) from error
+  if not values or len(set(values)) < len(values):
+    raise errors.ConfigError(
+      f'--{name}={",".join(given)}; wanted one or more different numbers'
+    )
+  return values
 
 
 if __name__ == '__main__':

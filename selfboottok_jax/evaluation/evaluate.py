@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Num, PyTree
 
 from selfboottok_jax import inference
 from selfboottok_jax.evaluation import content, evaluators, frechet, scores
+from selfboottok_jax.inference import pixels
 from selfboottok_jax.tasks import generator as generator_task
 
 Batches = Iterable[dict[str, np.ndarray]]
@@ -92,7 +93,7 @@ def _perceptual(tokenizer, batches, perceptual) -> float:
   distance = jax.jit(perceptual.__call__)
   means = scores.MeanScores()
   for batch in batches:
-    quantised = scores.to_uint8(
+    quantised = pixels.to_uint8(
       _reconstruct(tokenizer, batch['image']), 'round'
     )
     values = distance(
@@ -229,7 +230,7 @@ def sample_batches(
     images = generator.sample_uint8(
       labels[padded], indices=padded, seed=seed, **settings
     )
-    yield images[: len(chosen)]
+    yield np.asarray(images)[: len(chosen)]
 
 
 def _gaussian_batches(generator, num_samples, batch_size, seed):
@@ -240,4 +241,4 @@ def _gaussian_batches(generator, num_samples, batch_size, seed):
     noise = jax.random.normal(key, shape)
     codes = generator_task.denormalise(noise, latents)
     count = min(batch_size, num_samples - first)
-    yield np.asarray(scores.to_uint8(tokenizer.decode(codes)))[:count]
+    yield np.asarray(pixels.to_uint8(tokenizer.decode(codes)))[:count]

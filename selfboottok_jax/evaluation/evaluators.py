@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num, PyTree, UInt8
 
 from selfboottok_jax.evaluation import scores
+from selfboottok_jax.inference import pixels
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.tasks import parts
@@ -88,7 +89,7 @@ def measure_reconstruction(
   original, mask = batch['image'], batch['mask']
   images = original.astype(jnp.float32) / 127.5 - 1
   output = model.apply({'params': params}, images)
-  reconstruction = scores.to_uint8(output.reconstruction, 'round')
+  reconstruction = pixels.to_uint8(output.reconstruction, 'round')
   values = scores.image_scores(original, reconstruction)
   values |= scores.baseline_scores(original, jnp.asarray(mean_image))
   weight = mask.astype(jnp.float32)

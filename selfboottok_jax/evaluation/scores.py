@@ -24,29 +24,6 @@ PSNR_CAP = 100.0
 SSIM_WINDOW = 7
 _K1, _K2 = 0.01, 0.03
 
-ROUNDINGS = {'truncate': 0.0, 'round': 0.5}
-
-
-def to_uint8(
-  x: Float[Array, '*b h w c'] | Float[np.ndarray, '*b h w c'],
-  rounding: str = 'truncate',
-) -> UInt8[Array, '*b h w c']:
-  """Quantises images in [-1, 1]: clamp((x + 1) / 2, 0, 1) * 255 to uint8.
-
-  'truncate' drops the fraction; 'round' goes to the nearest level, halves up
-  (ADM's clamp(127.5 x + 128)). Truncation lies half a level low on average,
-  and takes some levels one down when an image went from uint8 to float and
-  back, which 'round' never does.
-  """
-  if rounding not in ROUNDINGS:
-    raise errors.UserError(
-      f'unknown rounding {rounding!r}; choose one of {", ".join(ROUNDINGS)}'
-    )
-  x = jnp.asarray(x)
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  levels = jnp.clip((x + 1) / 2, 0.0, 1.0) * 255
-  return jnp.floor(levels + ROUNDINGS[rounding]).astype(jnp.uint8)
-
 
 def psnr(original: Images, reconstruction: Images) -> Float[Array, 'b']:
   """Peak signal-to-noise ratio in dB, data range 1 on [0, 1].

@@ -5,7 +5,6 @@ from selfboottok_jax.inference.autoencoder import (
   load_autoencoder,
 )
 from selfboottok_jax.inference.generator import (
-  MIN_BATCH,
   ImageGenerator,
   generator_of,
   load_generator,
@@ -19,7 +18,6 @@ from selfboottok_jax.inference.tokenizer import (
 )
 
 __all__ = [
-  'MIN_BATCH',
   'ImageAutoencoder',
   'ImageGenerator',
   'ImageTokenizer',

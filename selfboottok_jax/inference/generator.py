@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,17 +17,17 @@ from selfboottok_jax import errors
 from selfboottok_jax.flow import guidance
 from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import autoencoder
+from selfboottok_jax.inference import autoencoder, pixels
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.training import checkpointing
 
-# At one sample a device XLA picks other kernels; from two on, a sample has the
-# same bits in every batch and on any number of devices.
-MIN_BATCH = 2
 _AXIS = 'data'
+# Samples that a device computes at a time where nothing else is said.
+_DEVICE_BATCH = {'cpu': 4}
+_DEVICE_BATCH_ELSEWHERE = 32
 
 Labels = Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b']
 Tokenizer = tokenizer_lib.ImageTokenizer | autoencoder.ImageAutoencoder
@@ -37,8 +37,12 @@ class ImageGenerator:
   """A trained generator and the tokenizer that decodes for it.
 
   A batch is shared by all devices of this process, each with the whole model.
+  A device always computes `device_batch` samples at a time, padded where there
+  are fewer: kernels of another size sum in another order. So a sample has the
+  same bits in every batch and on any number of devices of a kind.
 
   Attributes:
+    device_batch: samples that a device computes at a time.
     tokenizer: decodes; its local aligner may be any scaled one.
     num_classes: labels are 0 to num_classes - 1.
     class_names: of the training data.
@@ -60,10 +64,14 @@ class ImageGenerator:
     step: int = 0,
     config: dict[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    device_batch: int = 0,
   ):
     """Wraps modules and parameters; `latents` undoes the normalisation."""
     self.model = model
     devices = devices or jax.local_devices()
+    self.device_batch = device_batch or _DEVICE_BATCH.get(
+      devices[0].platform, _DEVICE_BATCH_ELSEWHERE
+    )
     self._mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
     self._everywhere = NamedSharding(self._mesh, P())
     self.latents = jax.device_put(dict(latents), self._everywhere)
@@ -117,15 +125,20 @@ class ImageGenerator:
     Returns:
       float32 images [b, h, w, 3].
     """
-    sampled = self._run(labels, seed, indices, settings)
-    return self._decode(sampled)[: len(labels)]
+    parts = [
+      self._decode(codes)
+      for codes in self._run(labels, seed, indices, settings)
+    ]
+    return jnp.concatenate(parts)[: len(labels)]
 
   def sample_uint8(
-    self, labels: Labels, **settings: Any
-  ) -> UInt8[np.ndarray, 'b h w 3']:
-    """As `sample`, but rounded down to bytes, as REG's protocol has it."""
-    images = self.sample(labels, **settings)
-    return np.asarray(jnp.clip((images + 1) * 127.5, 0, 255).astype(jnp.uint8))
+    self, labels: Labels, *, rounding: str = 'truncate', **settings: Any
+  ) -> UInt8[Array, 'b h w 3']:
+    """As `sample`, but as bytes; `rounding` is a key of `pixels.ROUNDINGS`.
+
+    REG's protocol rounds down.
+    """
+    return pixels.to_uint8(self.sample(labels, **settings), rounding)
 
   def sample_codes(
     self,
@@ -136,10 +149,16 @@ class ImageGenerator:
     **settings: Any,
   ) -> Float[Array, 'b k e']:
     """As `sample`, but the codes that the tokenizer decodes."""
-    return self._run(labels, seed, indices, settings)[: len(labels)]
+    parts = list(self._run(labels, seed, indices, settings))
+    return jnp.concatenate(parts)[: len(labels)]
 
-  def _run(self, labels, seed, indices, settings) -> Float[Array, 'b k e']:
-    """Codes of a batch that is padded to a share for every device."""
+  def _run(
+    self, labels, seed, indices, settings
+  ) -> Iterator[Float[Array, 'b k e']]:
+    """Codes of one round of all devices after the other, the last one padded.
+
+    Rounds are dispatched, not waited for.
+    """
     labels = self._check(labels)
     if not 0 <= seed < 2**32:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
@@ -151,32 +170,31 @@ class ImageGenerator:
         f'{count}, one for each label, from 0 on'
       )
     sampling = dataclasses.replace(self.sampling, **settings)
-    devices = self._mesh.size
-    padded = devices * max(MIN_BATCH, -(-count // devices))
+    program = self._program(sampling)
+    scales = np.asarray(sampling.scales, np.float32)
     rows = NamedSharding(self._mesh, P(_AXIS))
-    labels, indices = (
-      jax.device_put(np.resize(a.astype(np.int32), padded), rows)
-      for a in (labels, indices)
-    )
-    # A training that samples in between has a mesh of its own.
-    with jax.set_mesh(self._mesh):
-      return self._program(sampling)(
-        self.params,
-        self.latents,
-        labels,
-        indices,
-        np.uint32(seed),
-        np.asarray(sampling.scales, np.float32),
-      )
+    at_a_time = self._mesh.size * self.device_batch
+    for first in range(0, count, at_a_time):
+      placed = [
+        jax.device_put(
+          np.resize(a[first : first + at_a_time].astype(np.int32), at_a_time),
+          rows,
+        )
+        for a in (labels, indices)
+      ]
+      # A training that samples in between has a mesh of its own.
+      with jax.set_mesh(self._mesh):
+        yield program(
+          self.params, self.latents, *placed, np.uint32(seed), scales
+        )
 
   def _program(self, sampling: sampling_lib.Sampling):
     """The compiled sampler; scales are its arguments, and serve a sweep."""
-    unguided = sampling.scales == (1.0, 1.0)
-    key = dataclasses.replace(
-      sampling,
-      guidance_scale=1.0 if unguided else 2.0,
-      cls_guidance_scale=-1.0,
-    )
+    unguided = sampling.is_unguided
+    same = {'guidance_scale': 2.0, 'cls_guidance_scale': -1.0}
+    if unguided:
+      same = {'guidance_scale': 1.0, 'guidance_low': 0.0, 'guidance_high': 0.0}
+    key = dataclasses.replace(sampling, **same)
     if key not in self._compiled:
       run = functools.partial(self._sample_codes, key, unguided)
       shared, rows = P(), P(_AXIS)
@@ -276,9 +294,18 @@ class ImageGenerator:
 
 
 def load_generator(
-  workdir: str | os.PathLike[str], *, tokenizer: Tokenizer
+  workdir: str | os.PathLike[str],
+  *,
+  tokenizer: Tokenizer,
+  device_batch: int = 0,
 ) -> ImageGenerator:
   """Loads a generator from the workdir of its training, with EMA weights.
+
+  Args:
+    workdir: of the training.
+    tokenizer: whose codes it was trained on, or one scaled from that.
+    device_batch: samples that a device computes at a time; 0 is 4 on CPUs and
+      32 elsewhere.
 
   Raises:
     CheckpointError: the generator was trained on codes of another tokenizer.
@@ -293,11 +320,11 @@ def load_generator(
       f'{tokenizer.fingerprint[:12]} given); use that tokenizer, or one scaled '
       'from it'
     )
-  return generator_of(run, tokenizer)
+  return generator_of(run, tokenizer, device_batch)
 
 
 def generator_of(
-  run: checkpointing.Run, tokenizer: Tokenizer
+  run: checkpointing.Run, tokenizer: Tokenizer, device_batch: int = 0
 ) -> ImageGenerator:
   """The generator of a run that was read already."""
   names = run.meta['class_names']
@@ -317,4 +344,5 @@ def generator_of(
     class_names=names,
     step=run.step,
     config=run.config,
+    device_batch=device_batch,
   )

@@ -60,9 +60,14 @@ class Sampling:
     scale, cls_scale = self.guidance_scale, self.cls_guidance_scale
     return float(scale), float(scale if cls_scale == -1 else cls_scale)
 
+  @property
+  def is_unguided(self) -> bool:
+    """Whether this is the conditional model, at its cost."""
+    return self.scales == (1.0, 1.0)
+
   def describe(self) -> str:
     """For protocols."""
-    if self.scales == (1.0, 1.0):
+    if self.is_unguided:
       guidance = 'without guidance'
     else:
       low, high = self.interval

@@ -5,6 +5,7 @@ import pytest
 
 from selfboottok_jax.evaluation import evaluators, scores
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.inference import pixels
 from selfboottok_jax.models import sit
 from selfboottok_jax.tasks import generator
 from selfboottok_jax.training import sharding
@@ -48,7 +49,7 @@ def test_reconstruction_scores_the_means_without_the_padding(batches, params):
   measured = dict(evaluator.run(state))
   images = np.concatenate([b['image'] for b in batches])[:13]
   output = jax.jit(model.apply)({'params': params}, images / 127.5 - 1.0)
-  made = scores.to_uint8(output.reconstruction, 'round')
+  made = pixels.to_uint8(output.reconstruction, 'round')
   mean = scores.mean_image([images])
   expected = scores.image_scores(jnp.asarray(images), made)
   expected |= scores.baseline_scores(jnp.asarray(images), jnp.asarray(mean))
