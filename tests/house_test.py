@@ -13,7 +13,6 @@ import pytest
 from configs import evaluate as evaluate_config
 from configs import generator, scaling, tokenizer
 from selfboottok_jax import inference
-from selfboottok_jax.evaluation import evaluate
 from selfboottok_jax.models import (
   dino_discriminator,
   sit,
@@ -169,26 +168,6 @@ def _read_weights(cls: type) -> set[str]:
   }
 
 
-class _Recorder(dict):
-  """Remembers which keys were read."""
-
-  def __init__(self, *args):
-    super().__init__(*args)
-    self.read = set()
-
-  def __getitem__(self, key):
-    self.read.add(key)
-    return super().__getitem__(key)
-
-
-def _sampling_keys(section: dict) -> set[str]:
-  """What the scoring of a generator reads of `sampling`."""
-  generator = object.__new__(inference.ImageGenerator)
-  generator.config = {'sampling': _Recorder(section)}
-  evaluate.sampling_of(generator)
-  return generator.config['sampling'].read
-
-
 def _read_of_discriminators() -> set[str]:
   """Their kind, and the fields of each, after the kind's name."""
   kinds = {
@@ -210,15 +189,16 @@ def _unread(config) -> list[str]:
     'discriminator': _read_of_discriminators(),
     'model': _read_fields(model),
     'loss': _read_weights(goal),
-    'networks': {
+  }
+  if not is_generator:
+    read['networks'] = {
       'discriminator',
       *objective.active_terms(
         tokenizer_lib.Tokenizer(image_size=256), objective.Objective()
       ),
-    },
-  }
+    }
   if 'sampling' in config:
-    read['sampling'] = _sampling_keys(config.sampling.to_dict())
+    read['sampling'] = _read_fields(inference.Sampling)
   launch = ''.join(
     _sources(f'launch/{name}.py')
     for name in ('builders/*', 'trainer', 'programs')

@@ -24,7 +24,7 @@ from selfboottok_jax.pretrained import contract
 ALIGN_MODES = (*alignment.ALIGNMENTS, 'cls_only', 'off')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
   """The half of a tokenizer that makes codes.
 
@@ -65,7 +65,7 @@ def encoding_params(params: PyTree) -> dict[str, PyTree]:
   return {k: params[k] for k in ('encoder', 'quantizer_global')}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Encoding:
   """Images to a dict of 'codes' and, where they are wanted, 'cls', 'targets'.
 

@@ -6,11 +6,10 @@ import pytest
 from selfboottok_jax.evaluation import evaluators, scores
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import pixels
-from selfboottok_jax.models import sit
-from selfboottok_jax.tasks import generator
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
+from tests.tasks import generators
 
 SIZE, CLASSES = tiny.TOKENIZER['image_size'], 3
 
@@ -71,12 +70,7 @@ def test_reconstruction_scores_the_means_without_the_padding(batches, params):
 
 
 def test_velocity_of_a_fresh_model_is_the_power_of_its_target(batches, params):
-  model = sit.SiT(
-    num_tokens=8, token_dim=4, num_classes=CLASSES, width=16, depth=1, heads=2
-  )
-  task = generator.GeneratorTask(
-    model, generator.Objective(), tiny.make_tokenizer(), params
-  )
+  task = generators.make_task(params)
   fresh, stats = jax.jit(task.init)(jax.random.key(0))
   state = _state(fresh, fresh, stats)
   evaluator = evaluators.Velocity(
@@ -87,6 +81,7 @@ def test_velocity_of_a_fresh_model_is_the_power_of_its_target(batches, params):
   assert first == second
   # Codes have unit RMS, so noise minus data has power 2.
   np.testing.assert_allclose(first['velocity_loss'], 2.0, rtol=0.2)
+  assert set(first) == {'velocity_loss', 'velocity_loss_gaussian', 'cls_loss'}
   # Of strata, the integral pi / 2.
   np.testing.assert_allclose(
     first['velocity_loss_gaussian'], np.pi / 2, rtol=0.05

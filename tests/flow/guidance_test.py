@@ -200,3 +200,69 @@ def test_default_options_sample_by_the_sde():
   run = functools.partial(_sample, 'sde', num_steps=4)
   np.testing.assert_array_equal(run(), run(diffusion='2t', last_step=0.04))
   assert np.abs(run() - run(last_step=0.2)).max() > 1e-2
+
+
+STATE = {'tokens': X, 'cls': X[:, 0, :3]}
+
+
+def tree_velocity(x, t, labels):
+  """Each stream as `velocity`, the class token also pulled by the tokens."""
+  v = {name: velocity(leaf, t, labels) for name, leaf in x.items()}
+  return {**v, 'cls': v['cls'] + jnp.mean(x['tokens'], axis=(1, 2))[:, None]}
+
+
+def _sample_tree(sampler, **kwargs):
+  options = {}
+  if sampler == 'sde':
+    options['noise'] = lambda i: jax.tree.map(lambda x: jnp.sin(x + i), STATE)
+  return guidance.sample(
+    tree_velocity,
+    STATE,
+    LABELS,
+    sampler=sampler,
+    **{'null_label': NULL, 'path': path_lib.PATHS['linear'], 'num_steps': 5}
+    | options
+    | kwargs,
+  )
+
+
+@pytest.mark.parametrize('sampler', sorted(samplers.SAMPLERS))
+def test_both_streams_of_a_state_move(sampler):
+  plain = _sample_tree(sampler)
+  assert jax.tree.structure(plain) == jax.tree.structure(STATE)
+  # The tokens are those of a state without a class token.
+  np.testing.assert_allclose(
+    plain['tokens'], _sample(sampler, num_steps=5), atol=1e-6
+  )
+  moved = np.abs(plain['cls'] - STATE['cls'])
+  assert moved.min() > 1e-3
+
+
+@pytest.mark.parametrize('sampler', sorted(samplers.SAMPLERS))
+def test_streams_may_have_scales_of_their_own(sampler):
+  plain, both, tokens_alone = (
+    _sample_tree(sampler, scale=scale)
+    for scale in (1.0, 3.0, {'tokens': 3.0, 'cls': 1.0})
+  )
+  np.testing.assert_allclose(tokens_alone['tokens'], both['tokens'], rtol=1e-5)
+  assert np.abs(both['tokens'] - plain['tokens']).min() > 0.1
+  assert np.abs(both['cls'] - tokens_alone['cls']).min() > 0.1
+  # Its own label pulls it no further, the guided tokens do.
+  assert np.abs(tokens_alone['cls'] - plain['cls']).max() > 1e-3
+
+
+@pytest.mark.parametrize('sampler', sorted(samplers.SAMPLERS))
+def test_guidance_acts_on_the_class_token_in_the_last_step(sampler):
+  interval = (0.0, float(samplers.time_grid(sampler, 5)[-2]))
+  plain, end = (
+    _sample_tree(sampler, scale=s, interval=interval) for s in (1.0, 3.0)
+  )
+  for name in STATE:
+    assert np.abs(end[name] - plain[name]).min() > 1e-3
+
+
+def test_channels_may_have_scales_of_their_own():
+  scale = jnp.array([3.0, 3.0, 3.0, 1.0])
+  plain, some, every = (_sample(scale=s) for s in (1.0, scale, 3.0))
+  np.testing.assert_allclose(some[..., :3], every[..., :3], rtol=1e-5)
+  np.testing.assert_allclose(some[..., 3], plain[..., 3], rtol=1e-5)

@@ -40,3 +40,24 @@ def test_no_two_draws_are_alike():
   np.testing.assert_allclose(np.corrcoef(rows), np.eye(12), atol=0.2)
   assert abs(rows.mean()) < 0.05
   assert abs(rows.std() - 1) < 0.05
+
+
+def test_leaves_of_a_state_are_independent():
+  shapes = {'cls': (4, 3), 'tokens': (4, 3)}
+  draw = noise.sample_noise(5, jnp.arange(200), 1, shapes)
+  assert {k: v.shape for k, v in draw.items()} == {
+    'cls': (200, 4, 3),
+    'tokens': (200, 4, 3),
+  }
+  both = np.corrcoef(np.ravel(draw['cls']), np.ravel(draw['tokens']))
+  assert abs(both[0, 1]) < 0.1
+
+
+def test_labels_belong_to_the_sample():
+  whole = noise.sample_labels(3, jnp.arange(5000), 10)
+  part = noise.sample_labels(3, jnp.array([7, 4000]), 10)
+  np.testing.assert_array_equal(part, whole[jnp.array([7, 4000])])
+  counts = np.bincount(whole, minlength=10)
+  assert len(counts) == 10
+  np.testing.assert_allclose(counts, 500, rtol=0.2)
+  assert np.any(noise.sample_labels(4, jnp.arange(5000), 10) != whole)

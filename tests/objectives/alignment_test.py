@@ -123,3 +123,40 @@ def test_global_takes_any_counts():
     jnp.ones((1, 9, 3)), jnp.ones((1, 4, 3)), mode='global'
   )
   np.testing.assert_allclose(loss, -1, atol=1e-6)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_targets_stand_for_the_patches(mode):
+  keys = jax.random.split(jax.random.key(3))
+  patches = jax.random.normal(keys[0], (2, 12, 5))
+  tokens = jax.random.normal(keys[1], (2, 4, 5))
+  targets = alignment.make_targets(patches, 4, mode=mode)
+  assert targets.shape == (2, 1 if mode == 'global' else 4, 5)
+  np.testing.assert_allclose(
+    alignment.target_loss(targets, tokens),
+    alignment.alignment_loss(patches, tokens, mode=mode),
+    rtol=1e-6,
+  )
+
+
+def test_entangled_loss_is_the_mean_over_positions():
+  keys = jax.random.split(jax.random.key(4), 4)
+  patches = jax.random.normal(keys[0], (2, 8, 5))
+  tokens = jax.random.normal(keys[1], (2, 8, 5))
+  cls, token = (jax.random.normal(k, (2, 5)) for k in keys[2:])
+  # As many patches as tokens: REG's mean cosine over [cls; patches].
+  whole = alignment.alignment_loss(
+    jnp.concatenate([cls[:, None], patches], axis=1),
+    jnp.concatenate([token[:, None], tokens], axis=1),
+  )
+  targets = alignment.make_targets(patches, 8)
+  both = alignment.entangled_loss(targets, tokens, cls, token)
+  np.testing.assert_allclose(both, whole, rtol=1e-6)
+  np.testing.assert_allclose(
+    alignment.entangled_loss(None, tokens, cls, token),
+    alignment.class_loss(cls, token),
+  )
+  np.testing.assert_allclose(
+    alignment.entangled_loss(targets, tokens, None, None),
+    alignment.target_loss(targets, tokens),
+  )

@@ -7,7 +7,7 @@ import pytest
 
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.models import transformer
-from selfboottok_jax.pretrained import dino, vit
+from selfboottok_jax.pretrained import dino
 
 LARGER, SMALLER = (
   jax.random.uniform(jax.random.key(0), (2, side, side, 3), minval=-1)

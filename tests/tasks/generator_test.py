@@ -5,13 +5,13 @@ import pytest
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.models import sit
+from selfboottok_jax.flow import times as times_lib
 from selfboottok_jax.tasks import generator
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
-from tests.tasks import tokenizers
+from tests.tasks import generators, tokenizers
 
-K, E, CLASSES = tiny.TOKENIZER['num_tokens'], tiny.TOKENIZER['token_dim'], 3
+K, E, CLASSES = generators.K, generators.E, generators.CLASSES
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,9 @@ def test_normalise_and_back(codes):
   [
     ({'path': 'straight'}, 'loss.path'),
     ({'latent_statistics': 'token'}, 'loss.latent_statistics'),
-    ({'statistics_images': 0}, 'loss.statistics_images'),
+    ({'statistics_images': -1}, 'loss.statistics_images'),
+    ({'times': 'normal'}, 'loss.times'),
+    ({'align_mode': 'each'}, 'loss.align_mode'),
   ],
 )
 def test_choices_that_nobody_knows(fields, named):
@@ -65,31 +67,16 @@ def test_choices_that_nobody_knows(fields, named):
 
 @pytest.fixture(scope='module')
 def tokenizer_params():
-  model = tiny.make_tokenizer()
-  return jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
-
-
-def _task(tokenizer_params, **objective):
-  model = sit.SiT(
-    num_tokens=K, token_dim=E, num_classes=CLASSES, width=16, depth=1, heads=2
-  )
-  return generator.GeneratorTask(
-    model,
-    generator.Objective(**objective),
-    tiny.make_tokenizer(),
-    tokenizer_params,
-  )
+  return generators.tokenizer_params()
 
 
 @pytest.fixture(scope='module')
 def history(tokenizer_params):
-  task = _task(tokenizer_params)
+  task = generators.plain_task(tokenizer_params)
   step_fn = tokenizers.make_step(task, steps=100)
   batch = {'image': tiny.images(32), 'label': jnp.arange(32) % CLASSES}
   state = tokenizers.init_state(task, steps=100)
-  codes = task.tokenizer.apply(
-    {'params': tokenizer_params}, batch['image'], method='encode'
-  )
+  codes = task.encode(task.frozen, batch)['codes']
   latents = generator.measure_latents([np.asarray(codes)], 'scalar')
   start = state.replace(stats={'latents': jax.tree.map(jnp.asarray, latents)})
   state, losses = start, []
@@ -121,24 +108,127 @@ def test_statistics_are_placeholders_until_they_are_measured(history):
   np.testing.assert_array_equal(stats['latents']['std'], np.ones(E))
 
 
-@pytest.mark.parametrize('path', list(path_lib.PATHS))
-def test_loss_is_finite_on_every_path(tokenizer_params, path):
-  task = _task(tokenizer_params, path=path)
+def _batch(task, count=8):
+  batch = {'image': tiny.images(count), 'label': jnp.arange(count) % CLASSES}
+  if not task.frozen:
+    made = task.encoding(task.encoding.params, batch.pop('image'))
+    batch |= made
+  return batch
+
+
+def _loss(task, params=None):
+  """The loss and its metrics, by key."""
   state = tokenizers.init_state(task)
+  params = params or state.params
 
   @jax.jit
-  def loss(rng):
+  def loss(rng, frozen, batch):
     inputs = state_lib.LossInputs(
-      params=state.params,
-      frozen=task.frozen,
-      batch={'image': tiny.images(8), 'label': jnp.zeros(8, jnp.int32)},
+      params=params,
+      frozen=frozen,
+      batch=batch,
       stats=state.stats,
       carry={},
       step=jnp.int32(0),
       rng=rng,
     )
-    return task.losses(0)['generator'](state.params['generator'], inputs)[0]
+    value, outputs = task.losses(0)['generator'](params['generator'], inputs)
+    return value, outputs.metrics
 
-  values = [float(loss(jax.random.key(seed))) for seed in (0, 0, 1)]
+  return lambda seed: loss(jax.random.key(seed), task.frozen, _batch(task))
+
+
+@pytest.mark.parametrize('times', list(times_lib.TIMES))
+@pytest.mark.parametrize('path', list(path_lib.PATHS))
+def test_loss_is_finite_on_every_path(tokenizer_params, path, times):
+  task = generators.plain_task(
+    tokenizer_params, path=path, times=times, velocity_cosine=1.0
+  )
+  loss = _loss(task)
+  values = [float(loss(seed)[0]) for seed in (0, 0, 1)]
   assert np.all(np.isfinite(values))
   assert values[0] == values[1] != values[2]
+
+
+def test_reg_is_the_weighted_sum_of_its_terms(tokenizer_params):
+  task = generators.make_task(
+    tokenizer_params, cls=0.3, align=0.7, velocity_cosine=0.2
+  )
+  params = {'generator': tiny.awake(tokenizers.init_state(task).params)}
+  params = params['generator']
+  value, terms = _loss(task, params)(0)
+  assert set(terms) == {'velocity', 'cosine', 'cls', 'alignment'}
+  weights = {'velocity': 1, 'cosine': 0.2, 'cls': 0.3, 'alignment': 0.7}
+  np.testing.assert_allclose(
+    value, sum(weights[k] * terms[k] for k in terms), rtol=1e-6
+  )
+  assert -1 <= terms['alignment'] <= 1
+  assert 0 <= terms['cosine'] <= 2
+
+
+@pytest.mark.parametrize(
+  ('mode', 'terms'),
+  [
+    ('repeat', {'velocity', 'cls', 'alignment'}),
+    ('pool', {'velocity', 'cls', 'alignment'}),
+    ('global', {'velocity', 'cls', 'alignment'}),
+    ('cls_only', {'velocity', 'cls', 'alignment'}),
+    ('off', {'velocity', 'cls'}),
+  ],
+)
+def test_five_modes_of_alignment(tokenizer_params, mode, terms):
+  task = generators.make_task(tokenizer_params, align_mode=mode)
+  value, found = _loss(task)(0)
+  assert set(found) == terms
+  assert np.isfinite(value)
+  params = task.init(jax.random.key(0))[0]['generator']
+  assert ('projector' in params) == (mode != 'off')
+
+
+def test_class_token_and_tokens_have_noise_of_their_own(tokenizer_params):
+  # An awake network whose class token is fed nothing tells the same loss of
+  # the tokens for whatever class vector, unless they shared their noise.
+  task = generators.make_task(tokenizer_params)
+  encoded = task.encode(task.frozen, _batch(task))
+  args = {
+    'labels': jnp.zeros(8, jnp.int32),
+    't': jnp.full(8, 0.5),
+    'rng': jax.random.key(0),
+    'latents': task.init(jax.random.key(0))[1]['latents'],
+    'train': False,
+  }
+  fresh = task.init(jax.random.key(0))[0]['generator']
+  terms = task.terms(fresh, encoded, **args)
+  # A fresh network says 0: the loss is the power of noise minus data, and for
+  # the two streams these are different draws.
+  power = np.mean(np.square(encoded['cls']), axis=-1)
+  gap = np.asarray(terms['cls']) - power
+  assert np.all(np.abs(gap - 1) < 1.2)
+  assert np.abs(np.corrcoef(gap, terms['velocity'])[0, 1]) < 0.9
+
+
+@pytest.mark.parametrize('mode', ['repeat', 'global'])
+def test_cached_batches_give_the_same_loss(tokenizer_params, mode):
+  online = generators.make_task(tokenizer_params, align_mode=mode)
+  cached = generators.make_task(tokenizer_params, align_mode=mode, cached=True)
+  assert cached.frozen == {}
+  assert set(cached.example) == {'codes', 'cls', 'targets', 'label'}
+  for seed in (0, 1):
+    (a, in_a), (b, in_b) = (_loss(task)(seed) for task in (online, cached))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    for name, term in in_a.items():
+      np.testing.assert_allclose(term, in_b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_networks_are_components(tokenizer_params):
+  task = generators.make_task(tokenizer_params)
+  params = task.init(jax.random.key(0))[0]
+  frozen = [c.name for c in task.components(params) if not c.trained]
+  assert frozen == ['tokenizer', 'teacher']
+
+
+def test_a_depth_beyond_the_network_is_refused(tokenizer_params):
+  with pytest.raises(errors.ConfigError, match='align_depth=3; wanted 1 to'):
+    generators.make_task(tokenizer_params, model={'align_depth': 3})
+  with pytest.raises(errors.ConfigError, match='cls_only aligns the class'):
+    generators.make_task(tokenizer_params, has_cls=False, align_mode='cls_only')
