@@ -13,7 +13,6 @@ A folder that was left is filled when the same command is given again.
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import time
 
@@ -77,6 +76,7 @@ def main(argv) -> None:
     ('num_samples', _NUM_SAMPLES.value, 1),
     ('batch_size', _BATCH_SIZE.value, 1),
     ('device_batch', _DEVICE_BATCH.value, 0),
+    ('seed', _SEED.value, 0),
   ):
     if value < least:
       raise errors.ConfigError(f'--{name}={value}; wanted {least} or more')
@@ -244,8 +244,8 @@ def _numbers(name: str, given: list[str] | None, default: float) -> list[float]:
   if given is None:
     return [float(default)]
   try:
-    values = [float(json.loads(text)) for text in given]
-  except (ValueError, TypeError) as error:
+    values = [float(text) for text in given]
+  except ValueError as error:
     raise errors.ConfigError(
       f'--{name}={",".join(given)}; wanted a number, or several with commas '
       'between'

@@ -1,15 +1,15 @@
 """Images and codes that users give, checked at the door."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
 
 
-def as_images(
-  images: Num[Array, 'b h w 3'] | Num[np.ndarray, 'b h w 3'], image_size: int
-) -> Float[Array, 'b h w 3']:
+def as_images(images: Any, image_size: int) -> Float[Array, 'b h w 3']:
   """Uint8, or float in [-1, 1], to float32 in [-1, 1].
 
   Raises:
@@ -38,7 +38,7 @@ def as_images(
 
 
 def as_codes(
-  codes: Float[Array, 'b k e'] | Float[np.ndarray, 'b k e'],
+  codes: Any,
   num_tokens: int,
   token_dim: int,
 ) -> Float[Array, 'b k e']:

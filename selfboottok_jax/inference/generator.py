@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import guidance
@@ -250,7 +250,7 @@ class ImageGenerator:
     latents: PyTree,
     labels: Int[Array, ' b'],
     indices: Int[Array, ' b'],
-    seed: Int[Array, ''],
+    seed: Integer[Array, ''],
     scales: Float[Array, ' 2'],
   ) -> Float[Array, 'b k e']:
     """Noise to codes of one device's share."""

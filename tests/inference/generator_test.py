@@ -1,8 +1,13 @@
+import dataclasses
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selfboottok_jax import errors, inference
+from selfboottok_jax.evaluation import flops
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 
@@ -27,30 +32,115 @@ def _codes(generator, labels, **options):
     'sampler': 'sde',
     'num_steps': 3,
     'guidance_scale': 2.0,
-    'guidance_interval': (0.0, 0.85),
+    'guidance_low': 0.0,
+    'guidance_high': 0.85,
   }
   return np.asarray(generator.sample_codes(labels, **settings | options))
 
 
 def test_a_sample_is_a_function_of_seed_label_and_index(generator):
   every = _codes(generator, LABELS)
-
-  def assert_same(codes, expected):
-    # Kernels of other batch sizes sum in another order.
-    np.testing.assert_allclose(codes, expected, atol=1e-5)
-
-  assert_same(_codes(generator, LABELS[:2]), every[:2])
-  assert_same(_codes(generator, LABELS[2:], first_index=2), every[2:])
-  # Alone too, where it is padded.
-  assert_same(_codes(generator, LABELS[3:], first_index=3), every[3:])
+  same = np.testing.assert_array_equal
+  same(_codes(generator, LABELS[:2]), every[:2])
+  same(_codes(generator, LABELS[2:], indices=[2, 3]), every[2:])
+  same(_codes(generator, [9, 0], indices=[3, 0]), every[[3, 0]])
+  same(_codes(generator, LABELS[3:], indices=[3]), every[3:])
   relabelled = _codes(generator, [5, *LABELS[1:]])
-  assert_same(relabelled[1:], every[1:])
+  same(relabelled[1:], every[1:])
   for other in (
     relabelled[:1] - every[:1],
     _codes(generator, LABELS, seed=1) - every,
-    _codes(generator, LABELS, first_index=4) - every,
+    _codes(generator, LABELS, indices=[4, 5, 6, 7]) - every,
   ):
     assert np.abs(other).max(axis=(1, 2)).min() > 1e-3
+
+
+@functools.cache
+def _on(generator, count):
+  """The same generator on so many devices."""
+  return inference.ImageGenerator(
+    generator.model,
+    jax.device_get(generator.params),
+    jax.device_get(generator.latents),
+    generator.tokenizer,
+    sampling=generator.sampling,
+    class_names=generator.class_names,
+    devices=jax.devices()[:count],
+  )
+
+
+def _in_batches(generator, size):
+  """32 samples, `size` at a time: codes and bytes."""
+  labels, codes, images = np.arange(32) % 10, [], []
+  for first in range(0, 32, size):
+    indices = np.arange(first, min(first + size, 32))
+    options = {'indices': indices, 'seed': 3}
+    codes.append(_codes(generator, labels[indices], **options))
+    images.append(
+      generator.sample_uint8(labels[indices], **options, **SAMPLING)
+    )
+  return np.concatenate(codes), np.concatenate(images)
+
+
+@pytest.mark.parametrize('size', [32, 16, 7, 3, 1])
+@pytest.mark.parametrize('devices', [1, 2, 8])
+def test_the_same_bits_in_any_batch_on_any_devices(generator, devices, size):
+  wanted = _reference(_on(generator, 1))
+  found = _in_batches(_on(generator, devices), size)
+  for one, other in zip(wanted, found, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+@functools.cache
+def _reference(generator):
+  return _in_batches(generator, 32)
+
+
+def test_both_streams_are_sampled(generator):
+  assert generator.model.cls_dim > 0
+  # A class token that is guided otherwise changes the tokens.
+  base = _codes(generator, LABELS)
+  other = _codes(generator, LABELS, cls_guidance_scale=1.0)
+  assert np.abs(base - other).max() > 1e-6
+
+
+def _sampling_flops(generator, **changes):
+  """Of the compiled program, with trip counts."""
+  sampling = dataclasses.replace(generator.sampling, num_steps=10, **changes)
+  program = generator._program(sampling)
+  rows = jnp.zeros(generator.device_batch, jnp.int32)
+  with jax.set_mesh(generator._mesh):
+    traced = program.trace(
+      generator.params, generator.latents, rows, rows, jnp.uint32(0),
+      np.ones(2, np.float32),
+    )  # fmt: skip
+  return flops.count(traced.jaxpr, ())[flops.OTHER].total
+
+
+@pytest.mark.parametrize('sampler', ['sde', 'ode', 'heun'])
+def test_an_unguided_interval_costs_half(generator, sampler):
+  one = _on(generator, 1)
+  options = {'sampler': sampler, 'guidance_scale': 2.0}
+  plain = _sampling_flops(one, sampler=sampler, guidance_scale=1.0)
+  always = _sampling_flops(one, guidance_low=0.0, guidance_high=1.0, **options)
+  never = _sampling_flops(one, guidance_low=0.0, guidance_high=0.0, **options)
+  np.testing.assert_allclose(always, 2 * plain, rtol=1e-6)
+  np.testing.assert_allclose(never, plain, rtol=1e-6)
+  # Five of ten steps start at t <= 0.55.
+  half = _sampling_flops(one, guidance_low=0.0, guidance_high=0.55, **options)
+  guided = round((half - plain) / (plain / 10))
+  assert guided == 5
+
+
+def test_a_sweep_of_scales_is_one_program(generator):
+  one = _on(generator, 1)
+  before = len(one._compiled)
+  for scale in (1.5, 2.5, 4.0):
+    one.sample_codes(
+      [0, 1], guidance_scale=scale, guidance_high=0.6, num_steps=2
+    )
+  (key,) = list(one._compiled)[before:]
+  assert one._compiled[key]._cache_size() == 1
 
 
 def test_the_seed_changes_the_images(generator):
@@ -62,15 +152,21 @@ def test_the_seed_changes_the_images(generator):
 
 
 def test_a_scale_of_one_is_the_conditional_model(generator):
-  guided = {'guidance_interval': (0.0, 1.0)}
-  plain = _codes(generator, LABELS, guidance_scale=1.0, **guided)
+  always = {'guidance_low': 0.0, 'guidance_high': 1.0}
+  plain = _codes(generator, LABELS, guidance_scale=1.0, **always)
   # With an interval that no step falls into, nothing is guided either.
-  never = _codes(generator, LABELS, guidance_interval=(0.0, 0.0))
+  never = _codes(generator, LABELS, guidance_high=0.0)
   np.testing.assert_allclose(plain, never, atol=1e-5)
   # A hair from 1 the doubled batch is evaluated, to the same effect.
-  near = _codes(generator, LABELS, guidance_scale=1 + 1e-6, **guided)
+  near = _codes(generator, LABELS, guidance_scale=1 + 1e-6, **always)
   np.testing.assert_allclose(near, plain, atol=1e-4)
-  assert np.abs(_codes(generator, LABELS, **guided) - plain).max() > 1e-3
+  assert np.abs(_codes(generator, LABELS, **always) - plain).max() > 1e-3
+
+
+def test_indices_that_do_not_fit(generator):
+  for indices in ([0], [-1, 0, 1, 2]):
+    with pytest.raises(errors.UserError, match='one for each label'):
+      generator.sample(LABELS, indices=indices, **SAMPLING)
 
 
 def test_a_single_label(generator):

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import socket
 import subprocess
 import sys
 
@@ -51,6 +52,32 @@ def spawn(module: str, *arguments: str, **variables: str) -> subprocess.Popen:
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+def run_together(module: str, *arguments: str) -> list[str]:
+  """The same command in two processes as on two hosts; what each said."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  processes = [
+    spawn(
+      module,
+      '--multihost',
+      *arguments,
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES='2',
+      JAX_PROCESS_ID=str(index),
+    )
+    for index in range(2)
+  ]
+  try:
+    ended = [process.communicate(timeout=600) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (_, err) in zip(processes, ended, strict=True):
+    assert process.returncode == 0, err
+  return [err for _, err in ended]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,35 +1,9 @@
 """Two processes of one machine train as two hosts do."""
 
-import socket
-
 import numpy as np
 import pytest
 
 from tests.launch import commands, logs
-
-
-def _start(address, process, *arguments):
-  joined = {
-    'JAX_COORDINATOR_ADDRESS': address,
-    'JAX_NUM_PROCESSES': '2',
-    'JAX_PROCESS_ID': str(process),
-  }
-  return commands.spawn('train', '--multihost', *arguments, **joined)
-
-
-def _train_together(*arguments):
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  processes = [_start(address, i, *arguments) for i in range(2)]
-  try:
-    ended = [process.communicate(timeout=600) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (_, err) in zip(processes, ended, strict=True):
-    assert process.returncode == 0, err
-  return [err for _, err in ended]
 
 
 def _metrics(workdir):
@@ -49,7 +23,7 @@ def test_two_processes_train_as_one(task, runs, tmp_path):
   ]  # fmt: skip
   if task != 'tokenizer':
     arguments.append(f'--config.tokenizer={runs / "tokenizer"}')
-  first, second = _train_together(*arguments)
+  first, second = commands.run_together('train', *arguments)
   assert 'step 2' in first
   assert 'step' not in second
   name = 'scaled' if task == 'scaling' else task
@@ -60,7 +34,7 @@ def test_two_processes_train_as_one(task, runs, tmp_path):
       together[key], value, rtol=1e-3, atol=1e-4, err_msg=str(key)
     )
   # Both restore what both saved, and go on.
-  _train_together(*arguments, '--config.train.steps=3')
+  commands.run_together('train', *arguments, '--config.train.steps=3')
   assert {step for step, name in _metrics(tmp_path) if name == 'loss'} == {
     1, 2, 3,
   }  # fmt: skip

@@ -150,7 +150,40 @@ CASES = {
   'sampler steps': ((*SAMPLE, '--num_steps=0'), ('num_steps=0', '1 step')),
   'guidance': (
     (*SAMPLE, '--guidance_low=.8', '--guidance_high=.3'),
-    ('(0.8, 0.3)', 'low <= high'),
+    ('guidance_low=0.8', 'low <= high'),
+  ),
+  'no guidance scale': (
+    (*SAMPLE, '--guidance_scale=2,big'),
+    ('--guidance_scale=2,big', 'wanted a number'),
+  ),
+  'the same scale twice': (
+    (*SAMPLE, '--guidance_scale=2,2'),
+    ('--guidance_scale=2,2', 'different'),
+  ),
+  'nothing kept': ((*SAMPLE, '--nopng'), ('--nopng', '--npz')),
+  'channels': (
+    (*TRAIN_GENERATOR, '--config.sampling.guided_channels=-1'),
+    ('sampling.guided_channels=-1', '0 or more'),
+  ),
+  'norm': (
+    (*TRAIN_GENERATOR, '--config.model.norm=batch'),
+    ("model.norm='batch'", 'layer, rms'),
+  ),
+  'alignment': (
+    (*TRAIN_GENERATOR, '--config.loss.align_mode=each'),
+    ("loss.align_mode='each'", 'repeat, pool, global, cls_only, off'),
+  ),
+  'depth of the alignment': (
+    (*TRAIN_GENERATOR, '--config.model.align_depth=9'),
+    ('model.align_depth=9', '1 to model.depth=2'),
+  ),
+  'teacher': (
+    (*TRAIN_GENERATOR, '--config.networks.teacher=nope'),
+    ("'nope'", 'hog'),
+  ),
+  'teacher without a class vector': (
+    (*TRAIN_GENERATOR, '--config.networks.teacher=dct'),
+    ('dct', 'no class vector', 'loss.cls=0'),
   ),
   'guidance scale': ((*SAMPLE, '--guidance_scale=nan'), ('nan', 'finite')),
   'scored samples': (
@@ -161,7 +194,7 @@ CASES = {
     (*TRAIN, '--config.model.attention=cudnn'),
     ('model.attention=cudnn', 'a GPU'),
   ),
-  'sampling seed': ((*SAMPLE, '--seed=-1'), ('seed=-1', '0 to')),
+  'sampling seed': ((*SAMPLE, '--seed=-1'), ('seed=-1', '0 or more')),
   'samples': ((*SAMPLE, '--num_samples=0'), ('--num_samples=0', '1 or more')),
   'sampling batch': ((*SAMPLE, '--batch_size=0'), ('--batch_size=0', '1 or')),
   'split': ((*EVALUATE, '--config.data.split=nope'), ("'nope'", 'train, val')),

@@ -1,0 +1,136 @@
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfboottok_jax import errors
+from selfboottok_jax.evaluation import sample_folder
+
+COUNT, CLASSES = 11, ['cat', 'a dog/wolf', 'cow']
+LABELS = np.arange(COUNT, dtype=np.int32) % 3
+IMAGES = np.random.default_rng(0).integers(
+  0, 256, (COUNT, 8, 8, 3), dtype=np.uint8
+)
+
+
+def _open(path, **options):
+  settings = options.pop('settings', {'scale': 1.5})
+  labels = options.pop('labels', LABELS)
+  return sample_folder.SampleFolder(path, settings, labels, **options)
+
+
+def _fill(folder, *batches):
+  folder.begin()
+  for batch in batches:
+    indices = np.asarray(batch)
+    folder.add(indices, IMAGES[indices])
+
+
+def _arrays(path):
+  with np.load(path / 'samples.npz') as arrays:
+    return dict(arrays)
+
+
+def test_images_and_arrays_hold_the_samples(tmp_path):
+  folder = _open(tmp_path / 'out', npz=True)
+  # In any order, in batches of any size.
+  _fill(folder, [7, 3, 9], [0, 1, 2], [4, 5, 6, 8, 10])
+  folder.finish(CLASSES)
+  arrays = _arrays(folder.path)
+  np.testing.assert_array_equal(arrays['arr_0'], IMAGES)
+  np.testing.assert_array_equal(arrays['arr_1'], LABELS)
+  # Not compressed: evaluators read it as a stream.
+  with zipfile.ZipFile(folder.path / 'samples.npz') as archive:
+    kinds = {info.compress_type for info in archive.infolist()}
+  assert kinds == {zipfile.ZIP_STORED}
+  for index in range(COUNT):
+    name = f'{index:06d}_class{LABELS[index]:04d}.png'
+    with Image.open(folder.path / 'images' / name) as image:
+      np.testing.assert_array_equal(np.asarray(image), IMAGES[index])
+  assert not (folder.path / 'parts').exists()
+  assert folder.is_complete
+
+
+def test_a_picture_for_each_class(tmp_path):
+  folder = _open(tmp_path / 'out')
+  _fill(folder, range(COUNT))
+  folder.finish(CLASSES)
+  assert sorted(p.name for p in (folder.path / 'grids').iterdir()) == [
+    'class0000_cat.png',
+    'class0001_a_dog_wolf.png',
+    'class0002_cow.png',
+  ]
+  assert (folder.path / 'grid.png').is_file()
+  # A row per class, as many columns as the smallest class has samples.
+  with Image.open(folder.path / 'grid.png') as image:
+    assert image.height == 3 * 96 + 2 * 2
+    assert image.width == 3 * 96 + 2 * 2
+
+
+@pytest.mark.parametrize('npz', [False, True])
+def test_what_is_missing_is_known_after_a_stop(tmp_path, npz):
+  _fill(_open(tmp_path / 'out', npz=npz), [0, 1, 2], [8, 9])
+  # A torn file of a killed process is none.
+  kept = 'parts' if npz else 'images'
+  (tmp_path / 'out' / kept / '.000003.png.77.partial').write_bytes(b'torn')
+  again = _open(tmp_path / 'out', npz=npz)
+  np.testing.assert_array_equal(again.missing(), [3, 4, 5, 6, 7, 10])
+  with pytest.raises(errors.UserError, match='lacks 6 of 11 samples'):
+    again.finish(CLASSES)
+  again.add(again.missing(), IMAGES[again.missing()])
+  again.finish(CLASSES)
+  assert not again.missing().size
+
+
+def test_a_stop_while_finishing_loses_nothing(tmp_path, monkeypatch):
+  folder = _open(tmp_path / 'out', npz=True)
+  _fill(folder, range(COUNT))
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sample_folder.os, 'replace', stop)
+  with pytest.raises(KeyboardInterrupt):
+    folder.finish(CLASSES)
+  monkeypatch.undo()
+  again = _open(tmp_path / 'out', npz=True)
+  assert not again.missing().size
+  again.finish(CLASSES)
+  np.testing.assert_array_equal(_arrays(again.path)['arr_0'], IMAGES)
+
+
+def test_other_samples_are_refused(tmp_path):
+  _fill(_open(tmp_path / 'out'), [0])
+  before = sorted(tmp_path.rglob('*'))
+  for change, told in (
+    ({'settings': {'scale': 2.0}}, 'scale: 1.5 there, 2.0 given'),
+    ({'labels': LABELS[:5]}, 'num_samples: 11 there, 5 given'),
+    ({'npz': True}, 'npz: False there, True given'),
+  ):
+    with pytest.raises(errors.UserError, match=told):
+      _open(tmp_path / 'out', **change)
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'letter.txt').write_text('dear')
+  with pytest.raises(errors.UserError, match='nothing is overwritten'):
+    _open(tmp_path)
+  (tmp_path / 'sampling.json').write_text('{"scale"')
+  with pytest.raises(errors.UserError, match='sampling.json is damaged'):
+    _open(tmp_path)
+
+
+def test_nothing_to_keep_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match='keeps no sample'):
+    _open(tmp_path / 'out', png=False, npz=False)
+
+
+def test_settings_are_on_record(tmp_path):
+  folder = _open(tmp_path / 'out', png=False, npz=True)
+  _fill(folder, [0])
+  record = json.loads((folder.path / 'sampling.json').read_text())
+  assert record == {'scale': 1.5, 'num_samples': COUNT, 'npz': True}
+  assert not (folder.path / 'images').exists()
