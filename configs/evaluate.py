@@ -20,5 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.networks.frechet = 'hog'
   # Of a generator.
   config.num_samples = 1_000
+  # Scales of guidance, each with a score; () is that of the training.
+  config.guidance_scales = ()
   config.seed = 0
   return config

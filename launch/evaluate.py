@@ -9,6 +9,7 @@ Prints a table and one JSON line, and writes scores.json into the workdir.
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import ml_collections
@@ -41,7 +42,7 @@ def main(argv) -> None:
   records = [dataclasses.asdict(score) for score in scores]
   text = json.dumps(records, indent=2) + '\n'
   files.write_atomically(
-    pathlib.Path(_WORKDIR.value) / 'scores.json', text.encode()
+    pathlib.Path(_WORKDIR.value) / evaluate.SCORES, text.encode()
   )
   cli.say(tables.table(records, ['metric', 'value', 'protocol']))
   cli.say(json.dumps({score.metric: score.value for score in scores}))
@@ -75,6 +76,7 @@ def score_generator(
     raise errors.ConfigError(
       f'num_samples={config.num_samples}; wanted 2 or more, for a covariance'
     )
+  _check_scales(config.guidance_scales)
   generator = inference.load_generator(
     workdir, tokenizer=inference.load_tokenizer(tokenizer)
   )
@@ -90,7 +92,17 @@ def score_generator(
     batch_size=config.data.batch_size,
     reference=_reference(source, batches),
     seed=config.seed,
+    scales=tuple(config.guidance_scales),
   )
+
+
+def _check_scales(scales) -> None:
+  for scale in scales:
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+      raise errors.ConfigError(
+        f'guidance_scales={tuple(scales)}; wanted numbers, as '
+        '--config.guidance_scales="(1.0, 1.5)"'
+      )
 
 
 def _open(config, run_config):

@@ -8,13 +8,9 @@ of the global tokens; samples, scores, and writes report.html.
 
 import datetime
 import math
-import os
 import pathlib
-import platform
 import time
-from importlib import metadata
 
-import jax
 import ml_collections
 import numpy as np
 from absl import flags
@@ -22,7 +18,7 @@ from absl import flags
 from configs import generator as generator_config
 from configs import scaling as scaling_config
 from configs import tokenizer as tokenizer_config
-from launch import cli, trainer
+from launch import cli, pages, trainer
 from launch.builders import common
 from selfboottok_jax import errors, inference, pretrained
 from selfboottok_jax.evaluation import (
@@ -35,7 +31,6 @@ from selfboottok_jax.evaluation import (
 )
 from selfboottok_jax.inference import pixels
 from selfboottok_jax.training import checkpointing, sharding
-from selfboottok_jax.training import logging as logging_lib
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/quickstart', 'Where runs and report go.'
@@ -164,14 +159,19 @@ def make_report(workdir: pathlib.Path) -> content.Report:
   return content.Report(
     title='SelfBootTok quickstart',
     created=datetime.datetime.now(datetime.UTC).strftime('%d %B %Y %H:%M UTC'),
-    environment=_environment(),
+    environment=pages.environment(),
     configs={
       name: checkpointing.read_config(str(workdir / folder), 'quickstart')
       for name, folder in FOLDERS.items()
     },
-    runs=[_run(workdir, name) for name in FOLDERS],
+    runs=[
+      pages.run_of(workdir / folder, name, '--workdir')
+      for name, folder in FOLDERS.items()
+    ],
     comparison=_comparison(tokenizers, batches, measured, reference),
-    samples=_samples(generator),
+    samples=pages.samples_of(
+      generator, SAMPLES_PER_CLASS, seed=1, decoded_by='stage 2'
+    ),
     scores=measured,
     costs={
       name: cost.read(workdir / folder) for name, folder in FOLDERS.items()
@@ -183,20 +183,6 @@ def make_report(workdir: pathlib.Path) -> content.Report:
       "global tokens of stage 1, and stage 2's decoder turned its samples "
       'into pixels.',
     ],
-  )
-
-
-def _run(workdir: pathlib.Path, name: str) -> content.Run:
-  folder = workdir / FOLDERS[name]
-  run = checkpointing.read_run(str(folder), what='quickstart')
-  path = folder / logging_lib.METRICS
-  return content.Run(
-    name,
-    str(folder),
-    run.config['task'],
-    run.step,
-    logging_lib.seconds(path),
-    path,
   )
 
 
@@ -217,30 +203,6 @@ def _comparison(tokenizers, batches, measured, reference):
     f'PSNR over {reference}, data range 1, per image then mean; EMA weights; '
     'the first ones are shown',
   )
-
-
-def _samples(generator: inference.ImageGenerator) -> content.Samples:
-  total = SAMPLES_PER_CLASS * generator.num_classes
-  labels = evaluate.balanced_labels(total, generator.num_classes)
-  images = np.asarray(generator.sample_uint8(labels, seed=1))
-  classes = {
-    name: images[index :: generator.num_classes]
-    for index, name in enumerate(generator.class_names)
-  }
-  protocol = generator.sampling.describe()
-  return content.Samples(
-    classes, f'{protocol}; seed 1, EMA weights, decoded by stage 2; unselected'
-  )
-
-
-def _environment() -> dict[str, object]:
-  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'ott-jax', 'grain')
-  return {
-    'Python': platform.python_version(),
-    **{package: metadata.version(package) for package in packages},
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'CPU cores': os.cpu_count(),
-  }
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
 """Scores of finished runs, each with its protocol."""
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from selfboottok_jax.inference import pixels
 from selfboottok_jax.tasks import generator as generator_task
 
 Batches = Iterable[dict[str, np.ndarray]]
+# The file of a workdir that keeps the scores of its run.
+SCORES = 'scores.json'
 # None: neither direction is better.
 DIRECTIONS = {'psnr': True, 'ssim': True, 'ssim_range2': True}
 PROTOCOLS = {
@@ -139,54 +142,60 @@ def evaluate_generator(
   batch_size: int,
   reference: str,
   seed: int = 0,
+  scales: Sequence[float] = (),
 ) -> list[content.Score]:
   """Frechet distance of samples to real images, beside a baseline.
 
   The baseline decodes Gaussian codes of the right mean and deviation: what
   remains when a generator has learnt nothing else. Labels are balanced.
+  `scales` of guidance have a score each; () is the one of `generator.sampling`.
   """
   features = image_features(network)
+
+  def fit(images):
+    return frechet.fit(np.asarray(features(batch)) for batch in images)
+
   real = frechet.fit(
     np.asarray(features(batch['image']))[batch['mask']] for batch in batches
   )
-  sampled = frechet.fit(
-    np.asarray(features(images))
-    for images in sample_batches(
-      generator,
-      balanced_labels(num_samples, generator.num_classes),
-      batch_size,
-      seed=seed,
-    )
-  )
-  noise = frechet.fit(
-    np.asarray(features(images))
-    for images in _gaussian_batches(generator, num_samples, batch_size, seed)
-  )
   metric = frechet.name_of(network.name)
-  decoder = generator.tokenizer
-  patch = getattr(network, 'patch_size', None)
-  where = (
-    f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
-    f'{weights_hash(network.params)}; {num_samples} samples, rounded down to '
-    f'uint8, balanced labels, against centre crops of {reference}; '
-    f'{generator.sampling.describe()}; step {generator.step}, EMA weights '
-    f'{weights_hash(generator.params)}, decoded by a tokenizer of step '
-    f'{decoder.step}, EMA weights {weights_hash(decoder.params)}; '
-    f'{jax.default_backend()}'
+  where = _where(generator, network, num_samples, reference)
+  labels = balanced_labels(num_samples, generator.num_classes)
+  found = []
+  for scale in scales or (generator.sampling.guidance_scale,):
+    sampling = dataclasses.replace(generator.sampling, guidance_scale=scale)
+    sampled = fit(
+      sample_batches(
+        generator, labels, batch_size, seed=seed, guidance_scale=scale
+      )
+    )
+    told = f'{metric}, guidance {scale:g}' if scales else metric
+    distance = frechet.frechet_distance(sampled, real)
+    protocol = f'{sampling.describe()}; {where}'
+    found.append(content.Score(name, told, distance, False, protocol))
+  noise = fit(_gaussian_batches(generator, num_samples, batch_size, seed))
+  baseline = frechet.frechet_distance(noise, real)
+  protocol = (
+    'baseline: decoded Gaussian codes of the right mean and deviation; ' + where
   )
   return [
-    content.Score(
-      name, metric, frechet.frechet_distance(sampled, real), False, where
-    ),
-    content.Score(
-      name,
-      f'{metric}, Gaussian codes',
-      frechet.frechet_distance(noise, real),
-      False,
-      f'baseline: decoded Gaussian codes of the right mean and deviation; '
-      f'{where}',
-    ),
+    *found,
+    content.Score(name, f'{metric}, Gaussian codes', baseline, False, protocol),
   ]
+
+
+def _where(generator, network, num_samples, reference) -> str:
+  """The part of the protocol that all distances share."""
+  decoder = generator.tokenizer
+  patch = getattr(network, 'patch_size', None)
+  return (
+    f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
+    f'{weights_hash(network.params)}; {num_samples} samples, rounded down to '
+    f'uint8, balanced labels, against centre crops of {reference}; step '
+    f'{generator.step}, EMA weights {weights_hash(generator.params)}, decoded '
+    f'by a tokenizer of step {decoder.step}, EMA weights '
+    f'{weights_hash(decoder.params)}; {jax.default_backend()}'
+  )
 
 
 def weights_hash(params: PyTree) -> str:

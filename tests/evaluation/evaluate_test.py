@@ -10,12 +10,7 @@ from selfboottok_jax.training import sharding
 from tests import tiny
 
 SIZE, CLASSES, BATCH = tiny.TOKENIZER['image_size'], 3, 8
-SAMPLING = {
-  'sampler': 'ode',
-  'num_steps': 2,
-  'guidance_scale': 1.5,
-  'guidance_interval': (0.0, 0.85),
-}
+SAMPLING = inference.Sampling(sampler='ode', num_steps=2, guidance_scale=1.5)
 
 
 @pytest.fixture(scope='module')
@@ -52,15 +47,13 @@ def generator(tokenizer):
     jax.random.key(0), codes, jnp.zeros(1), jnp.zeros(1, jnp.int32)
   )['params']
   latents = {name: jnp.ones(tokenizer.token_dim) for name in ('mean', 'std')}
-  sampling = {k: v for k, v in SAMPLING.items() if k != 'guidance_interval'}
-  sampling |= {'guidance_low': 0.0, 'guidance_high': 0.85}
   return inference.ImageGenerator(
     model,
     tiny.awake(params),
     latents,
     tokenizer,
     class_names=('a', 'b', 'c'),
-    config={'sampling': sampling},
+    sampling=SAMPLING,
   )
 
 
@@ -110,33 +103,30 @@ def test_image_features_are_one_vector_per_image(batches):
   np.testing.assert_allclose(features, np.mean(seen.patches, axis=1), atol=1e-4)
 
 
+def _samples(generator, labels, size):
+  return np.concatenate(
+    list(evaluate.sample_batches(generator, labels, size, seed=3))
+  )
+
+
 def test_samples_do_not_depend_on_the_batch_size(generator):
-  wide, narrow = (
-    np.concatenate(
-      list(evaluate.sample_batches(generator, 7, size, seed=3, **SAMPLING))
-    )
-    for size in (7, 4)
-  )
-  assert wide.dtype == np.uint8
-  assert wide.shape == (7, SIZE, SIZE, 3)
-  # Other kernels may round a pixel the other way.
-  assert np.abs(wide.astype(int) - narrow).max() <= 1
-  labels = np.array([2, 2, 2, 2, 2, 2, 2], np.int32)
-  others = np.concatenate(
-    list(
-      evaluate.sample_batches(
-        generator, 7, 7, seed=3, labels=labels, **SAMPLING
-      )
-    )
-  )
-  distance = np.abs(others.astype(int) - wide).max(axis=(1, 2, 3))
   balanced = evaluate.balanced_labels(7, CLASSES)
   np.testing.assert_array_equal(balanced, [0, 1, 2, 0, 1, 2, 0])
-  np.testing.assert_array_equal(distance > 1, balanced != 2)
+  wide, narrow = (_samples(generator, balanced, size) for size in (7, 4))
+  assert wide.dtype == np.uint8
+  assert wide.shape == (7, SIZE, SIZE, 3)
+  np.testing.assert_array_equal(wide, narrow)
+  others = _samples(generator, np.full(7, 2, np.int32), 7)
+  same = [np.array_equal(a, b) for a, b in zip(others, wide, strict=True)]
+  np.testing.assert_array_equal(same, balanced == 2)
+  (some,) = evaluate.sample_batches(
+    generator, balanced, 4, indices=np.array([5, 1]), seed=3
+  )
+  np.testing.assert_array_equal(some, wide[[5, 1]])
 
 
-def test_a_generator_is_scored_beside_gaussian_codes(generator, batches):
-  result = evaluate.evaluate_generator(
+def _score(generator, batches, **options):
+  return evaluate.evaluate_generator(
     'GEN',
     generator,
     batches,
@@ -144,21 +134,28 @@ def test_a_generator_is_scored_beside_gaussian_codes(generator, batches):
     num_samples=12,
     batch_size=6,
     reference='12 pictures',
-    sampling=evaluate.sampling_of(generator),
+    **options,
   )
-  own, baseline = result
+
+
+def test_a_generator_is_scored_beside_gaussian_codes(generator, batches):
+  own, baseline = _score(generator, batches)
   assert baseline.metric == f'{own.metric}, Gaussian codes'
   assert 'baseline' in baseline.protocol
-  for score in result:
+  for score in (own, baseline):
     assert np.isfinite(score.value)
     assert score.value > 0
     assert '12 samples' in score.protocol
-    assert 'num_steps 2' in score.protocol
+  assert 'ode, 2 steps, guidance 1.5' in own.protocol
   assert own.value != baseline.value
 
 
-def test_sampling_settings_are_those_of_the_config(generator):
-  assert evaluate.sampling_of(generator) == SAMPLING
+def test_scales_of_guidance_have_a_score_each(generator, batches):
+  first, second, _ = _score(generator, batches, scales=(1.0, 1.5))
+  assert first.metric == 'FD (random), guidance 1'
+  assert 'without guidance' in first.protocol
+  own, _ = _score(generator, batches)
+  assert second.value == own.value != first.value
 
 
 def test_weights_hash_tells_weights_apart(tokenizer):
