@@ -58,7 +58,7 @@ def _softvq(name: str, mean: float, std: float) -> Generator:
       f'SoftVQVAE/sit-xl_softvq-{name}',
       'model.safetensors',
       'Apache-2.0',
-      674.8,
+      674.9,
     ),
     {
       'networks.teacher': '',
@@ -124,7 +124,7 @@ RELEASED = {
       'hustvl/lightningdit-xl-imagenet256-800ep',
       'lightningdit-xl-imagenet256-800ep.pt',
       'MIT',
-      675.3,
+      675.0,
     ),
     {
       'sampling.sampler': 'ode',

@@ -1,10 +1,12 @@
 """Checkpoints of torch, read by torch with `weights_only=True` or not at all.
 
 Such a file is a pickle, a program that could do anything; torch's restricted
-reader takes arrays, numbers and texts from it and refuses all else. torch is
-needed for these files alone, and nothing here reads them without it.
+reader takes arrays, numbers and texts from it and refuses all else, but for the
+bare records of INERT. torch is needed for these files alone, and nothing here
+reads them without it.
 """
 
+import argparse
 import pathlib
 import pickle
 import re
@@ -26,6 +28,10 @@ PREFERRED = (
 )
 # What training wraps around a network, before all of its names.
 _WRAPPERS = ('module.', '_orig_mod.')
+
+# Classes that trainings save their settings in, and that have no code of their
+# own: to make one sets its attributes.
+INERT = (argparse.Namespace,)
 
 DAMAGE = (pickle.UnpicklingError, struct.error)
 
@@ -151,15 +157,16 @@ def _import_torch(file: pathlib.Path) -> Any:
 
 def _load(torch: Any, file: pathlib.Path) -> Any:
   options = {'map_location': 'cpu', 'weights_only': True}
-  if zipfile.is_zipfile(file):
-    _check_sums(file)
-    return torch.load(file, mmap=True, **options)
-  with file.open('rb') as opened:
-    value = torch.load(opened, **options)
-    # The older format has no checksums, and torch reads on where bytes moved.
-    if opened.read(1):
-      raise EOFError('it goes on behind its end')
-  return value
+  with torch.serialization.safe_globals(list(INERT)):
+    if zipfile.is_zipfile(file):
+      _check_sums(file)
+      return torch.load(file, mmap=True, **options)
+    with file.open('rb') as opened:
+      value = torch.load(opened, **options)
+      # The older format has no checksums, and torch reads on where bytes moved.
+      if opened.read(1):
+        raise EOFError('it goes on behind its end')
+    return value
 
 
 def _check_sums(file: pathlib.Path) -> None:

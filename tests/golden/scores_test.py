@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax.evaluation import scores
+from selfboottok_jax.inference import pixels
 from tests.golden import fixtures
 
 NAME = 'tok10_psnr_ssim'
@@ -19,7 +20,7 @@ def test_psnr_and_ssim():
   fixture = fixtures.load('tokenizer', NAME)
   arrays = fixture.arrays
   original = arrays['in_gt_u8']
-  reconstruction = scores.to_uint8(arrays['in_recon_float'], 'round')
+  reconstruction = pixels.to_uint8(arrays['in_recon_float'], 'round')
   fixtures.check(NAME, 'out_recon_u8', reconstruction, arrays['out_recon_u8'])
   result = scores.image_scores(original, reconstruction)
   for array, score in {

@@ -1,64 +1,141 @@
-"""SiT against the recorded 1D network of SoftVQ's repository."""
+"""SiT against the recorded networks of SiT's and SoftVQ's repositories."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax.flow import guidance
 from selfboottok_jax.models import layers
-from tests.golden import fixtures, sit_weights
+from tests.golden import networks, records
 
 pytestmark = pytest.mark.golden
 
 
+@pytest.mark.parametrize('name', ['sit2d', 'sit2d_learnsigma'])
+def test_sit_and_its_gradients(name):
+  with records.opened(name) as record:
+    network = networks.load(record, 'sit')
+    t, labels = record.arrays['in.t'], networks.integers(record.arrays['in.y'])
+
+    @jax.jit
+    def run(weights, x):
+      def loss(weights, x):
+        # Their time runs from noise to data.
+        out = network.apply(
+          network.tokens(x), 1 - jnp.asarray(t), labels, weights=weights
+        )
+        v = -network.images(out.tokens)
+        return jnp.sum(v * record.arrays['in.cotangent']), v
+
+      return jax.grad(loss, argnums=(0, 1), has_aux=True)(weights, x)
+
+    (of_weights, of_x), v = run(
+      network.weights, jnp.asarray(record.arrays['in.x'])
+    )
+    record.check('out.v', v)
+    record.check('out.grad_x', of_x)
+    # As a generator that was imported computes it.
+    out = jax.jit(network.model.apply)(
+      {'params': network.imported},
+      network.tokens(record.arrays['in.x']),
+      1 - jnp.asarray(t),
+      labels,
+    )
+    record.check('out.v', -network.images(out.tokens))
+    names = record.read('out.grad_names')
+    assert set(names) == network.weights.keys() - {'pos_embed'}
+    norms = [np.linalg.norm(of_weights[name]) for name in names]
+    record.check('out.grad_norms', np.array(norms))
+    record.check('out.v_cfg', _guided(record, network))
+    dropped = np.where(
+      record.arrays['in.force_drop_ids'] == 1,
+      network.model.num_classes,
+      record.arrays['in.labels_drop'],
+    )
+    table = network.params()['label_table']['embedding']
+    record.check('out.y_emb_dropped', table[dropped])
+
+
+def _guided(record, network):
+  """Both halves of what they make: guided, and where it is not, null."""
+  arrays = record.arrays
+  count = len(arrays['in.x_cfg']) // 2
+  x = network.tokens(arrays['in.x_cfg'][:count])
+  labels, null = jnp.split(networks.integers(arrays['in.y_cfg']), 2)
+  t, t_null = jnp.split(1 - jnp.asarray(arrays['in.t_cfg']), 2)
+  np.testing.assert_array_equal(t, t_null)
+  field = guidance.guided(
+    network.velocity,
+    labels,
+    null_label=network.model.num_classes,
+    scale=network.first_channels(3, record.meta['cfg_scale']),
+  )
+  mixed = -network.images(jax.jit(field.inside)(x, t))
+  other = -network.images(jax.jit(network.velocity)(x, t, null))
+  return jnp.concatenate(
+    [mixed, jnp.concatenate([mixed[:, :3], other[:, 3:]], axis=1)]
+  )
+
+
 @pytest.mark.parametrize('name', ['softvq_sit1d', 'softvq_sit1d_qknorm'])
-def test_network_and_its_gradient(name):
-  fixture = fixtures.load('generator', name)
-  args, arrays = fixture.meta['model_args'], fixture.arrays
-  model = sit_weights.build(args)
-  params = sit_weights.convert(fixture.weights, args['depth'])
-  x, t = jnp.asarray(arrays['in.x']), jnp.asarray(arrays['in.t'])
-  labels = jnp.asarray(arrays['in.y'].astype(np.int32))
+def test_softvq_network_and_its_gradient(name):
+  with records.opened(name) as record:
+    arrays = record.arrays
+    network = networks.load(record, 'softvq')
+    t, labels = jnp.asarray(arrays['in.t']), networks.integers(arrays['in.y'])
 
-  @jax.jit
-  def run(x):
-    def loss(x):
-      v, seen = model.apply(
-        params,
-        x,
-        t,
-        labels,
-        capture_intermediates=lambda m, _: m.name in ('token_embed', 'time1'),
-      )
-      return jnp.sum(v * arrays['in.cotangent']), (v, seen['intermediates'])
+    @jax.jit
+    def run(x):
+      def loss(x):
+        v, seen = _look(network.model, network.params(), x, t, labels)
+        return jnp.sum(v * arrays['in.cotangent']), (v, seen)
 
-    return jax.grad(loss, has_aux=True)(x)
+      return jax.grad(loss, has_aux=True)(x)
 
-  gradient, (v, seen) = run(x)
-  table = layers.sincos_1d(args['input_size'], args['hidden_size'])
-  for array, actual in (
-    ('dbg.embed', seen['token_embed']['__call__'][0]),
-    ('dbg.t_emb', seen['time1']['__call__'][0]),
-    ('out.v', v),
-    ('out.v_fused', v),
-    ('out.grad_x', gradient),
-  ):
-    fixtures.check(name, array, actual, arrays[array])
-  fixtures.check(name, 'pos_embed', table[None], fixture.weights['pos_embed'])
+    x = jnp.asarray(arrays['in.x'])
+    gradient, (v, seen) = run(x)
+    record.check('dbg.embed', seen['token_embed'])
+    record.check('dbg.t_emb', seen['time1'])
+    record.check('out.v', v)
+    record.check('out.v_fused', v)
+    record.check('out.grad_x', gradient)
+    # A network that ends where they look inside.
+    depth, params = record.meta['mid_layer'], network.params()
+    params['blocks_0'] = jax.tree.map(lambda a: a[:depth], params['blocks_0'])
+    shallow = network.model.clone(depth=depth)
+    _, seen = jax.jit(_look, static_argnums=0)(shallow, params, x, t, labels)
+    record.check('out.mid', seen['blocks_0'])
+
+
+def _look(model, params, *inputs):
+  """The velocity, and what some modules return."""
+  names = ('token_embed', 'time1', 'blocks_0')
+  out, seen = model.apply(
+    {'params': params},
+    *inputs,
+    capture_intermediates=lambda module, _: module.name in names,
+  )
+  seen = {name: seen['intermediates'][name]['__call__'][0] for name in names}
+  return out.tokens, seen
 
 
 def test_tables_of_positions_and_times():
-  fixture = fixtures.load('generator', 'tables')
-  arrays = fixture.arrays
-  rows = arrays['in.rows1d']
-  ours = layers.sincos_1d(int(rows.max()) + 1, fixture.meta['D1'])[rows]
-  fixtures.check('tables', 'out.pos1d_rows', ours, arrays['out.pos1d_rows'])
-  for times, array in (
-    ('in.t', 'out.temb_sit'),
-    ('in.t', 'out.temb_reg'),
-    ('in.t', 'out.temb_odd'),
-    ('in.t_big', 'out.temb_big'),
-  ):
-    want = arrays[array]
-    found = layers.timestep_features(jnp.asarray(arrays[times]), want.shape[-1])
-    fixtures.check('tables', array, found, want)
+  with records.opened('tables') as record:
+    arrays, meta = record.arrays, record.meta
+    rows = arrays['in.rows1d']
+    table = layers.sincos_1d(int(rows.max()) + 1, meta['D1'])
+    record.check('out.pos1d_rows', table[rows])
+    rows = arrays['in.rows2d']
+    # The grid of the real networks; the class token has no position.
+    table = np.pad(layers.sincos_2d(16, meta['D2']), ((1, 0), (0, 0)))
+    record.check('out.pos2d_rows', table[rows])
+    for times, array in (
+      ('in.t', 'out.temb_sit'),
+      ('in.t', 'out.temb_reg'),
+      ('in.t', 'out.temb_odd'),
+      ('in.t_big', 'out.temb_big'),
+    ):
+      width = arrays[array].shape[-1]
+      found = layers.timestep_features(jnp.asarray(arrays[times]), width)
+      record.check(array, found)

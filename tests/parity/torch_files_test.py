@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import random
+import types
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_code_in_a_plain_pickle_is_not_run(tmp_path):
 @pytest.mark.parametrize(
   ('extra', 'said'),
   [
-    (argparse.Namespace(lr=1), 'argparse.Namespace'),
+    (types.SimpleNamespace(lr=1), 'types.SimpleNamespace'),
     (np.float32(3), 'multiarray.scalar'),
     (torch.nn.Linear(2, 2), 'torch.nn.modules.linear.Linear'),
   ],
@@ -87,6 +88,33 @@ def test_objects_beside_the_arrays_are_named(tmp_path, old, extra, said):
   message = _message(_save(tmp_path / 'a.pt', value, old))
   assert said in message
   assert 'safetensors.torch.save_file' in message
+
+
+@both_formats
+def test_settings_beside_the_arrays_are_left_there(tmp_path, old):
+  """As trainings save them: REPA, REG."""
+  wanted = torch.arange(4.0)
+  value = {
+    'model': {'a': torch.zeros(4)},
+    'ema': {'a': wanted},
+    'args': argparse.Namespace(lr=1e-4, name='x', sizes=[1, 2], resume=None),
+    'steps': 3,
+  }
+  arrays = files.read(_save(tmp_path / 'a.pt', value, old))
+  np.testing.assert_array_equal(arrays['a'], wanted.numpy())
+  assert arrays.keys() == {'a'}
+  # Only while a file is read: whoever else uses torch has not asked for it.
+  assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@both_formats
+def test_code_in_settings_is_not_run(tmp_path, old):
+  trace = tmp_path / 'trace'
+  settings = argparse.Namespace(evil=files_test.Evil(trace))
+  value = {'ema': {'a': torch.ones(2)}, 'args': settings}
+  path = _save(tmp_path / 'evil.pth', value, old)
+  assert 'holds more than arrays (posix.mkdir)' in _message(path)
+  assert not trace.exists()
 
 
 @both_formats

@@ -3,13 +3,16 @@ import pathlib
 import pytest
 
 from selfboottok_jax import pretrained
-from selfboottok_jax.inference import softvq
+from selfboottok_jax.inference import released_generators, softvq
 from selfboottok_jax.pretrained import published
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'networks.md'
 PLACES = {
   **pretrained.published_networks(),
   **{name: place for name, place in softvq.RELEASED.items() if place},
+  **{
+    name: kind.published for name, kind in released_generators.RELEASED.items()
+  },
 }
 
 

@@ -1,0 +1,53 @@
+"""Keeps account of the arrays of a record that a test compares."""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tests.golden import fixtures
+
+
+class Record:
+  """A fixture whose results are compared, each by its name."""
+
+  def __init__(self, kind: str, name: str):
+    fixture = fixtures.load(kind, name)
+    self.name, self.meta = name, fixture.meta
+    self.arrays, self.weights = fixture.arrays, fixture.weights
+    self.seen: set[str] = set()
+
+  def check(self, array: str, actual: Any) -> None:
+    """Asserts `actual` within the tolerance tabled for the array."""
+    fixtures.check(self.name, array, actual, self.read(array))
+
+  def check_rows(self, array: str, actual: Any) -> None:
+    """As `check`, of the first rows of an array alone."""
+    expected = self.read(array)[: len(actual)]
+    fixtures.check(self.name, array, actual, expected)
+
+  def read(self, array: str) -> np.ndarray:
+    """A result that says what others are, or that is compared elsewhere."""
+    self.seen.add(array)
+    return self.arrays[array]
+
+
+@contextlib.contextmanager
+def opened(
+  name: str, left_out: Mapping[str, str] | None = None, kind: str = 'generator'
+) -> Iterator[Record]:
+  """A record of which every result has to be compared in the block.
+
+  `left_out` names the others, as patterns, each with the reason.
+  """
+  record = Record(kind, name)
+  yield record
+  results = {array for array in record.arrays if array.startswith('out')}
+  missed = results - record.seen
+  for pattern, reason in (left_out or {}).items():
+    excused = set(fnmatch.filter(missed, pattern))
+    assert excused, f'{name}: nothing is left out by {pattern} ({reason})'
+    missed -= excused
+  assert not missed, f'{name}: not compared: {sorted(missed)}'
