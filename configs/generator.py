@@ -60,6 +60,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.sampling.sampler = 'sde'
   config.sampling.num_steps = 250
   config.sampling.last_step = 0.04
+  config.sampling.time_shift = 1.0
   config.sampling.guidance_scale = 2.3
   # Of the class token; -1 is that of the tokens.
   config.sampling.cls_guidance_scale = -1.0
@@ -164,6 +165,11 @@ LIGHTNING = {
   'optimizer.learning_rate': 2e-4,
   'optimizer.b2': 0.95,
   'data.batch_size': 1024,
+  'sampling.sampler': 'ode',
+  'sampling.time_shift': 0.3,
+  'sampling.guidance_scale': 6.7,
+  'sampling.guidance_high': 0.875,
+  'sampling.guided_channels': 3,
 }
 
 PRESETS = {

@@ -19,7 +19,7 @@ from absl import flags
 from launch import cli
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.evaluation import tables
-from selfboottok_jax.inference import softvq
+from selfboottok_jax.inference import released_generators, softvq
 from selfboottok_jax.pretrained import entries, files, store
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
@@ -68,6 +68,11 @@ def import_network(
   name = spec.partition(':')[0]
   loader = next((load for names, load in _loaders() if name in names), None)
   if loader is None:
+    if name in released_generators.RELEASED:
+      raise errors.ConfigError(
+        f'--network={spec} is a generator, which becomes a run: python -m '
+        f'launch.import_generator --network={spec} --workdir=RUN'
+      )
     if name in softvq.RELEASED:
       raise errors.ConfigError(
         f'--network={spec} is a tokenizer, which becomes a run: python -m '

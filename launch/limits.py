@@ -69,6 +69,7 @@ POSITIVE = (
   'model.tau',
   'optimizer.epsilon',
   'optimizer.learning_rate',
+  'sampling.time_shift',
 )
 # From 0 to below 1.
 DECAYS = ('optimizer.b1', 'optimizer.b2', 'train.ema')

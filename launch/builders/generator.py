@@ -38,7 +38,9 @@ def build_generator(
   def start(state):
     latents = None
     if config.init_from:
-      state, latents = _fine_tune(config, state, tokenizer.fingerprint)
+      state, latents = _fine_tune(
+        config, task.model, state, tokenizer.fingerprint
+      )
     if latents is None:
       latents = _measure(config, task, train)
     placed = jax.tree.map(
@@ -163,6 +165,7 @@ def _check_widths(model: sit.SiT) -> None:
 
 def _fine_tune(
   config: ml_collections.ConfigDict,
+  model: sit.SiT,
   state: state_lib.TrainState,
   fingerprint: str,
 ) -> tuple[state_lib.TrainState, PyTree | None]:
@@ -173,11 +176,9 @@ def _fine_tune(
   state = common.fine_tune(
     state,
     'generator',
-    source.ema['generator'],
+    generator.cut_blocks(source.ema['generator'], model),
     config.init_from,
-    # Other classes: their embeddings start fresh. A teacher serves training
-    # alone.
-    may_differ=('label_table', 'projector', 'cls_projector'),
+    may_differ=generator.MAY_START_FRESH,
   )
   kind = config.loss.latent_statistics
   if (
@@ -190,7 +191,13 @@ def _fine_tune(
 
 def _measure(config, task, train):
   """Statistics of the codes of centre crops of the training images."""
-  count = task.objective.statistics_images or len(train)
+  kind, count = task.objective.latent_statistics, len(train)
+  if not task.objective.statistics_images and isinstance(
+    train, data.LatentSource
+  ):
+    # Of all images a cache knows them.
+    return _as_measured(train.statistics, kind, task.model.token_dim)
+  count = task.objective.statistics_images or count
   batches = data.make_eval_dataset(
     train,
     batch_size=config.data.batch_size,
@@ -208,9 +215,19 @@ def _measure(config, task, train):
     return np.asarray(encode(codec.params, images))
 
   return generator.measure_latents(
-    (codes(batch)[batch['mask']] for batch in batches),
-    task.objective.latent_statistics,
+    (codes(batch)[batch['mask']] for batch in batches), kind
   )
+
+
+def _as_measured(statistics: data.Statistics, kind: str, width: int):
+  """What `generator.measure_latents` would say of all codes of a cache."""
+  mean, std = statistics.channel_mean, statistics.channel_std
+  if kind == 'scalar':
+    mean, std = [statistics.mean] * width, [statistics.std] * width
+  return {
+    'mean': np.asarray(mean, np.float32),
+    'std': np.maximum(np.asarray(std, np.float32), np.float32(1e-6)),
+  }
 
 
 def _distance(config, task, tokenizer, class_names):

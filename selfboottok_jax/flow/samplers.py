@@ -43,11 +43,14 @@ class Switched:
     return self.inside if within else self.outside
 
 
-def time_grid(sampler: str, num_steps: int, last_step: float = 0.04) -> Times:
+def time_grid(
+  sampler: str, num_steps: int, last_step: float = 0.04, shift: float = 1.0
+) -> Times:
   """The s + 1 times of `num_steps` steps from 1 down to 0.
 
   The ODEs step evenly. The SDE steps evenly to `last_step` and takes one step
-  from there to 0, because its score is infinite at the data.
+  from there to 0, because its score is infinite at the data. A `shift` s below
+  1 puts more of the steps near the noise: t / (t + s (1 - t)), as LightningDiT.
   """
   if num_steps < 1:
     raise errors.UserError(
@@ -57,13 +60,22 @@ def time_grid(sampler: str, num_steps: int, last_step: float = 0.04) -> Times:
     raise errors.UserError(
       f'sampler={sampler!r}: choose one of {", ".join(SAMPLERS)}'
     )
+  if not 0 < shift < np.inf:
+    raise errors.UserError(
+      f'time_shift={shift}: give a number above 0; 1 steps evenly'
+    )
   if sampler != 'sde':
-    return np.linspace(1.0, 0.0, num_steps + 1)
+    return _shifted(np.linspace(1.0, 0.0, num_steps + 1), shift)
   if not 0 < last_step < 1:
     raise errors.UserError(
       f'last_step={last_step}: the last step starts between t = 0 and 1'
     )
-  return np.append(np.linspace(1.0, last_step, num_steps), 0.0)
+  times = _shifted(np.linspace(1.0, last_step, num_steps), shift)
+  return np.append(times, 0.0)
+
+
+def _shifted(t: Times, shift: float) -> Times:
+  return t / (t + shift * (1 - t))
 
 
 def euler(

@@ -277,8 +277,7 @@ class ImageGenerator:
       scale=1.0 if unguided else scale,
       interval=sampling.interval,
       sampler=sampling.sampler,
-      num_steps=sampling.num_steps,
-      last_step=sampling.last_step,
+      times=sampling.times,
       path=self._path,
       **({'noise': noise} if sampling.sampler == 'sde' else {}),
     )

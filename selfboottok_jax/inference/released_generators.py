@@ -115,7 +115,6 @@ RELEASED = {
       '', '4000000.pt', 'MIT', 684.7, 'https://huggingface.co/Martinser/REG'
     ),
   ),
-  # Its authors' numbers are of Euler steps that are shorter near the noise.
   'lightningdit_xl1': Generator(
     'lightningdit',
     'lightningdit_xl1',
@@ -126,12 +125,6 @@ RELEASED = {
       'MIT',
       675.0,
     ),
-    {
-      'sampling.sampler': 'ode',
-      'sampling.guidance_scale': 6.7,
-      'sampling.guidance_high': 0.875,
-      'sampling.guided_channels': 3,
-    },
   ),
   'softvq_sit_b64': _softvq('b-64', -0.003192751, 0.07235257),
   'softvq_sit_bl64': _softvq('bl-64', -0.00077168207, 0.07157949),

@@ -15,6 +15,8 @@ class Sampling:
     sampler: a key of `samplers.SAMPLERS`.
     num_steps: steps from noise to data.
     last_step: where the SDE's last, noise-free step starts.
+    time_shift: puts more steps near the noise below 1, see
+      `samplers.time_grid`.
     guidance_scale: 1 is the conditional model.
     cls_guidance_scale: of the class token; -1 is `guidance_scale`.
     guidance_low: guidance acts from this t on, where 1 is noise.
@@ -26,6 +28,7 @@ class Sampling:
   sampler: str = 'sde'
   num_steps: int = 250
   last_step: float = 0.04
+  time_shift: float | int = 1.0
   guidance_scale: float | int = 2.3
   cls_guidance_scale: float | int = -1.0
   guidance_low: float | int = 0.0
@@ -34,7 +37,7 @@ class Sampling:
 
   def __post_init__(self):
     """Raises UserError for settings that no sampler takes."""
-    samplers.time_grid(self.sampler, self.num_steps, self.last_step)
+    _ = self.times
     for name in ('guidance_scale', 'cls_guidance_scale'):
       value = getattr(self, name)
       if not math.isfinite(value):
@@ -48,6 +51,13 @@ class Sampling:
       raise errors.UserError(
         f'guided_channels={self.guided_channels}; wanted 0 (all) or more'
       )
+
+  @property
+  def times(self) -> samplers.Times:
+    """Of the steps, from 1 down to 0."""
+    return samplers.time_grid(
+      self.sampler, self.num_steps, self.last_step, self.time_shift
+    )
 
   @property
   def interval(self) -> tuple[float, float]:
@@ -78,4 +88,6 @@ class Sampling:
       if self.guided_channels:
         guidance += f', on the first {self.guided_channels} channels'
     last = f', last from {self.last_step:g}' if self.sampler == 'sde' else ''
+    if self.time_shift != 1:
+      last += f', times shifted by {self.time_shift:g}'
     return f'{self.sampler}, {self.num_steps} steps{last}, {guidance}'

@@ -219,9 +219,8 @@ def _projector(take, model):
 
 
 def _blocks(take, model):
-  taps = (model.align_depth,) if model.align_dim else ()
   params = {}
-  for begin, end in transformer.segments(model.depth, taps):
+  for begin, end in model.segments:
     blocks = [_block(take, f'blocks.{i}', model) for i in range(begin, end)]
     params[transformer.segment_name(begin)] = {
       'block': jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)

@@ -147,6 +147,12 @@ class SiT(nn.Module):
   unroll: int = 1
   attention: str = 'xla'
 
+  @property
+  def segments(self) -> list[tuple[int, int]]:
+    """(first block, one past the last) of every stack of parameters."""
+    taps = (self.align_depth,) if self.align_dim else ()
+    return transformer.segments(self.depth, taps)
+
   @nn.compact
   def __call__(
     self,
@@ -226,9 +232,8 @@ class SiT(nn.Module):
       self.attention,
       self.dtype,
     )
-    taps = (self.align_depth,) if self.align_dim else ()
     hidden, angles = None, self._angles()
-    for begin, end in transformer.segments(self.depth, taps):
+    for begin, end in self.segments:
       h = transformer.Stack(
         block,
         end - begin,
@@ -236,7 +241,7 @@ class SiT(nn.Module):
         self.unroll,
         name=transformer.segment_name(begin),
       )(h, condition, angles)
-      if end in taps:
+      if end == self.align_depth and self.align_dim:
         hidden = h
     return h, hidden
 

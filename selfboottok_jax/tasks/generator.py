@@ -12,12 +12,18 @@ from jaxtyping import Array, Float, PyTree
 from selfboottok_jax import errors, tasks
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.flow import times as times_lib
-from selfboottok_jax.models import sit
+from selfboottok_jax.models import sit, transformer
 from selfboottok_jax.objectives import alignment, velocity
 from selfboottok_jax.tasks import encoding as encoding_lib
 from selfboottok_jax.training import state as state_lib
 
 STATISTICS = ('scalar', 'channel')
+# What a fine-tuned generator need not find in the other run: other classes have
+# other embeddings, plain SiT no class token, and projectors serve one teacher.
+MAY_START_FRESH = (
+  *('label_table', 'cls_embed', 'cls_norm', 'to_cls_velocity'),
+  *('projector', 'cls_projector'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +226,28 @@ class GeneratorTask:
         'loss.align_mode=cls_only aligns the class token, and there is none; '
         'wanted networks.teacher and loss.cls above 0, or another mode'
       )
+
+
+def cut_blocks(
+  params: Mapping[str, PyTree], model: sit.SiT
+) -> dict[str, PyTree]:
+  """Parameters whose stacks of blocks are cut where `model` has them cut.
+
+  Where tokens are aligned decides; the blocks are the same.
+  """
+  stacks = {
+    name: stack for name, stack in params.items() if name.startswith('blocks_')
+  }
+  in_order = sorted(stacks, key=lambda name: int(name.removeprefix('blocks_')))
+  whole = jax.tree.map(
+    lambda *parts: np.concatenate(parts), *(stacks[name] for name in in_order)
+  )
+  kept = {name: p for name, p in params.items() if name not in stacks}
+  for begin, end in model.segments:
+    kept[transformer.segment_name(begin)] = jax.tree.map(
+      lambda leaf, rows=slice(begin, end): leaf[rows], whole
+    )
+  return kept
 
 
 def normalise(

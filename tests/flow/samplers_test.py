@@ -170,3 +170,18 @@ def test_records_every_state_and_integrates_in_float32(name):
   assert end.dtype == states.dtype == jnp.float32
   np.testing.assert_array_equal(states[0], x.astype(jnp.float32))
   np.testing.assert_array_equal(states[-1], end)
+
+
+def test_a_shift_below_one_keeps_the_ends_and_crowds_the_noise():
+  for sampler in samplers.SAMPLERS:
+    even = samplers.time_grid(sampler, 10)
+    shifted = samplers.time_grid(sampler, 10, shift=0.3)
+    assert len(even) == len(shifted)
+    assert (shifted[0], shifted[-1]) == (1.0, 0.0)
+    assert np.all(np.diff(shifted) < 0)
+    assert np.all(shifted[1:-1] > even[1:-1])
+  np.testing.assert_array_equal(
+    samplers.time_grid('ode', 10, shift=1.0), samplers.time_grid('ode', 10)
+  )
+  with pytest.raises(errors.UserError, match='time_shift=0.0: give a number'):
+    samplers.time_grid('ode', 10, shift=0.0)

@@ -9,7 +9,7 @@ import pytest
 
 from selfboottok_jax.flow import guidance, samplers
 from selfboottok_jax.flow import path as path_lib
-from tests.golden import grids, networks, records
+from tests.golden import networks, records
 
 pytestmark = pytest.mark.golden
 
@@ -176,7 +176,9 @@ def test_lightningdit():
     times = 1 - np.linspace(0, 1, meta['num_steps'])
     x = _sample(network, *start, 'ode', times, 1.0)
     record.check('out.sample_nocfg', x)
-    times = 1 - grids.shifted(meta['num_steps'], meta['timestep_shift'])
+    times = samplers.time_grid(
+      'ode', meta['num_steps'] - 1, shift=meta['timestep_shift']
+    )
     scale = network.first_channels(3, meta['cfg_scale'])
     x = _sample(
       network,

@@ -89,7 +89,7 @@ def _jax_step(codes, labels, unroll):
       inputs.batch['label'],
       train=True,
       rngs={'dropout': label_key},
-    )
+    ).tokens
     value = jnp.mean(velocity.velocity_loss(prediction, x, noise, t, path))
     return value, state_lib.LossOutputs({}, inputs.stats, inputs.carry)
 

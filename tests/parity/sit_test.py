@@ -19,7 +19,7 @@ def test_velocity_and_gradients_are_those_of_torch():
   params = tiny.awake(model.init(keys[2], x, t, labels))['params']
 
   def loss(params):
-    velocity = model.apply({'params': params}, x, t, labels)
+    velocity = model.apply({'params': params}, x, t, labels).tokens
     return jnp.mean(velocity**2), velocity
 
   (_, velocity), gradients = jax.value_and_grad(loss, has_aux=True)(params)

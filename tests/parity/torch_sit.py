@@ -97,7 +97,7 @@ def load(network: SiT, params) -> None:
     network.labels.weight.copy_(_tensor(params['label_table']['embedding']))
     for theirs, ours in _OUTER.items():
       _load_linear(getattr(network, theirs), params[ours])
-    stacked = params['blocks']['block']
+    stacked = params['blocks_0']['block']
     for index, block in enumerate(network.blocks):
       for theirs, path in _INNER.items():
         tree = stacked

@@ -232,3 +232,20 @@ def test_a_depth_beyond_the_network_is_refused(tokenizer_params):
     generators.make_task(tokenizer_params, model={'align_depth': 3})
   with pytest.raises(errors.ConfigError, match='cls_only aligns the class'):
     generators.make_task(tokenizer_params, has_cls=False, align_mode='cls_only')
+
+
+def test_blocks_are_cut_where_the_model_has_them(tokenizer_params):
+  model = {'depth': 3, 'align_depth': 2}
+  plain = generators.plain_task(tokenizer_params, model=model)
+  reg = generators.make_task(tokenizer_params, model=model)
+  params, wanted = (
+    jax.device_get(task.init(jax.random.key(0))[0]['generator'])
+    for task in (plain, reg)
+  )
+  cut = generator.cut_blocks(params, reg.model)
+  assert set(wanted) - set(cut) <= set(generator.MAY_START_FRESH)
+  for name in ('blocks_0', 'blocks_2'):
+    assert jax.tree.map(np.shape, cut[name]) == jax.tree.map(
+      np.shape, wanted[name]
+    )
+  tiny.assert_same(generator.cut_blocks(cut, plain.model), params)
