@@ -9,6 +9,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from launch.builders import provenance
 from selfboottok_jax import data, errors, tasks
 from selfboottok_jax.tasks import parts
 from selfboottok_jax.training import loop, optim, sharding
@@ -37,7 +38,19 @@ class Built:
 
 
 def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
-  """The images of a split."""
+  """The images of a split, or what `data.cache` kept of them.
+
+  Raises:
+    ConfigError: random crops of a cache, or one of another image size.
+    DataError: images or a cache that cannot be read, or a cache without what
+      the losses want.
+  """
+  if 'cache' in config.data and config.data.cache:
+    cached = data.open_latents(config.data.cache, split)
+    cached.check_use(
+      config.data.image_size, random_crop=config.data.random_crop
+    )
+    return cached.select(provenance.wanted_fields(config))
   return data.open_source(
     config.data.source, config.data.path, split, config.data.image_size
   )
@@ -77,7 +90,10 @@ def assemble(
 def train_batches(
   config: ml_collections.ConfigDict, source: data.Source, *, start_step: int
 ) -> data.TrainBatches:
-  """Augmented batches of this process's share, from that of `start_step` on."""
+  """Augmented batches of this process's share, from that of `start_step` on.
+
+  Of a cache they are in the same order as of its images, flips included.
+  """
   return data.make_train_dataset(
     source,
     batch_size=config.data.batch_size,
@@ -96,7 +112,7 @@ def train_batches(
 def eval_batches(
   config: ml_collections.ConfigDict, source: data.Source, mesh: Mesh
 ) -> data.EvalBatches:
-  """Centre crops in a fixed order, of this process's share."""
+  """Centre crops in a fixed order, or a cache's, of this process's share."""
   sharding.check_batch_size(
     config.evaluation.batch_size, mesh, 'evaluation.batch_size'
   )

@@ -53,18 +53,19 @@ def build_generator(
   val = common.open_data(config, 'val')
   batches = common.eval_batches(config, val, mesh)
 
-  def make_evaluators(frozen):
-    found = [evaluators.Velocity(task, batches, mesh, frozen)]
-    if config.evaluation.num_samples:
-      found.append(_distance(config, task, tokenizer, train.class_names))
-    return found
+  distances = []
+  if config.evaluation.num_samples:
+    distances.append(_distance(config, task, tokenizer, train.class_names))
 
   return common.assemble(
     config,
     task,
     train,
     start=start,
-    evaluators=make_evaluators,
+    evaluators=lambda frozen: [
+      evaluators.Velocity(task, batches, mesh, frozen),
+      *distances,
+    ],
     model_fields=model_fields(config, encoder),
     tokenizer_fingerprint=tokenizer.fingerprint,
   )

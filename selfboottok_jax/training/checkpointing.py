@@ -29,6 +29,7 @@ MAY_CHANGE = (
   'mesh.',
   # What these name is compared by its fingerprint.
   'data.path',
+  'data.cache',
   'data.num_',
   'tokenizer',
   'sampling.',

@@ -1,0 +1,52 @@
+"""What a token cache is made by, and which of its fields a generator wants."""
+
+import hashlib
+
+import jax
+import ml_collections
+import numpy as np
+from jaxtyping import PyTree
+
+from selfboottok_jax.objectives import alignment
+from selfboottok_jax.tasks import encoding as encoding_lib
+
+
+def wanted_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The names of what the encoding of a configuration makes."""
+  goal, taught = config.loss, bool(config.networks.teacher)
+  names = ['codes']
+  if taught and goal.cls > 0:
+    names.append('cls')
+  if taught and goal.align and goal.align_mode in alignment.ALIGNMENTS:
+    names.append('targets')
+  return tuple(names)
+
+
+def made_by(
+  config: ml_collections.ConfigDict,
+  encoding: encoding_lib.Encoding,
+  tokenizer: str,
+) -> dict[str, str]:
+  """All that an encoding's numbers depend on, for the index of a cache.
+
+  `tokenizer` is the fingerprint of the tokenizer.
+  """
+  teacher = encoding.teacher
+  return {
+    'tokenizer': tokenizer,
+    'teacher': config.networks.teacher if teacher else '',
+    'teacher_weights': hash_weights(teacher.params) if teacher else '',
+    'teacher_dtype': config.model.dtype if teacher else '',
+    'align_mode': encoding.align_mode if encoding.has_targets else 'off',
+  }
+
+
+def hash_weights(params: PyTree) -> str:
+  """sha256 of the names and the numbers of parameters, as hex."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    name = jax.tree_util.keystr(path)
+    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
