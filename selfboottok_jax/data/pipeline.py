@@ -16,9 +16,11 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import sources, transforms
+from selfboottok_jax.data import rows as rows_lib
+from selfboottok_jax.data import sources
 
 _SHUFFLE, _AUGMENT = range(2)
 
@@ -40,8 +42,11 @@ def make_train_dataset(
 ) -> 'TrainBatches':
   """Starts endless training batches; call `close()` when done.
 
+  A cache in place of pictures gives the same order and, without random crops,
+  the same flips.
+
   Args:
-    source: the pictures; every epoch comes in a new order, and a source
+    source: pictures or a cache; every epoch comes in a new order, and a source
       smaller than a batch is repeated within it.
     batch_size: of all processes together.
     image_size: pixels a side.
@@ -58,19 +63,22 @@ def make_train_dataset(
 
   Returns:
     Iterator of {'image': float32 [b, h, w, 3] in [-1, 1], 'label': int32 [b]},
-    b = batch_size / process_count. A damaged picture raises DataError here.
+    b = batch_size / process_count; of a cache its fields, float32, in place of
+    images. A damaged picture or record raises DataError here.
 
   Raises:
-    ConfigError: a batch size that processes cannot share.
+    ConfigError: a batch size that processes cannot share; random crops of a
+      cache, or one of another size.
   """
   local = _local_batch(batch_size, process_count)
-  scale = source.max_scale if max_scale is None else max_scale
-  transform = transforms.TrainTransform(image_size, scale, flip, random_crop)
+  draw = rows_lib.train_rows(
+    source, image_size, max_scale=max_scale, flip=flip, random_crop=random_crop
+  )
   rows = (
-    grain.MapDataset.source(source)
+    grain.MapDataset.range(len(source))
     .shuffle(seed=_stream(seed, _SHUFFLE))
     .repeat()
-    .random_map(transform, seed=_stream(seed, _AUGMENT))
+    .random_map(draw, seed=_stream(seed, _AUGMENT))
   )
   share = _Share(rows, start_step, batch_size, local, process_index)
   batches = grain.MapDataset.source(share).batch(local)
@@ -91,7 +99,7 @@ def make_eval_dataset(
   """Makes one pass over a source under ADM's centre crop.
 
   Args:
-    source: the pictures.
+    source: pictures or a cache.
     batch_size: of all processes together.
     image_size: pixels a side.
     num_images: at most so many, spread evenly over the source, whose order
@@ -102,11 +110,43 @@ def make_eval_dataset(
     num_workers: as in `make_train_dataset`.
 
   Raises:
-    ConfigError: a batch size that processes cannot share.
+    ConfigError: a batch size that processes cannot share; a cache of another
+      image size.
+  """
+  count = len(source) if num_images is None else min(num_images, len(source))
+  indices = np.arange(count) * len(source) // max(count, 1)
+  return make_row_dataset(
+    source,
+    indices,
+    batch_size=batch_size,
+    image_size=image_size,
+    process_index=process_index,
+    process_count=process_count,
+    num_threads=num_threads,
+    num_workers=num_workers,
+  )
+
+
+def make_row_dataset(
+  source: sources.Source,
+  indices: Int[np.ndarray, '_'],
+  *,
+  batch_size: int,
+  image_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 4,
+  num_workers: int = 0,
+) -> 'EvalBatches':
+  """Makes one pass over chosen rows; else as `make_eval_dataset`.
+
+  `indices` are of the source, in the order wanted; -1 is padding.
   """
   local = _local_batch(batch_size, process_count)
-  count = len(source) if num_images is None else min(num_images, len(source))
-  rows = _Crops(source, count, batch_size, local, process_index, image_size)
+  padding = -len(indices) % batch_size
+  padded = np.pad(indices, (0, padding), constant_values=-1)
+  share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
+  rows = _Rows(rows_lib.eval_rows(source, image_size), share)
   return EvalBatches(rows, local, num_threads, num_workers)
 
 
@@ -143,12 +183,12 @@ class TrainBatches:
 class EvalBatches:
   """Batches in a fixed order; `len` is their number; may be read again.
 
-  Each is {'image': uint8 [b, h, w, 3], 'label': int32 [b], 'mask': bool [b]};
-  the last one is padded with black, where mask is False. All processes get the
-  same number.
+  Each is {'image': uint8 [b, h, w, 3], 'label': int32 [b], 'mask': bool [b]},
+  of a cache with its fields, float32, in place of images; the last one is
+  padded with zeros, where mask is False. All processes get the same number.
   """
 
-  rows: '_Crops'
+  rows: '_Rows'
   local: int
   num_threads: int
   num_workers: int
@@ -186,32 +226,20 @@ class _Share:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Crops:
+class _Rows:
   """One process's rows of an evaluation, padded to whole batches."""
 
-  source: Any
-  count: int
-  batch_size: int
-  local: int
-  process_index: int
-  image_size: int
+  read: rows_lib.EvalRows
+  indices: Int[np.ndarray, '_']
 
   def __len__(self) -> int:
-    return -(-self.count // self.batch_size) * self.local
+    return len(self.indices)
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    step, row = divmod(index, self.local)
-    i = step * self.batch_size + self.process_index * self.local + row
-    if i >= self.count:
-      shape = (self.image_size, self.image_size, 3)
-      black = np.zeros(shape, np.uint8)
-      return {'image': black, 'label': np.int32(0), 'mask': np.False_}
-    element = self.source[i * len(self.source) // self.count]
-    return {
-      'image': transforms.center_crop(element['image'], self.image_size),
-      'label': np.int32(element['label']),
-      'mask': np.True_,
-    }
+  def __getitem__(self, row: int) -> dict[str, Any]:
+    index = int(self.indices[row])
+    if index < 0:
+      return {**self.read.blank(), 'mask': np.False_}
+    return {**self.read(index), 'mask': np.True_}
 
 
 def _close(box: list[grain.DatasetIterator]) -> None:

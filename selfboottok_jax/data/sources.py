@@ -23,7 +23,7 @@ _PACKED = {
 
 @runtime_checkable
 class Source(Protocol):
-  """Pictures by index.
+  """Pictures by index, or what a cache kept of them.
 
   Attributes:
     class_names: empty when there are no classes; every label is then 0.
@@ -39,7 +39,10 @@ class Source(Protocol):
     """Number of pictures."""
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Reads one: {'image': uint8 [h, w, 3], 'label': int}."""
+    """Reads one: {'image': uint8 [h, w, 3], 'label': int}.
+
+    A `latents.LatentSource` has its fields in place of 'image'.
+    """
 
 
 def open_folder(path: str, split: str) -> Source:

@@ -61,11 +61,11 @@ def to_float(image: UInt8[np.ndarray, '...']) -> Float[np.ndarray, '...']:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-  """Random scale, crop and flip, then float32 in [-1, 1].
+  """Random scale and crop, or the centre; flip; then float32 in [-1, 1].
 
   Attributes:
     image_size: pixels a side of the result.
-    max_scale: the shorter side becomes a random integer in
+    max_scale: with a random crop, the shorter side becomes a random integer in
       [image_size, max_scale * image_size].
     flip: whether every other picture is mirrored.
     random_crop: whether the square is cut anywhere, or as in evaluation.
@@ -80,15 +80,24 @@ class TrainTransform:
     self, element: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, Any]:
     """Augments one element of a source."""
-    size = self.image_size
-    if not self.random_crop:
-      image = center_crop(element['image'], size)
-      return {'image': to_float(image), 'label': np.int32(element['label'])}
-    shorter = rng.integers(size, int(self.max_scale * size) + 1)
-    image = resize_shorter(element['image'], int(shorter))
-    top = rng.integers(image.shape[0] - size + 1)
-    left = rng.integers(image.shape[1] - size + 1)
-    image = image[top : top + size, left : left + size]
-    if self.flip and rng.random() < 0.5:
+    size, image = self.image_size, element['image']
+    if self.random_crop:
+      shorter = rng.integers(size, int(self.max_scale * size) + 1)
+      image = resize_shorter(image, int(shorter))
+      top = rng.integers(image.shape[0] - size + 1)
+      left = rng.integers(image.shape[1] - size + 1)
+      image = image[top : top + size, left : left + size]
+    else:
+      image = center_crop(image, size)
+    if mirrors(self.flip, rng):
       image = image[:, ::-1]
     return {'image': to_float(image), 'label': np.int32(element['label'])}
+
+
+def mirrors(flip: bool, rng: np.random.Generator) -> bool:
+  """Whether a picture is mirrored: half of them are, with `flip`.
+
+  For centre crops this is the first draw and the only one, so that what a
+  cache kept of them is mirrored where they would be.
+  """
+  return flip and bool(rng.random() < 0.5)

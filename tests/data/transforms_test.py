@@ -62,6 +62,32 @@ def test_training_pictures_vary_in_scale_place_and_mirroring():
   assert 15 < mirrored < 45
 
 
+def test_centre_crops_are_mirrored_by_the_first_draw():
+  image = np.asarray(trees.picture(0, (40, 30)))
+  centre = transforms.to_float(transforms.center_crop(image, 16))
+  transform = transforms.TrainTransform(16, random_crop=False)
+  seen = set()
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    actual = transform({'image': image, 'label': 0}, rng)['image']
+    mirrored = np.random.default_rng(seed).random() < 0.5
+    np.testing.assert_array_equal(
+      actual, centre[:, ::-1] if mirrored else centre
+    )
+    seen.add(mirrored)
+    # And the only one.
+    rest = np.random.default_rng(seed)
+    rest.random()
+    assert rng.random() == rest.random()
+  assert seen == {True, False}
+
+
+def test_without_flips_nothing_is_drawn():
+  rng = np.random.default_rng(0)
+  assert not transforms.mirrors(False, rng)
+  assert rng.random() == np.random.default_rng(0).random()
+
+
 def test_fields_switch_augmentation_off():
   image = np.asarray(trees.picture(0, (16, 16)))
   transform = transforms.TrainTransform(16, max_scale=1.0, flip=False)
