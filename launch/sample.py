@@ -37,7 +37,10 @@ _TOKENIZER = flags.DEFINE_string(
 _OUT = flags.DEFINE_string('out', None, 'New folder, or one to continue.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'Images to make.')
 _BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 64, 'Images between two writes, of each process.'
+  'batch_size',
+  0,
+  'Images between two writes, of each process; 0 is what its devices compute '
+  'at a time.',
 )
 _DEVICE_BATCH = flags.DEFINE_integer(
   'device_batch', 0, 'Images that a device computes at a time; 0 chooses.'
@@ -55,6 +58,15 @@ _PNG = flags.DEFINE_bool('png', True, 'Keep an image file of each sample.')
 _NPZ = flags.DEFINE_bool('npz', False, 'End with samples.npz, as for ADM.')
 _SAMPLER = flags.DEFINE_string('sampler', None, 'sde, ode or heun.')
 _NUM_STEPS = flags.DEFINE_integer('num_steps', None, 'Steps of the sampler.')
+_LAST_STEP = flags.DEFINE_float(
+  'last_step', None, "Where the SDE's last step starts."
+)
+_TIME_SHIFT = flags.DEFINE_float(
+  'time_shift', None, 'Below 1: more steps near the noise.'
+)
+_CHANNELS = flags.DEFINE_integer(
+  'guided_channels', None, 'The first channels are guided; 0 is all.'
+)
 _SCALE = flags.DEFINE_list('guidance_scale', None, '1 is without guidance.')
 _CLS_SCALE = flags.DEFINE_float(
   'cls_guidance_scale', None, 'Of the class token; -1 is that of the tokens.'
@@ -74,12 +86,14 @@ def main(argv) -> None:
   )
   for name, value, least in (
     ('num_samples', _NUM_SAMPLES.value, 1),
-    ('batch_size', _BATCH_SIZE.value, 1),
+    ('batch_size', _BATCH_SIZE.value, 0),
     ('device_batch', _DEVICE_BATCH.value, 0),
     ('seed', _SEED.value, 0),
   ):
     if value < least:
       raise errors.ConfigError(f'--{name}={value}; wanted {least} or more')
+  if _SEED.value >= 2**32:
+    raise errors.ConfigError(f'--seed={_SEED.value}; wanted less than {2**32}')
   cli.check_folder('out', _OUT.value)
   cli.start_jax(multihost=_MULTIHOST.value)
   generator = inference.load_generator(
@@ -121,14 +135,13 @@ def fill(
 ) -> None:
   """Makes the samples that a folder lacks, this process its share of them."""
   is_first, count = jax.process_index() == 0, len(folder.labels)
-  if folder.is_complete:
+  missing = agree_on_missing(folder)
+  if missing is None:
     _say(f'{count} samples are in {folder.path} already')
     return
-  if is_first:
-    folder.begin()
-  missing = folder.missing()
   mine = missing[jax.process_index() :: jax.process_count()]
   changes = dataclasses.asdict(sampling)
+  at_a_time = _BATCH_SIZE.value or generator.round_size
   began, pending = time.monotonic(), None
   with tqdm.tqdm(
     total=len(mine),
@@ -136,8 +149,8 @@ def fill(
     unit='image',
     disable=None if is_first else True,
   ) as bar:
-    for first in range(0, len(mine), _BATCH_SIZE.value):
-      indices = mine[first : first + _BATCH_SIZE.value]
+    for first in range(0, len(mine), at_a_time):
+      indices = mine[first : first + at_a_time]
       images = generator.sample_uint8(
         folder.labels[indices],
         seed=_SEED.value,
@@ -149,16 +162,41 @@ def fill(
       _keep(folder, pending, bar)
       pending = indices, images
     _keep(folder, pending, bar)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(str(folder.path))
+  _meet(f'{folder.path} is filled')
   if is_first:
     rate = len(mine) * jax.process_count() / (time.monotonic() - began)
     folder.finish(generator.class_names)
+  # Nobody begins with the next folder before this one is done.
+  _meet(f'{folder.path} is finished')
+  if is_first:
     left = f', {len(missing)} of them now' if len(missing) < count else ''
     _say(
       f'{count} samples in {folder.path}{left} ({rate:.3g} images/s; '
       f'{sampling.describe()})'
     )
+
+
+def agree_on_missing(
+  folder: sample_folder.SampleFolder,
+) -> np.ndarray | None:
+  """Indices of samples that a folder lacks; None where nothing is left.
+
+  The first process looks and tells the others, who would see what these had
+  written meanwhile. The folder exists afterwards.
+  """
+  state = np.zeros(1 + len(folder.labels), bool)
+  if jax.process_index() == 0:
+    folder.begin()
+    state[0] = folder.is_complete
+    state[1 + folder.missing()] = True
+  if jax.process_count() > 1:
+    state = multihost_utils.broadcast_one_to_all(state)
+  return None if state[0] else np.flatnonzero(state[1:])
+
+
+def _meet(where: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
 
 
 def _keep(folder, batch, bar) -> None:
@@ -211,6 +249,9 @@ def sweep(configured: inference.Sampling) -> list[inference.Sampling]:
   changes = {
     'sampler': _SAMPLER.value,
     'num_steps': _NUM_STEPS.value,
+    'last_step': _LAST_STEP.value,
+    'time_shift': _TIME_SHIFT.value,
+    'guided_channels': _CHANNELS.value,
     'cls_guidance_scale': _CLS_SCALE.value,
   }
   changes = {k: v for k, v in changes.items() if v is not None}

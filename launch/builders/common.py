@@ -50,7 +50,11 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
     cached.check_use(
       config.data.image_size, random_crop=config.data.random_crop
     )
-    return cached.select(provenance.wanted_fields(config))
+    names = provenance.wanted_fields(config)
+    if split != 'train':
+      # Most of a record, and only training aligns.
+      names = tuple(name for name in names if name != 'targets')
+    return cached.select(names)
   return data.open_source(
     config.data.source, config.data.path, split, config.data.image_size
   )

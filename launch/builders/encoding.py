@@ -27,9 +27,7 @@ def build_encoding(
     patch_size: of the tokenizer; teachers without weights take patches of it.
     abstract: the teacher has shapes alone.
   """
-  goal = config.loss
-  has_cls = bool(config.networks.teacher) and goal.cls > 0
-  mode = goal.align_mode if config.networks.teacher and goal.align else 'off'
+  has_cls, mode = wanted(config)
   teacher = None
   if has_cls or mode != 'off':
     teacher = load_teacher(
@@ -40,6 +38,14 @@ def build_encoding(
       abstract=abstract,
     )
   return encoding.Encoding(codec, teacher, has_cls, mode)
+
+
+def wanted(config: ml_collections.ConfigDict) -> tuple[bool, str]:
+  """Whether a class vector is wanted, and the mode of the alignment."""
+  if not config.networks.teacher:
+    return False, 'off'
+  goal = config.loss
+  return goal.cls > 0, goal.align_mode if goal.align else 'off'
 
 
 def load_teacher(

@@ -30,7 +30,12 @@ def build_generator(
     config, tokenizer.codec, tokenizer.patch_size, abstract=cached
   )
   if cached:
-    train.check(tokenizer.fingerprint, config.networks.teacher, encoder)
+    train.check(
+      tokenizer.fingerprint,
+      config.networks.teacher,
+      config.model.dtype,
+      encoder,
+    )
   task = make_generator_task(
     config, encoder, len(train.class_names), cached=cached
   )
@@ -50,12 +55,10 @@ def build_generator(
     )
     return state.replace(stats={**state.stats, 'latents': placed})
 
-  val = common.open_data(config, 'val')
+  val, distances = common.open_data(config, 'val'), []
   batches = common.eval_batches(config, val, mesh)
-
-  distances = []
   if config.evaluation.num_samples:
-    distances.append(_distance(config, task, tokenizer, train.class_names))
+    distances.append(_distance(config, task, tokenizer, val))
 
   return common.assemble(
     config,
@@ -99,7 +102,7 @@ def check_classes(
   """DataError for images without classes."""
   if not source.class_names:
     raise errors.DataError(
-      f'data.path={config.data.path} has no class folders; a generator wanted '
+      f'{source!r} has no class folders; a generator wanted '
       'PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/*.jpg'
     )
 
@@ -231,7 +234,7 @@ def _as_measured(statistics: data.Statistics, kind: str, width: int):
   }
 
 
-def _distance(config, task, tokenizer, class_names):
+def _distance(config, task, tokenizer, val):
   """What measures samples while a generator trains."""
   if config.data.cache and not config.data.path:
     raise errors.ConfigError(
@@ -242,10 +245,17 @@ def _distance(config, task, tokenizer, class_names):
   source = data.open_source(
     config.data.source, config.data.path, 'val', config.data.image_size
   )
+  if source.fingerprint != val.fingerprint:
+    raise errors.ConfigError(
+      f'data.path={config.data.path} has other images than those of data.cache='
+      f'{config.data.cache}; wanted the ones that were encoded'
+    )
   images = data.make_eval_dataset(
     source,
     batch_size=config.evaluation.batch_size,
     image_size=config.data.image_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
     num_threads=config.data.num_threads,
   )
   return sample_distance.SampleDistance(
@@ -256,7 +266,7 @@ def _distance(config, task, tokenizer, class_names):
     images,
     num_samples=config.evaluation.num_samples,
     batch_size=config.evaluation.batch_size,
-    class_names=class_names,
+    class_names=val.class_names,
   )
 
 

@@ -7,37 +7,36 @@ import ml_collections
 import numpy as np
 from jaxtyping import PyTree
 
+from launch.builders import encoding
 from selfboottok_jax.objectives import alignment
 from selfboottok_jax.tasks import encoding as encoding_lib
 
 
 def wanted_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The names of what the encoding of a configuration makes."""
-  goal, taught = config.loss, bool(config.networks.teacher)
-  names = ['codes']
-  if taught and goal.cls > 0:
-    names.append('cls')
-  if taught and goal.align and goal.align_mode in alignment.ALIGNMENTS:
+  has_cls, mode = encoding.wanted(config)
+  names = ['codes', *(['cls'] if has_cls else [])]
+  if mode in alignment.ALIGNMENTS:
     names.append('targets')
   return tuple(names)
 
 
 def made_by(
   config: ml_collections.ConfigDict,
-  encoding: encoding_lib.Encoding,
+  encoder: encoding_lib.Encoding,
   tokenizer: str,
 ) -> dict[str, str]:
   """All that an encoding's numbers depend on, for the index of a cache.
 
   `tokenizer` is the fingerprint of the tokenizer.
   """
-  teacher = encoding.teacher
+  teacher = encoder.teacher
   return {
     'tokenizer': tokenizer,
     'teacher': config.networks.teacher if teacher else '',
     'teacher_weights': hash_weights(teacher.params) if teacher else '',
     'teacher_dtype': config.model.dtype if teacher else '',
-    'align_mode': encoding.align_mode if encoding.has_targets else 'off',
+    'align_mode': encoder.align_mode if encoder.has_targets else 'off',
   }
 
 

@@ -105,19 +105,23 @@ class LatentSource:
         f'images of {self.image_size}; set data.image_size={self.image_size}'
       )
 
-  def check(self, tokenizer: str, teacher: str, encoding: Any) -> None:
+  def check(
+    self, tokenizer: str, teacher: str, dtype: str, encoding: Any
+  ) -> None:
     """DataError unless the cache holds what an encoding would make.
 
     Args:
       tokenizer: the fingerprint of the tokenizer.
-      teacher: what names the teacher.
+      teacher: what names the teacher; its weights are not read, and not
+        compared.
+      dtype: in which the teacher computes.
       encoding: what is wanted: `shapes` of the fields of an image, and how the
         'targets' among them are paired, `align_mode`.
     """
     self.select(list(encoding.shapes))
     wanted = {'tokenizer': tokenizer}
     if len(encoding.shapes) > 1:
-      wanted['teacher'] = teacher
+      wanted |= {'teacher': teacher, 'teacher_dtype': dtype}
     if 'targets' in encoding.shapes:
       wanted['align_mode'] = encoding.align_mode
     there = {key: self.index.made_by[key] for key in wanted}

@@ -225,17 +225,18 @@ def sample_batches(
   Args:
     generator: what makes them.
     labels: of all samples, by index.
-    batch_size: of all but the last batch.
+    batch_size: at least so many at a time; as many more as fill all devices.
     indices: which samples; all of `labels` where they are not given.
     seed: of the noise.
     **settings: changes of `generator.sampling`.
   """
   if indices is None:
     indices = np.arange(len(labels))
-  for first in range(0, len(indices), batch_size):
-    chosen = indices[first : first + batch_size]
+  at_a_time = -(-batch_size // generator.round_size) * generator.round_size
+  for first in range(0, len(indices), at_a_time):
+    chosen = indices[first : first + at_a_time]
     # One shape for all batches: one compilation.
-    padded = np.resize(chosen, batch_size)
+    padded = np.resize(chosen, at_a_time)
     images = generator.sample_uint8(
       labels[padded], indices=padded, seed=seed, **settings
     )

@@ -5,17 +5,23 @@ import os
 import pathlib
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> pathlib.Path:
+def write_atomically(
+  path: str | os.PathLike[str], data: bytes, *, durable: bool = False
+) -> pathlib.Path:
   """Writes `data` beside `path`, then renames: readers see old or new.
 
-  Missing folders are made.
+  Missing folders are made. A `durable` file survives a loss of power too.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # In the same folder, as a rename is atomic within one file system only.
   partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
   try:
-    partial.write_bytes(data)
+    with partial.open('wb') as file:
+      file.write(data)
+      if durable:
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
   except OSError:
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Float
 
 from selfboottok_jax import inference
@@ -42,10 +43,23 @@ class SampleDistance:
     self._class_names = class_names
     self._features = evaluate.image_features(network)
     self._generator = None
+    self._mesh = Mesh(
+      np.array(jax.local_devices()), ('data',), axis_types=(AxisType.Auto,)
+    )
 
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
     """Yields the distance, named after the features."""
     params, latents = _on_host((state.ema['generator'], state.stats['latents']))
+    mine = np.arange(jax.process_index(), self._num_samples, _processes())
+    # A training's mesh is of all processes, and each samples by itself.
+    with jax.set_mesh(self._mesh):
+      features = self._sampled(params, latents, mine)
+    sampled = frechet.fit([_gather(features)])
+    name = self._network.name
+    yield f'fd_{name}', frechet.frechet_distance(sampled, self._real)
+
+  def _sampled(self, params, latents, indices) -> Float[np.ndarray, 'n d']:
+    """Features of the samples of these indices."""
     if self._generator is None:
       self._generator = inference.ImageGenerator(
         self._task.model,
@@ -57,47 +71,37 @@ class SampleDistance:
         class_names=self._class_names,
       )
     self._generator.params = params
-    mine = np.arange(jax.process_index(), self._num_samples, _processes())
-    sampled = frechet.fit(
-      [
-        self._gather(
-          self._features(images)
-          for images in evaluate.sample_batches(
-            self._generator,
-            evaluate.balanced_labels(self._num_samples, len(self._class_names)),
-            self._batch_size,
-            indices=mine,
-          )
-        )
-      ]
+    labels = evaluate.balanced_labels(self._num_samples, len(self._class_names))
+    batches = evaluate.sample_batches(
+      self._generator, labels, self._batch_size, indices=indices
     )
-    name = self._network.name
-    yield f'fd_{name}', frechet.frechet_distance(sampled, self._real)
+    features = [np.asarray(self._features(images)) for images in batches]
+    # A whole model on every device is in the way of the training.
+    self._generator.params = None
+    return np.concatenate(features)
 
   @functools.cached_property
   def _real(self) -> frechet.Gaussian:
     """Of the images; measured once."""
-    return frechet.fit(
-      [
-        self._gather(
-          np.asarray(self._features(batch['image']))[batch['mask']]
-          for batch in self._images
-        )
+    with jax.set_mesh(self._mesh):
+      features = [
+        np.asarray(self._features(batch['image']))[batch['mask']]
+        for batch in self._images
       ]
-    )
+    return frechet.fit([_gather(np.concatenate(features))])
 
-  def _gather(self, batches: Iterable[Any]) -> Float[np.ndarray, 'n d']:
-    """Features of all processes."""
-    own = np.concatenate([np.asarray(batch) for batch in batches])
-    if _processes() == 1:
-      return own
-    # Shares differ by a row or so, and what is gathered must not.
-    counts = multihost_utils.process_allgather(np.asarray(len(own)))
-    padded = np.resize(own, (int(counts.max()), own.shape[1]))
-    every = multihost_utils.process_allgather(padded)
-    return np.concatenate(
-      [rows[:count] for rows, count in zip(every, counts, strict=True)]
-    )
+
+def _gather(own: Float[np.ndarray, 'n d']) -> Float[np.ndarray, 'm d']:
+  """Features of all processes."""
+  if _processes() == 1:
+    return own
+  # Shares differ by a row or so, and what is gathered must not.
+  counts = multihost_utils.process_allgather(np.asarray(len(own)))
+  padded = np.resize(own, (int(counts.max()), own.shape[1]))
+  every = multihost_utils.process_allgather(padded)
+  return np.concatenate(
+    [rows[:count] for rows, count in zip(every, counts, strict=True)]
+  )
 
 
 def _processes() -> int:

@@ -33,6 +33,8 @@ from selfboottok_jax.evaluation import files, pictures
 SETTINGS = 'sampling.json'
 ARRAYS = 'samples.npz'
 _IMAGE = re.compile(r'(\d+)_class\d+\.png')
+# What reading a damaged part raises.
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _PER_CLASS = 16  # Samples in the picture of a class.
 _COLUMNS = 4
 _WRITERS = 4
@@ -69,14 +71,18 @@ class SampleFolder:
     self.path, self.labels = pathlib.Path(path), labels
     self._png, self._npz = png, npz
     self._settings = json.loads(
-      json.dumps({**settings, 'num_samples': len(labels), 'npz': npz})
+      json.dumps(
+        {**settings, 'num_samples': len(labels), 'png': png, 'npz': npz}
+      )
     )
     self._check()
 
   @property
   def is_complete(self) -> bool:
     """Whether `finish` has nothing to do."""
-    return (self.path / 'grids').is_dir() and not self.missing().size
+    is_drawn = (self.path / 'grids').is_dir()
+    is_tidy = not (self.path / 'parts').exists()
+    return is_drawn and is_tidy and not self.missing().size
 
   def begin(self) -> None:
     """Makes the folder."""
@@ -110,7 +116,9 @@ class SampleFolder:
         buffer = io.BytesIO()
         np.savez(buffer, indices=indices, images=images)
         name = f'{indices[0]:08d}-{indices[-1]:08d}-{len(indices)}.npz'
-        files.write_atomically(self.path / 'parts' / name, buffer.getvalue())
+        files.write_atomically(
+          self.path / 'parts' / name, buffer.getvalue(), durable=True
+        )
 
   def finish(self, class_names: Sequence[str]) -> None:
     """Draws the grids and, where it is wanted, writes samples.npz.
@@ -172,15 +180,22 @@ class SampleFolder:
 
   def _indices_of_images(self) -> list[int]:
     folder = self.path / 'images'
-    names = os.listdir(folder) if folder.is_dir() else []
+    if not folder.is_dir():
+      return []
+    # A machine that lost its power may have left names without contents.
+    names = [e.name for e in os.scandir(folder) if e.stat().st_size]
     found = [match for name in names if (match := _IMAGE.fullmatch(name))]
     return [int(m[1]) for m in found if int(m[1]) < len(self.labels)]
 
   def _parts(self) -> Iterator[tuple[Int[np.ndarray, ' b'], pathlib.Path]]:
     """Indices and path of each part."""
     for path in sorted((self.path / 'parts').glob('[0-9]*.npz')):
-      with np.load(path) as arrays:
-        yield arrays['indices'], path
+      try:
+        with np.load(path) as arrays:
+          indices = arrays['indices']
+      except _DAMAGED:
+        continue  # as if it were not there
+      yield indices, path
 
   def _in_order(
     self, wanted: Int[np.ndarray, ' m']

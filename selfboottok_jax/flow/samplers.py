@@ -38,9 +38,13 @@ class Switched:
   high: float
 
   def at(self, t: float) -> path_lib.Velocity:
-    """The form at time `t`; the ends count as inside, rounding or not."""
-    within = self.low - 1e-9 <= t <= self.high + 1e-9
-    return self.inside if within else self.outside
+    """The form at time `t`."""
+    return self.inside if is_within(t, self.low, self.high) else self.outside
+
+
+def is_within(t: float, low: float, high: float) -> bool:
+  """Whether `t` is in an interval, its ends included, rounding or not."""
+  return low - 1e-9 <= t <= high + 1e-9
 
 
 def time_grid(

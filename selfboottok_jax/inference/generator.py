@@ -43,6 +43,7 @@ class ImageGenerator:
 
   Attributes:
     device_batch: samples that a device computes at a time.
+    mesh: of the devices.
     tokenizer: decodes; its local aligner may be any scaled one.
     num_classes: labels are 0 to num_classes - 1.
     class_names: of the training data.
@@ -72,8 +73,8 @@ class ImageGenerator:
     self.device_batch = device_batch or _DEVICE_BATCH.get(
       devices[0].platform, _DEVICE_BATCH_ELSEWHERE
     )
-    self._mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
-    self._everywhere = NamedSharding(self._mesh, P())
+    self.mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    self._everywhere = NamedSharding(self.mesh, P())
     self.latents = jax.device_put(dict(latents), self._everywhere)
     self.params = params
     self.sampling = sampling or sampling_lib.Sampling()
@@ -83,6 +84,11 @@ class ImageGenerator:
     self._path = path_lib.PATHS[path]
     self.tokenizer = tokenizer
     self._compiled: dict[Any, Any] = {}
+
+  @property
+  def round_size(self) -> int:
+    """Samples that all devices compute at a time."""
+    return self.mesh.size * self.device_batch
 
   @property
   def params(self) -> PyTree:
@@ -172,8 +178,8 @@ class ImageGenerator:
     sampling = dataclasses.replace(self.sampling, **settings)
     program = self._program(sampling)
     scales = np.asarray(sampling.scales, np.float32)
-    rows = NamedSharding(self._mesh, P(_AXIS))
-    at_a_time = self._mesh.size * self.device_batch
+    rows = NamedSharding(self.mesh, P(_AXIS))
+    at_a_time = self.round_size
     for first in range(0, count, at_a_time):
       placed = [
         jax.device_put(
@@ -182,28 +188,37 @@ class ImageGenerator:
         )
         for a in (labels, indices)
       ]
-      # A training that samples in between has a mesh of its own.
-      with jax.set_mesh(self._mesh):
-        yield program(
+      with jax.set_mesh(self.mesh):
+        codes = program(
           self.params, self.latents, *placed, np.uint32(seed), scales
         )
+      yield codes
 
   def _program(self, sampling: sampling_lib.Sampling):
-    """The compiled sampler; scales are its arguments, and serve a sweep."""
-    unguided = sampling.is_unguided
-    same = {'guidance_scale': 2.0, 'cls_guidance_scale': -1.0}
-    if unguided:
-      same = {'guidance_scale': 1.0, 'guidance_low': 0.0, 'guidance_high': 0.0}
-    key = dataclasses.replace(sampling, **same)
+    """The compiled sampler.
+
+    Scales are its arguments, and serve a sweep; intervals that guide the same
+    steps share it.
+    """
+    guided = sampling.guided_times
+    unguided = sampling.is_unguided or not guided.size
+    first, last = (guided[0], guided[-1]) if guided.size else (0.0, 0.0)
+    key = dataclasses.replace(
+      sampling,
+      guidance_scale=1.0 if unguided else 2.0,
+      cls_guidance_scale=-1.0,
+      guidance_low=0.0 if unguided else float(last),
+      guidance_high=0.0 if unguided else float(first),
+    )
     if key not in self._compiled:
-      run = functools.partial(self._sample_codes, key, unguided)
+      run = functools.partial(self._sample_codes, key)
       shared, rows = P(), P(_AXIS)
       self._compiled[key] = jax.jit(
         # Devices have nothing to tell each other: without it, [x, x] of a
         # guided step would be spread over all of them.
         jax.shard_map(
           run,
-          mesh=self._mesh,
+          mesh=self.mesh,
           in_specs=(shared, shared, rows, rows, shared, shared),
           out_specs=rows,
         )
@@ -219,12 +234,12 @@ class ImageGenerator:
           lambda params, codes: jnp.clip(
             decoder.decode_with(params, codes), -1, 1
           ),
-          mesh=self._mesh,
+          mesh=self.mesh,
           in_specs=(P(), P(_AXIS)),
           out_specs=P(_AXIS),
         )
       )
-    with jax.set_mesh(self._mesh):
+    with jax.set_mesh(self.mesh):
       return self._compiled[decoder](self._decoding, codes)
 
   def _check(self, labels) -> Int[np.ndarray, ' b']:
@@ -245,7 +260,6 @@ class ImageGenerator:
   def _sample_codes(
     self,
     sampling: sampling_lib.Sampling,
-    unguided: bool,
     params: PyTree,
     latents: PyTree,
     labels: Int[Array, ' b'],
@@ -274,7 +288,7 @@ class ImageGenerator:
       start,
       labels,
       null_label=self.num_classes,
-      scale=1.0 if unguided else scale,
+      scale=1.0 if sampling.is_unguided else scale,
       interval=sampling.interval,
       sampler=sampling.sampler,
       times=sampling.times,

@@ -60,6 +60,14 @@ class Sampling:
     )
 
   @property
+  def guided_times(self) -> samplers.Times:
+    """Starts of the steps that guidance acts in, from noise to data."""
+    starts = self.times[:-1]
+    return starts[
+      [samplers.is_within(float(t), *self.interval) for t in starts]
+    ]
+
+  @property
   def interval(self) -> tuple[float, float]:
     """(low, high)."""
     return float(self.guidance_low), float(self.guidance_high)

@@ -131,11 +131,12 @@ class GeneratorTask:
   ) -> dict[str, Float[Array, 'b ...']]:
     """Codes and what else is learnt, of images or as the cache has them.
 
-    Images are float in [-1, 1].
+    Images are float in [-1, 1]. What an evaluation does not read may be absent
+    from a cached batch.
     """
     if 'image' in batch:
       return self.encoding(frozen, batch['image'])
-    return {name: batch[name] for name in self.encoding.shapes}
+    return {k: batch[k] for k in self.encoding.shapes if k in batch}
 
   def terms(
     self,

@@ -32,6 +32,7 @@ MAY_CHANGE = (
   'data.cache',
   'data.num_',
   'tokenizer',
+  'networks.frechet',
   'sampling.',
   'assumed.',
   # How the model is computed; the same but for rounding.

@@ -14,7 +14,12 @@ from selfboottok_jax.data import (
 )
 
 SIZE = 8
-MADE_BY = {'tokenizer': 'abc', 'teacher': 'hog', 'align_mode': 'repeat'}
+MADE_BY = {
+  'tokenizer': 'abc',
+  'teacher': 'hog',
+  'teacher_dtype': 'float32',
+  'align_mode': 'repeat',
+}
 SHAPES = {'cls': (3,), 'codes': (SIZE, 3 * SIZE), 'targets': (2, 5)}
 
 

@@ -106,10 +106,12 @@ def _wanted(*names, **changes):
 
 
 def test_what_would_be_made_again_is_accepted(source):
-  source.check('abc', 'hog', caches.Wanted(_wanted(*caches.SHAPES)))
+  source.check('abc', 'hog', 'float32', caches.Wanted(_wanted(*caches.SHAPES)))
   # Of a teacher that has no part in what is read nothing matters.
-  source.check('abc', '', caches.Wanted(_wanted('codes'), 'off'))
-  source.check('abc', 'hog', caches.Wanted(_wanted('codes', 'cls'), 'off'))
+  source.check('abc', '', 'float32', caches.Wanted(_wanted('codes'), 'off'))
+  source.check(
+    'abc', 'hog', 'float32', caches.Wanted(_wanted('codes', 'cls'), 'off')
+  )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_what_would_be_made_otherwise_is_refused(
   tokenizer, teacher, wanted, message, source
 ):
   with pytest.raises(errors.DataError, match=message):
-    source.check(tokenizer, teacher, wanted)
+    source.check(tokenizer, teacher, 'float32', wanted)
 
 
 def test_crops_and_other_sizes_are_refused(source):

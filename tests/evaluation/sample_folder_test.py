@@ -108,6 +108,7 @@ def test_other_samples_are_refused(tmp_path):
     ({'settings': {'scale': 2.0}}, 'scale: 1.5 there, 2.0 given'),
     ({'labels': LABELS[:5]}, 'num_samples: 11 there, 5 given'),
     ({'npz': True}, 'npz: False there, True given'),
+    ({'png': False, 'npz': True}, 'png: True there, False given'),
   ):
     with pytest.raises(errors.UserError, match=told):
       _open(tmp_path / 'out', **change)
@@ -132,5 +133,35 @@ def test_settings_are_on_record(tmp_path):
   folder = _open(tmp_path / 'out', png=False, npz=True)
   _fill(folder, [0])
   record = json.loads((folder.path / 'sampling.json').read_text())
-  assert record == {'scale': 1.5, 'num_samples': COUNT, 'npz': True}
+  assert record == {
+    'scale': 1.5,
+    'num_samples': COUNT,
+    'png': False,
+    'npz': True,
+  }
   assert not (folder.path / 'images').exists()
+
+
+def test_what_a_loss_of_power_left_empty_is_made_again(tmp_path):
+  pictures, arrays = _open(tmp_path / 'png'), _open(tmp_path / 'npz', npz=True)
+  for folder in (pictures, arrays):
+    _fill(folder, [0, 1], [2, 3])
+  (tmp_path / 'png' / 'images' / '000001_class0001.png').write_bytes(b'')
+  (first, _) = sorted((tmp_path / 'npz' / 'parts').iterdir())
+  first.write_bytes(b'')
+  assert 1 in pictures.missing()
+  assert {0, 1} <= set(arrays.missing().tolist())
+  assert 2 not in arrays.missing()
+  arrays.add(arrays.missing(), IMAGES[arrays.missing()])
+  arrays.finish(CLASSES)
+  np.testing.assert_array_equal(_arrays(arrays.path)['arr_0'], IMAGES)
+
+
+def test_what_a_stop_left_behind_is_cleared_away(tmp_path):
+  folder = _open(tmp_path / 'out', npz=True)
+  _fill(folder, range(COUNT))
+  folder.finish(CLASSES)
+  (folder.path / 'parts').mkdir()
+  assert not folder.is_complete
+  folder.finish(CLASSES)
+  assert folder.is_complete

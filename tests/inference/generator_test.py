@@ -109,7 +109,7 @@ def _sampling_flops(generator, **changes):
   sampling = dataclasses.replace(generator.sampling, num_steps=10, **changes)
   program = generator._program(sampling)
   rows = jnp.zeros(generator.device_batch, jnp.int32)
-  with jax.set_mesh(generator._mesh):
+  with jax.set_mesh(generator.mesh):
     traced = program.trace(
       generator.params, generator.latents, rows, rows, jnp.uint32(0),
       np.ones(2, np.float32),
@@ -139,6 +139,8 @@ def test_a_sweep_of_scales_is_one_program(generator):
     one.sample_codes(
       [0, 1], guidance_scale=scale, guidance_high=0.6, num_steps=2
     )
+  # Intervals that guide the same steps are the same program.
+  one.sample_codes([0, 1], guidance_low=0.01, guidance_high=0.7, num_steps=2)
   (key,) = list(one._compiled)[before:]
   assert one._compiled[key]._cache_size() == 1
 

@@ -102,7 +102,9 @@ def test_cache_holds_what_a_training_would_compute(split, cache, runs, photos):
   np.testing.assert_allclose(
     source.statistics.std, wanted['codes'][:, 0].std(), rtol=1e-4
   )
-  source.check(tokenizer.fingerprint, config.networks.teacher, encoding)
+  source.check(
+    tokenizer.fingerprint, config.networks.teacher, 'float32', encoding
+  )
   assert source.index.made_by == provenance.made_by(
     config, encoding, tokenizer.fingerprint
   )

@@ -38,3 +38,20 @@ def test_two_processes_train_as_one(task, runs, tmp_path):
   assert {step for step, name in _metrics(tmp_path) if name == 'loss'} == {
     1, 2, 3,
   }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_samples_of_one(server, runs, tmp_path):
+  arguments = [
+    '--config=tests/launch/tiny.py:generator',
+    f'--config.tokenizer={runs / "tokenizer"}',
+    '--config.evaluation.num_samples=7',
+  ]
+  alone, together = tmp_path / 'alone', tmp_path / 'together'
+  result = server.run('train', *arguments, f'--workdir={alone}')
+  assert result.code == 0, result.err
+  commands.run_together('train', *arguments, f'--workdir={together}')
+  name = (2, 'val/fd_hog')
+  np.testing.assert_allclose(
+    _metrics(together)[name], _metrics(alone)[name], rtol=1e-2
+  )

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,26 +187,33 @@ def test_five_modes_of_alignment(tokenizer_params, mode, terms):
   assert ('projector' in params) == (mode != 'off')
 
 
-def test_class_token_and_tokens_have_noise_of_their_own(tokenizer_params):
-  # An awake network whose class token is fed nothing tells the same loss of
-  # the tokens for whatever class vector, unless they shared their noise.
+def test_streams_share_times_and_have_noise_of_their_own(tokenizer_params):
   task = generators.make_task(tokenizer_params)
-  encoded = task.encode(task.frozen, _batch(task))
-  args = {
-    'labels': jnp.zeros(8, jnp.int32),
-    't': jnp.full(8, 0.5),
-    'rng': jax.random.key(0),
-    'latents': task.init(jax.random.key(0))[1]['latents'],
-    'train': False,
-  }
-  fresh = task.init(jax.random.key(0))[0]['generator']
-  terms = task.terms(fresh, encoded, **args)
-  # A fresh network says 0: the loss is the power of noise minus data, and for
-  # the two streams these are different draws.
-  power = np.mean(np.square(encoded['cls']), axis=-1)
-  gap = np.asarray(terms['cls']) - power
-  assert np.all(np.abs(gap - 1) < 1.2)
-  assert np.abs(np.corrcoef(gap, terms['velocity'])[0, 1]) < 0.9
+  seen = []
+
+  def interpolate(x, noise, t):
+    seen.append((np.asarray(noise), np.asarray(t)))
+    return path_lib.PATHS['linear'].interpolate(x, noise, t)
+
+  task.path = types.SimpleNamespace(
+    interpolate=interpolate, velocity=path_lib.PATHS['linear'].velocity
+  )
+  params, stats = task.init(jax.random.key(0))
+  task.terms(
+    params['generator'],
+    task.encode(task.frozen, _batch(task)),
+    jnp.zeros(8, jnp.int32),
+    jnp.linspace(0.1, 0.9, 8),
+    jax.random.key(0),
+    stats['latents'],
+    train=False,
+  )
+  (one, t), (other, same_t) = seen
+  np.testing.assert_array_equal(t, same_t)
+  assert {one.shape[-1], other.shape[-1]} == {E, task.model.cls_dim}
+  assert not np.intersect1d(one, other).size
+  # Nor do images of a batch share theirs.
+  assert len(np.unique(one)) == one.size
 
 
 @pytest.mark.parametrize('mode', ['repeat', 'global'])

@@ -196,7 +196,14 @@ CASES = {
   ),
   'sampling seed': ((*SAMPLE, '--seed=-1'), ('seed=-1', '0 or more')),
   'samples': ((*SAMPLE, '--num_samples=0'), ('--num_samples=0', '1 or more')),
-  'sampling batch': ((*SAMPLE, '--batch_size=0'), ('--batch_size=0', '1 or')),
+  'sampling batch': (
+    (*SAMPLE, '--batch_size=-1'),
+    ('--batch_size=-1', '0 or more'),
+  ),
+  'large sampling seed': (
+    (*SAMPLE, '--seed=4294967296'),
+    ('--seed=4294967296', 'less than'),
+  ),
   'split': ((*EVALUATE, '--config.data.split=nope'), ("'nope'", 'train, val')),
   'images': (
     (*EVALUATE, '--config.data.num_images=-1'),
