@@ -134,7 +134,7 @@ def _open(config, run_config):
 
 def _reference(source, batches) -> str:
   return (
-    f'{batches.rows.count} images of {source!r}, fingerprint '
+    f'{batches.count} images of {source!r}, fingerprint '
     f'{source.fingerprint[:12]}'
   )
 

@@ -147,7 +147,8 @@ def make_row_dataset(
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
   rows = _Rows(rows_lib.eval_rows(source, image_size), share)
-  return EvalBatches(rows, local, num_threads, num_workers)
+  count = int(np.sum(indices >= 0))
+  return EvalBatches(rows, count, local, num_threads, num_workers)
 
 
 class TrainBatches:
@@ -186,9 +187,13 @@ class EvalBatches:
   Each is {'image': uint8 [b, h, w, 3], 'label': int32 [b], 'mask': bool [b]},
   of a cache with its fields, float32, in place of images; the last one is
   padded with zeros, where mask is False. All processes get the same number.
+
+  Attributes:
+    count: pictures in the batches of all processes together.
   """
 
   rows: '_Rows'
+  count: int
   local: int
   num_threads: int
   num_workers: int

@@ -317,3 +317,16 @@ def test_workers_change_nothing_and_processes_end(source, tmp_path):
   )
   assert done.stdout.split() == wanted * 2
   assert done.stderr == ''
+
+
+def test_batches_tell_how_many_pictures_they_hold():
+  source = data.ProceduralSource('val', 8)
+  for count, processes in ((5, 1), (5, 2), (8, 2)):
+    batches = data.make_eval_dataset(
+      source,
+      batch_size=4,
+      image_size=8,
+      num_images=count,
+      process_count=processes,
+    )
+    assert batches.count == count
