@@ -126,7 +126,7 @@ def _sit_flops(**fields):
 
   def loss(params, *inputs):
     with jax.named_scope('generator'):
-      return model.apply(params, *inputs).sum()
+      return model.apply(params, *inputs).tokens.sum()
 
   program = jax.value_and_grad(loss)
   return _count(program, params, *inputs, components=('generator',))
