@@ -54,8 +54,8 @@ def spawn(module: str, *arguments: str, **variables: str) -> subprocess.Popen:
   )
 
 
-def run_together(module: str, *arguments: str) -> list[str]:
-  """The same command in two processes as on two hosts; what each said."""
+def run_together(module: str, *arguments: str) -> list['Result']:
+  """The same command in two processes, as on two hosts; both must succeed."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -75,9 +75,13 @@ def run_together(module: str, *arguments: str) -> list[str]:
   finally:
     for process in processes:
       process.kill()
-  for process, (_, err) in zip(processes, ended, strict=True):
-    assert process.returncode == 0, err
-  return [err for _, err in ended]
+  results = [
+    Result(process.returncode, out, err)
+    for process, (out, err) in zip(processes, ended, strict=True)
+  ]
+  for result in results:
+    assert result.code == 0, result.err
+  return results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@ import contextlib
 import itertools
 import shutil
 import signal
-import socket
 import threading
 import time
 
@@ -404,26 +403,9 @@ def test_damaged_images_are_told(server, runs, photos, tmp_path):
 @pytest.mark.slow
 def test_processes_share_the_shards(scenes, runs, tmp_path):
   out = tmp_path / 'cache'
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  processes = [
-    commands.spawn(
-      'encode',
-      *_arguments(runs, '', out, *SCENES, '--multihost'),
-      JAX_COORDINATOR_ADDRESS=address,
-      JAX_NUM_PROCESSES='2',
-      JAX_PROCESS_ID=str(i),
-    )
-    for i in range(2)
-  ]
-  try:
-    ended = [process.communicate(timeout=600) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (_, err) in zip(processes, ended, strict=True):
-    assert process.returncode == 0, err
-  assert '100 of 100 shards are new' in ended[0][0]
-  assert 'shards' not in ended[1][0]
+  first, second = commands.run_together(
+    'encode', *_arguments(runs, '', out, *SCENES)
+  )
+  assert '100 of 100 shards are new' in first.out
+  assert 'shards' not in second.out
   assert pictures.contents(out) == pictures.contents(scenes)

@@ -24,8 +24,8 @@ def test_two_processes_train_as_one(task, runs, tmp_path):
   if task != 'tokenizer':
     arguments.append(f'--config.tokenizer={runs / "tokenizer"}')
   first, second = commands.run_together('train', *arguments)
-  assert 'step 2' in first
-  assert 'step' not in second
+  assert 'step 2' in first.err
+  assert 'step' not in second.err
   name = 'scaled' if task == 'scaling' else task
   alone, together = _metrics(runs / name), _metrics(tmp_path)
   assert together.keys() == alone.keys()
