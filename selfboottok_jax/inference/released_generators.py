@@ -4,6 +4,7 @@ Its state dict tells all sizes but the heads, which go by the width.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import published
+from selfboottok_jax.pretrained import convert, published
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -199,12 +200,7 @@ def _told_heads(arrays, width) -> int:
 
 
 def _sizes(arrays) -> dict[str, Any]:
-  def shape(name, ndim):
-    if name not in arrays:
-      raise KeyError(f'no {name}')
-    if arrays[name].ndim != ndim:
-      raise ValueError(f'{name} is {arrays[name].shape}')
-    return arrays[name].shape
+  shape = functools.partial(convert.shape_of, arrays)
 
   def has(name):
     return name in arrays

@@ -6,7 +6,7 @@ so it has to be said.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from selfboottok_jax.pretrained import convert
 
 Arrays = Mapping[str, Any]
 # A name and a shape to the array.
-Take = Callable[..., Any]
+Take = convert.Take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +132,19 @@ def assemble(take: Take, model: sit.SiT, layout: Layout) -> dict[str, PyTree]:
   Traceable, so that a gradient goes back to the names of the file.
   """
   width = model.width
-  first = _linear(take, 't_embedder.mlp.0', _TIME_FEATURES, width)
+  first = convert.linear(take, 't_embedder.mlp.0', _TIME_FEATURES, width)
   if layout.data_at_one:
     first['kernel'] = reverse_time(first['kernel'])
   params = {
     'token_embed': _embedding(take, model, layout),
     'time0': first,
-    'time1': _linear(take, 't_embedder.mlp.2', width, width),
+    'time1': convert.linear(take, 't_embedder.mlp.2', width, width),
     'label_table': {
       'embedding': take(
         'y_embedder.embedding_table.weight', model.num_classes + 1, width
       )
     },
-    'modulation': _linear(
+    'modulation': convert.linear(
       take, 'final_layer.adaLN_modulation.1', width, 2 * width
     ),
     'to_velocity': _velocity(take, model, layout),
@@ -153,9 +153,11 @@ def assemble(take: Take, model: sit.SiT, layout: Layout) -> dict[str, PyTree]:
     params['norm'] = _scale(take, 'final_layer.norm_final', width)
   if model.cls_dim:
     params |= {
-      'cls_embed': _linear(take, 'cls_projectors2', model.cls_dim, width),
-      'cls_norm': _norm(take, 'wg_norm', width),
-      'to_cls_velocity': _linear(
+      'cls_embed': convert.linear(
+        take, 'cls_projectors2', model.cls_dim, width
+      ),
+      'cls_norm': convert.norm(take, 'wg_norm', width),
+      'to_cls_velocity': convert.linear(
         take, 'final_layer.linear_cls', width, model.cls_dim
       ),
     }
@@ -185,7 +187,7 @@ def reverse_time(kernel: Any) -> Any:
 def _embedding(take, model, layout):
   width, p = model.width, layout.patch_size
   if layout.embed == 'x_embedder':
-    return _linear(take, layout.embed, model.token_dim, width)
+    return convert.linear(take, layout.embed, model.token_dim, width)
   channels = model.token_dim // p**2
   kernel = take(f'{layout.embed}.weight', width, channels, p, p)
   return {
@@ -197,7 +199,9 @@ def _embedding(take, model, layout):
 def _velocity(take, model, layout):
   """The last layer, from noise to data the other way round."""
   outputs, halves = model.token_dim, 1 + layout.learn_sigma
-  layer = _linear(take, 'final_layer.linear', model.width, halves * outputs)
+  layer = convert.linear(
+    take, 'final_layer.linear', model.width, halves * outputs
+  )
   sign = -1 if layout.data_at_one else 1
 
   def velocity(leaf):
@@ -212,9 +216,9 @@ def _projector(take, model):
   """REPA's; REG has the same one for the class token."""
   width, hidden = model.width, model.projector_width
   return {
-    'layer0': _linear(take, 'projectors.0.0', width, hidden),
-    'layer1': _linear(take, 'projectors.0.2', hidden, hidden),
-    'layer2': _linear(take, 'projectors.0.4', hidden, model.align_dim),
+    'layer0': convert.linear(take, 'projectors.0.0', width, hidden),
+    'layer1': convert.linear(take, 'projectors.0.2', hidden, hidden),
+    'layer2': convert.linear(take, 'projectors.0.4', hidden, model.align_dim),
   }
 
 
@@ -231,18 +235,18 @@ def _blocks(take, model):
 def _block(take, name, model):
   width, rms = model.width, model.norm == 'rms'
   attention = {
-    'qkv': _linear(take, f'{name}.attn.qkv', width, 3 * width),
-    'out': _linear(take, f'{name}.attn.proj', width, width),
+    'qkv': convert.linear(take, f'{name}.attn.qkv', width, 3 * width),
+    'out': convert.linear(take, f'{name}.attn.proj', width, width),
   }
   if model.qk_norm:
-    norm, of_head = _scale if rms else _norm, width // model.heads
+    norm, of_head = _scale if rms else convert.norm, width // model.heads
     attention['query_norm'] = norm(take, f'{name}.attn.q_norm', of_head)
     attention['key_norm'] = norm(take, f'{name}.attn.k_norm', of_head)
   parts = 6 if model.shift else 4
   block = {
     'attn': attention,
     'mlp': _mlp(take, f'{name}.mlp', model),
-    'modulation': _linear(
+    'modulation': convert.linear(
       take, f'{name}.adaLN_modulation.1', width, parts * width
     ),
   }
@@ -261,22 +265,8 @@ def _mlp(take, name, model):
     hidden = round(width * model.mlp_ratio)
     up, down, doubled = 'fc1', 'fc2', 1
   return {
-    'up': _linear(take, f'{name}.{up}', width, doubled * hidden),
-    'down': _linear(take, f'{name}.{down}', hidden, width),
-  }
-
-
-def _linear(take, name, inputs, outputs):
-  return {
-    'kernel': take(f'{name}.weight', outputs, inputs).T,
-    'bias': take(f'{name}.bias', outputs),
-  }
-
-
-def _norm(take, name, width):
-  return {
-    'scale': take(f'{name}.weight', width),
-    'bias': take(f'{name}.bias', width),
+    'up': convert.linear(take, f'{name}.{up}', width, doubled * hidden),
+    'down': convert.linear(take, f'{name}.{down}', hidden, width),
   }
 
 

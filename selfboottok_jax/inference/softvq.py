@@ -3,13 +3,14 @@
 Its state dict tells all sizes, and the settings beside it the temperature.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import published
+from selfboottok_jax.pretrained import convert, published
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -75,12 +76,7 @@ def fields(
 
 
 def _sizes(arrays: Arrays) -> dict[str, Any]:
-  def shape(name, ndim):
-    if name not in arrays:
-      raise KeyError(f'no {name}')
-    if arrays[name].ndim != ndim:
-      raise ValueError(f'{name} is {arrays[name].shape}')
-    return arrays[name].shape
+  shape = functools.partial(convert.shape_of, arrays)
 
   def depth(prefix):
     names = [n for n in arrays if n.startswith(f'{prefix}.model.blocks.')]

@@ -4,8 +4,7 @@ Names are those on the hub (SoftVQVAE/softvq-b-64 and its siblings), whose
 transformers are timm's.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from selfboottok_jax.pretrained import convert
 from selfboottok_jax.tasks import parts
 
 # A name and a shape to the array.
-Take = Callable[..., Any]
+Take = convert.Take
 
 # The teacher, a patch embedding that the decoder's class brings along, and a
 # record of the codes that were met.
@@ -88,9 +87,9 @@ def assemble_head(
 ) -> dict[str, PyTree]:
   """The projector that carried tokens to the teacher, as `assemble`."""
   return {
-    'layer0': _linear(take, 'projection.0', inputs, width),
-    'layer1': _linear(take, 'projection.2', width, width),
-    'layer2': _linear(take, 'projection.4', width, outputs),
+    'layer0': convert.linear(take, 'projection.0', inputs, width),
+    'layer1': convert.linear(take, 'projection.2', width, width),
+    'layer2': convert.linear(take, 'projection.4', width, outputs),
   }
 
 
@@ -115,8 +114,8 @@ def _encoder(take, model):
     'latent_queries': take('encoder.latent_tokens', *tokens)
     + take('encoder.latent_pos_embed', *tokens),
     'blocks': {'block': _blocks(take, 'encoder', model)},
-    'norm': _norm(take, 'encoder.model.norm', width),
-    'to_code': _linear(take, 'quant_conv', width, model.token_dim),
+    'norm': convert.norm(take, 'encoder.model.norm', width),
+    'to_code': convert.linear(take, 'quant_conv', width, model.token_dim),
     **_positions(take, 'encoder', model),
   }
 
@@ -126,11 +125,15 @@ def _decoder(take, model):
   tokens = (1, model.num_tokens, width)
   return {
     'mask_token': take('decoder.mask_token', 1, 1, width),
-    'from_code': _linear(take, 'post_quant_conv', model.token_dim, width),
+    'from_code': convert.linear(
+      take, 'post_quant_conv', model.token_dim, width
+    ),
     'token_positions': take('decoder.latent_pos_embed', *tokens),
     'blocks': {'block': {'vit': _blocks(take, 'decoder', model)}},
-    'norm': _norm(take, 'decoder.model.norm', width),
-    'to_pixels': _linear(take, 'decoder.to_pixel.model', width, 3 * p * p),
+    'norm': convert.norm(take, 'decoder.model.norm', width),
+    'to_pixels': convert.linear(
+      take, 'decoder.to_pixel.model', width, 3 * p * p
+    ),
     **_positions(take, 'decoder', model),
   }
 
@@ -157,29 +160,15 @@ def _blocks(take, side, model):
 def _block(take, name, width, hidden):
   return {
     'attn': {
-      'qkv': _linear(take, f'{name}.attn.qkv', width, 3 * width),
-      'out': _linear(take, f'{name}.attn.proj', width, width),
+      'qkv': convert.linear(take, f'{name}.attn.qkv', width, 3 * width),
+      'out': convert.linear(take, f'{name}.attn.proj', width, width),
     },
     'mlp': {
-      'up': _linear(take, f'{name}.mlp.fc1', width, hidden),
-      'down': _linear(take, f'{name}.mlp.fc2', hidden, width),
+      'up': convert.linear(take, f'{name}.mlp.fc1', width, hidden),
+      'down': convert.linear(take, f'{name}.mlp.fc2', hidden, width),
     },
-    'norm1': _norm(take, f'{name}.norm1', width),
-    'norm2': _norm(take, f'{name}.norm2', width),
+    'norm1': convert.norm(take, f'{name}.norm1', width),
+    'norm2': convert.norm(take, f'{name}.norm2', width),
     'scale1': take(f'{name}.ls1.gamma', width),
     'scale2': take(f'{name}.ls2.gamma', width),
-  }
-
-
-def _linear(take, name, inputs, outputs):
-  return {
-    'kernel': take(f'{name}.weight', outputs, inputs).T,
-    'bias': take(f'{name}.bias', outputs),
-  }
-
-
-def _norm(take, name, width):
-  return {
-    'scale': take(f'{name}.weight', width),
-    'bias': take(f'{name}.bias', width),
   }

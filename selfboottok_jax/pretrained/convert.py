@@ -1,13 +1,16 @@
 """Holds the arrays of a weight file against those that a network wants."""
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from selfboottok_jax import errors
 
 Shapes = Mapping[str, tuple[int, ...]]
+# From the name and the wanted shape of an array to the array.
+Take = Callable[..., Any]
 
 _SHOWN = 4
 
@@ -64,6 +67,38 @@ def check(
       f'{source} does not fit {network}: {" | ".join(problems)}; '
       f'give a {network} file whose arrays have the wanted names and shapes'
     )
+
+
+def linear(take: Take, name: str, inputs: int, outputs: int) -> dict[str, Any]:
+  """A Linear of torch as a Dense of ours."""
+  return {
+    'kernel': take(f'{name}.weight', outputs, inputs).T,
+    'bias': take(f'{name}.bias', outputs),
+  }
+
+
+def norm(take: Take, name: str, width: int) -> dict[str, Any]:
+  """An affine norm of torch as one of ours."""
+  return {
+    'scale': take(f'{name}.weight', width),
+    'bias': take(f'{name}.bias', width),
+  }
+
+
+def shape_of(
+  arrays: Mapping[str, np.ndarray], name: str, ndim: int
+) -> tuple[int, ...]:
+  """The shape of an array that tells sizes.
+
+  Raises:
+    KeyError: there is none of that name.
+    ValueError: it has another number of axes.
+  """
+  if name not in arrays:
+    raise KeyError(f'no {name}')
+  if arrays[name].ndim != ndim:
+    raise ValueError(f'{name} is {arrays[name].shape}')
+  return arrays[name].shape
 
 
 def _is_finite(array: np.ndarray) -> bool:

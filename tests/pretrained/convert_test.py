@@ -76,3 +76,39 @@ def test_networks_tell_their_files_apart(tmp_path):
     pretrained.load_network(f'mobilenet_v2:{a}')
   with pytest.raises(errors.WeightsError, match='holds another network'):
     pretrained.load_perceptual(f'lpips_squeeze:{b}')
+
+
+def _take(arrays):
+  def take(name, *shape):
+    assert arrays[name].shape == shape
+    return arrays[name]
+
+  return take
+
+
+def test_layers_of_torch_become_ours():
+  rng = np.random.default_rng(0)
+  arrays = {
+    'fc.weight': rng.normal(size=(5, 3)),
+    'fc.bias': rng.normal(size=5),
+    'ln.weight': rng.normal(size=5),
+    'ln.bias': rng.normal(size=5),
+  }
+  layer = convert.linear(_take(arrays), 'fc', 3, 5)
+  x = rng.normal(size=3)
+  np.testing.assert_allclose(
+    x @ layer['kernel'] + layer['bias'],
+    arrays['fc.weight'] @ x + arrays['fc.bias'],
+  )
+  norm = convert.norm(_take(arrays), 'ln', 5)
+  np.testing.assert_array_equal(norm['scale'], arrays['ln.weight'])
+  np.testing.assert_array_equal(norm['bias'], arrays['ln.bias'])
+
+
+def test_arrays_that_tell_no_sizes():
+  arrays = {'fc.weight': np.zeros((5, 3))}
+  assert convert.shape_of(arrays, 'fc.weight', 2) == (5, 3)
+  with pytest.raises(KeyError, match='no fc.bias'):
+    convert.shape_of(arrays, 'fc.bias', 1)
+  with pytest.raises(ValueError, match=r'fc.weight is \(5, 3\)'):
+    convert.shape_of(arrays, 'fc.weight', 4)
