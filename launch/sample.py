@@ -12,7 +12,6 @@ A folder that was left is filled when the same command is given again.
 """
 
 import dataclasses
-import itertools
 import pathlib
 import time
 
@@ -104,7 +103,7 @@ def main(argv) -> None:
   labels = make_labels(
     _LABELS.value or [''], _NUM_SAMPLES.value, _SEED.value, generator
   )
-  out, settings = pathlib.Path(_OUT.value), sweep(generator.sampling)
+  out, settings = pathlib.Path(_OUT.value), asked_for(generator.sampling)
   known = {
     'generator': evaluate.weights_hash(generator.params),
     'tokenizer': evaluate.weights_hash(generator.tokenizer.params),
@@ -116,7 +115,7 @@ def main(argv) -> None:
   }
   folders = [
     sample_folder.SampleFolder(
-      out / folder_name(sampling) if len(settings) > 1 else out,
+      out / sampling.name if len(settings) > 1 else out,
       {**known, **dataclasses.asdict(sampling)},
       labels,
       png=_PNG.value,
@@ -240,12 +239,8 @@ def make_labels(
   return np.resize(np.array(chosen, np.int32), count)
 
 
-def sweep(configured: inference.Sampling) -> list[inference.Sampling]:
-  """The settings that the flags ask for, intervals in the outer loop.
-
-  Scales are arguments of the compiled program, and an interval needs one of its
-  own: so each is compiled once.
-  """
+def asked_for(configured: inference.Sampling) -> list[inference.Sampling]:
+  """The settings of the flags, over those that the generator has."""
   changes = {
     'sampler': _SAMPLER.value,
     'num_steps': _NUM_STEPS.value,
@@ -256,29 +251,12 @@ def sweep(configured: inference.Sampling) -> list[inference.Sampling]:
   }
   changes = {k: v for k, v in changes.items() if v is not None}
   base = dataclasses.replace(configured, **changes)
-  axes = [
-    _numbers('guidance_low', _LOW.value, base.guidance_low),
-    _numbers('guidance_high', _HIGH.value, base.guidance_high),
-    _numbers('guidance_scale', _SCALE.value, base.guidance_scale),
-  ]
-  settings = [
-    dataclasses.replace(
-      base, guidance_low=low, guidance_high=high, guidance_scale=scale
-    )
-    for low, high, scale in itertools.product(*axes)
-  ]
-  # Without guidance all intervals are the same.
-  return list({folder_name(one): one for one in reversed(settings)}.values())[
-    ::-1
-  ]
-
-
-def folder_name(sampling: inference.Sampling) -> str:
-  """Of one setting of a sweep."""
-  if sampling.is_unguided:
-    return 'unguided'
-  low, high = sampling.interval
-  return f'scale{sampling.guidance_scale:g}_t{low:g}-{high:g}'
+  return inference.sweep(
+    base,
+    scales=_numbers('guidance_scale', _SCALE.value, base.guidance_scale),
+    lows=_numbers('guidance_low', _LOW.value, base.guidance_low),
+    highs=_numbers('guidance_high', _HIGH.value, base.guidance_high),
+  )
 
 
 def _numbers(name: str, given: list[str] | None, default: float) -> list[float]:

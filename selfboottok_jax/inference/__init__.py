@@ -9,7 +9,7 @@ from selfboottok_jax.inference.generator import (
   generator_of,
   load_generator,
 )
-from selfboottok_jax.inference.sampling import Sampling
+from selfboottok_jax.inference.sampling import Sampling, sweep
 from selfboottok_jax.inference.tokenizer import (
   ImageTokenizer,
   fingerprint,
@@ -27,5 +27,6 @@ __all__ = [
   'load_autoencoder',
   'load_generator',
   'load_tokenizer',
+  'sweep',
   'tokenizer_of',
 ]

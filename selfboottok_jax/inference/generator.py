@@ -11,17 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from selfboottok_jax import errors
-from selfboottok_jax.flow import guidance
-from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import autoencoder, pixels
+from selfboottok_jax.inference import autoencoder, denoising, pixels
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
-from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.training import checkpointing
 
 _AXIS = 'data'
@@ -211,7 +208,13 @@ class ImageGenerator:
       guidance_high=0.0 if unguided else float(first),
     )
     if key not in self._compiled:
-      run = functools.partial(self._sample_codes, key)
+      run = functools.partial(
+        denoising.make_codes,
+        self.model,
+        key,
+        path=self._path,
+        latent_dim=self.tokenizer.latent_dim,
+      )
       shared, rows = P(), P(_AXIS)
       self._compiled[key] = jax.jit(
         # Devices have nothing to tell each other: without it, [x, x] of a
@@ -256,54 +259,6 @@ class ImageGenerator:
         'that this generator was trained on'
       )
     return given.astype(np.int32)
-
-  def _sample_codes(
-    self,
-    sampling: sampling_lib.Sampling,
-    params: PyTree,
-    latents: PyTree,
-    labels: Int[Array, ' b'],
-    indices: Int[Array, ' b'],
-    seed: Integer[Array, ''],
-    scales: Float[Array, ' 2'],
-  ) -> Float[Array, 'b k e']:
-    """Noise to codes of one device's share."""
-    model = self.model
-    shapes = {'tokens': (model.num_tokens, model.token_dim)}
-    scale = {'tokens': self._token_scale(scales[0], sampling.guided_channels)}
-    if model.cls_dim:
-      shapes['cls'] = (model.cls_dim,)
-      scale['cls'] = scales[1]
-    start, noise = noise_lib.make_noise(seed, indices, shapes)
-
-    def velocity(state, t, labels):
-      out = model.apply(
-        {'params': params}, state['tokens'], t, labels, state.get('cls')
-      )
-      moves = {'tokens': out.tokens, 'cls': out.cls}
-      return {name: moves[name] for name in state}
-
-    state = guidance.sample(
-      velocity,
-      start,
-      labels,
-      null_label=self.num_classes,
-      scale=1.0 if sampling.is_unguided else scale,
-      interval=sampling.interval,
-      sampler=sampling.sampler,
-      times=sampling.times,
-      path=self._path,
-      **({'noise': noise} if sampling.sampler == 'sde' else {}),
-    )
-    return generator_task.denormalise(state['tokens'], latents)
-
-  def _token_scale(self, scale, guided: int) -> Float[Array, '...']:
-    """A scale for all, or one per channel of patches of latents."""
-    if not guided:
-      return scale
-    channels = self.tokenizer.latent_dim
-    is_guided = np.arange(self.model.token_dim) % channels < guided
-    return jnp.where(is_guided, scale, 1.0)
 
 
 def load_generator(

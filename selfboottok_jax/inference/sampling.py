@@ -1,7 +1,9 @@
 """How samples are made: the sampler, its steps and its guidance."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import samplers
@@ -83,6 +85,14 @@ class Sampling:
     """Whether this is the conditional model, at its cost."""
     return self.scales == (1.0, 1.0)
 
+  @property
+  def name(self) -> str:
+    """Of its guidance, for folders; the same for all without guidance."""
+    if self.is_unguided:
+      return 'unguided'
+    low, high = self.interval
+    return f'scale{self.guidance_scale:g}_t{low:g}-{high:g}'
+
   def describe(self) -> str:
     """For protocols."""
     if self.is_unguided:
@@ -99,3 +109,25 @@ class Sampling:
     if self.time_shift != 1:
       last += f', times shifted by {self.time_shift:g}'
     return f'{self.sampler}, {self.num_steps} steps{last}, {guidance}'
+
+
+def sweep(
+  base: Sampling,
+  *,
+  scales: Sequence[float],
+  lows: Sequence[float],
+  highs: Sequence[float],
+) -> list[Sampling]:
+  """Every combination of guidance scale and interval, intervals outside.
+
+  Scales are arguments of a compiled program, and an interval that guides other
+  steps needs one of its own: in this order each is compiled once. Without
+  guidance all intervals are the same, and come once.
+  """
+  found = {}
+  for low, high, scale in itertools.product(lows, highs, scales):
+    one = dataclasses.replace(
+      base, guidance_low=low, guidance_high=high, guidance_scale=scale
+    )
+    found.setdefault(one.name, one)
+  return list(found.values())

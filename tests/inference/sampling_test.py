@@ -64,3 +64,14 @@ def test_intervals_and_channels_are_told():
   text = sampling.describe()
   assert 'guidance 1.5 for t in [0, 1]' in text
   assert 'on the first 3 channels' in text
+
+
+def test_a_sweep_has_every_setting_once_and_intervals_outside():
+  swept = inference.sweep(
+    inference.Sampling(), scales=(1.0, 2.0), lows=(0.0,), highs=(0.5, 1.0)
+  )
+  assert [one.name for one in swept] == [
+    'unguided',
+    'scale2_t0-0.5',
+    'scale2_t0-1',
+  ]
