@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import ml_collections
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from selfboottok_jax import errors
@@ -220,6 +221,12 @@ def _join() -> None:
       f'--multihost found no other processes to join: {error}; start it on a '
       f'TPU pod, under Slurm or MPI, or set {", ".join(_JOINING)}'
     ) from error
+
+
+def meet(where: str) -> None:
+  """Waits until all processes have come to the same place."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
 
 
 def say(text: str) -> None:

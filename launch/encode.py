@@ -15,7 +15,6 @@ import jax
 import ml_collections
 import tqdm
 from absl import flags
-from jax.experimental import multihost_utils
 
 from launch import builders, cli, encode_rates, encode_shards
 from launch import encoder as encoder_lib
@@ -82,9 +81,9 @@ def main(argv) -> None:
     latent_files.write_index(out, index)
     if room:
       cli.say(f'writing {_size(room)} to {out}')
-  _meet('index')
+  cli.meet('index')
   rates = _encode(config, encoder, sources, out, index, share)
-  _meet('shards')
+  cli.meet('shards')
   if jax.process_index() == 0:
     _finish(out, index, pending)
     if rates:
@@ -193,12 +192,6 @@ def _batch_size() -> int:
     return _BATCH_SIZE.value
   platform = jax.local_devices()[0].platform
   return jax.local_device_count() * (_ON_CPU if platform == 'cpu' else _ELSE)
-
-
-def _meet(name: str) -> None:
-  """Waits until all processes are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 def _finish(

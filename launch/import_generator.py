@@ -8,17 +8,14 @@ source: NAME:FILE, NAME:FOLDER, NAME:ORG/REPO. A source may be of another size.
 Sampling, scoring and fine-tuning take the workdir like that of any generator.
 """
 
-import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import flags
-from jaxtyping import PyTree
 
 from configs import generator as generator_config
-from launch import cli
+from launch import cli, imports
 from selfboottok_jax import errors, inference, tasks
 from selfboottok_jax.evaluation import evaluate
 from selfboottok_jax.inference import (
@@ -27,9 +24,7 @@ from selfboottok_jax.inference import (
   sit_weights,
 )
 from selfboottok_jax.models import sit
-from selfboottok_jax.pretrained import files, hub, sources, store
-from selfboottok_jax.training import checkpointing
-from selfboottok_jax.training import state as state_lib
+from selfboottok_jax.pretrained import files
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
@@ -50,7 +45,10 @@ def main(argv) -> None:
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
   cli.check_folder('workdir', workdir)
-  kind, weights = find(spec)
+  released = released_generators.RELEASED
+  places = {name: kind.published for name, kind in released.items()}
+  (weights,) = imports.find(spec, places)
+  kind = released[spec.partition(':')[0]]
   cli.start_jax()
   arrays = files.read(weights)
   model = build(arrays, kind, str(weights))
@@ -58,34 +56,22 @@ def main(argv) -> None:
   fingerprint, image_size = identify(tokenizer, model)
   params = sit_weights.read(arrays, model, kind.family, str(weights))
   config = configure(kind, model, tokenizer, image_size)
-  write_run(workdir, config, model, params, spec, kind, fingerprint)
+  one = jnp.ones(model.token_dim)
+  imports.write_run(
+    workdir,
+    config,
+    'generator',
+    params,
+    {'network': spec, 'weights': evaluate.weights_hash(params)},
+    stats={'latents': {'mean': kind.mean * one, 'std': kind.std * one}},
+    class_names=[str(label) for label in range(model.num_classes)],
+    tokenizer_fingerprint=fingerprint,
+  )
   cli.say(
     f'{workdir}: {tasks.count(params) / 1e6:.1f}M parameters, '
     f'{model.num_tokens} tokens of {model.token_dim}, {model.num_classes} '
     f'classes; sampled by {inference.Sampling(**config["sampling"]).describe()}'
   )
-
-
-def find(spec: str) -> tuple[released_generators.Generator, pathlib.Path]:
-  """What is imported, and its state dict; may download."""
-  name, _, source = spec.partition(':')
-  released = released_generators.RELEASED
-  if name not in released:
-    raise errors.ConfigError(
-      f'--network={spec}; wanted one of {", ".join(released)}, or with a '
-      'source, as sit_xl2:FILE, sit_xl2:FOLDER or sit_xl2:ORG/REPO'
-    )
-  kind, cache = released[name], store.cache_folder()
-  found = sources.resolve(name, source, kind.published, cache / 'files' / name)
-  if isinstance(found, sources.Hub):
-    (path,) = hub.download(name, found, cache / 'hub').values()
-    return kind, path
-  if len(found.files) > 1:
-    raise errors.WeightsError(
-      f'--network={spec} names {len(found.files)} files; wanted the one that '
-      'holds the whole state dict'
-    )
-  return kind, found.files[0]
 
 
 def build(
@@ -152,43 +138,6 @@ def configure(
     {name: getattr(model, name) for name in sorted(names)}
   )
   return config.to_dict()
-
-
-def write_run(
-  workdir: str,
-  config: dict[str, Any],
-  model: sit.SiT,
-  params: dict[str, PyTree],
-  spec: str,
-  kind: released_generators.Generator,
-  fingerprint: str,
-) -> None:
-  """Writes a workdir at step 0, whose running means are the parameters.
-
-  Raises:
-    CheckpointError: the workdir holds another run.
-  """
-  imported = {'network': spec, 'weights': evaluate.weights_hash(params)}
-  checkpointing.write_config(workdir, {**config, 'imported': imported})
-  params = jax.tree.map(jnp.asarray, params)
-  one = jnp.ones(model.token_dim)
-  state = state_lib.TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params={'generator': params},
-    ema={'generator': params},
-    opt={},
-    stats={'latents': {'mean': kind.mean * one, 'std': kind.std * one}},
-  )
-  checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=1)
-  checkpointer.save(
-    state,
-    {
-      'class_names': [str(label) for label in range(model.num_classes)],
-      'tokenizer_fingerprint': fingerprint,
-      'imported': imported,
-    },
-  )
-  checkpointer.close()
 
 
 if __name__ == '__main__':

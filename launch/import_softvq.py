@@ -7,25 +7,19 @@ these or 'softvq' with a source: softvq:FILE, softvq:FOLDER, softvq:ORG/REPO.
 Scoring, generators and fine-tuning take the workdir like that of any stage 1.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
-from jaxtyping import PyTree
 
-from launch import cli
+from launch import cli, imports
 from selfboottok_jax import errors, tasks
 from selfboottok_jax.evaluation import evaluate
 from selfboottok_jax.inference import softvq, softvq_weights
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.pretrained import files, hub, sources, store
+from selfboottok_jax.pretrained import files
 from selfboottok_jax.tasks import parts
-from selfboottok_jax.training import checkpointing
-from selfboottok_jax.training import state as state_lib
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
@@ -41,44 +35,26 @@ def main(argv) -> None:
   cli.require(network=spec, workdir=workdir)
   cli.check_folder('workdir', workdir)
   cli.start_jax()
-  weights, settings_file = find(spec)
+  weights, settings_file = imports.find(spec, softvq.RELEASED, softvq.SETTINGS)
   arrays, settings = files.read(weights), _read_settings(settings_file)
   fields = softvq.fields(arrays, str(weights), settings)
   model = tokenizer_lib.Tokenizer(**fields)
   model.check()
   params = softvq_weights.read(arrays, model, str(weights))
-  write_run(workdir, model, params, spec)
+  digest = evaluate.weights_hash(parts.model_params(params))
+  imports.write_run(
+    workdir,
+    configure(model),
+    'tokenizer',
+    params,
+    {'network': spec, 'weights': digest},
+    class_names=[],
+  )
   count = tasks.count(parts.model_params(params))
   cli.say(
     f'{workdir}: {count / 1e6:.1f}M parameters, images of {model.image_size}, '
     f'{model.num_tokens} tokens of {model.token_dim}, tau {model.tau}'
   )
-
-
-def find(spec: str) -> tuple[pathlib.Path, pathlib.Path]:
-  """The state dict, and its settings, which need not exist; may download."""
-  name, _, source = spec.partition(':')
-  if name not in softvq.RELEASED:
-    raise errors.ConfigError(
-      f'--network={spec}; wanted one of {", ".join(softvq.RELEASED)}, or with '
-      'a source, as softvq:FILE, softvq:FOLDER or softvq:ORG/REPO'
-    )
-  cache = store.cache_folder()
-  found = sources.resolve(
-    name, source, softvq.RELEASED[name], cache / 'files' / name
-  )
-  if isinstance(found, sources.Hub):
-    both = (softvq.WEIGHTS, softvq.SETTINGS)
-    paths = hub.download(
-      name, dataclasses.replace(found, files=both), cache / 'hub'
-    )
-    return paths[softvq.WEIGHTS], paths[softvq.SETTINGS]
-  if len(found.files) > 1:
-    raise errors.WeightsError(
-      f'--network={spec} names {len(found.files)} files; wanted the one that '
-      'holds the whole state dict'
-    )
-  return found.files[0], found.files[0].with_name(softvq.SETTINGS)
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
@@ -94,38 +70,14 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     ) from error
 
 
-def write_run(
-  workdir: str,
-  model: tokenizer_lib.Tokenizer,
-  params: dict[str, PyTree],
-  spec: str,
-) -> None:
-  """Writes a workdir at step 0, whose running means are the parameters.
-
-  Raises:
-    CheckpointError: the workdir holds another run.
-  """
-  digest = evaluate.weights_hash(parts.model_params(params))
-  imported = {'network': spec, 'weights': digest}
+def configure(model: tokenizer_lib.Tokenizer) -> dict[str, Any]:
+  """The configuration of its training, as far as it is known."""
   names = set(tokenizer_lib.Tokenizer.__dataclass_fields__) - _NOT_MODEL
-  config = {
+  return {
     'task': 'tokenizer',
-    'imported': imported,
     'data': {'source': 'auto', 'path': '', 'image_size': model.image_size},
     'model': {name: getattr(model, name) for name in sorted(names)},
   }
-  checkpointing.write_config(workdir, config)
-  params = jax.tree.map(jnp.asarray, params)
-  state = state_lib.TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params={'tokenizer': params},
-    ema={'tokenizer': params},
-    opt={},
-    stats={},
-  )
-  checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=1)
-  checkpointer.save(state, {'class_names': [], 'imported': imported})
-  checkpointer.close()
 
 
 if __name__ == '__main__':

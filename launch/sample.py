@@ -161,12 +161,12 @@ def fill(
       _keep(folder, pending, bar)
       pending = indices, images
     _keep(folder, pending, bar)
-  _meet(f'{folder.path} is filled')
+  cli.meet(f'{folder.path} is filled')
   if is_first:
     rate = len(mine) * jax.process_count() / (time.monotonic() - began)
     folder.finish(generator.class_names)
   # Nobody begins with the next folder before this one is done.
-  _meet(f'{folder.path} is finished')
+  cli.meet(f'{folder.path} is finished')
   if is_first:
     left = f', {len(missing)} of them now' if len(missing) < count else ''
     _say(
@@ -191,11 +191,6 @@ def agree_on_missing(
   if jax.process_count() > 1:
     state = multihost_utils.broadcast_one_to_all(state)
   return None if state[0] else np.flatnonzero(state[1:])
-
-
-def _meet(where: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
 
 
 def _keep(folder, batch, bar) -> None:

@@ -1,13 +1,9 @@
 """What a token cache is made by, and which of its fields a generator wants."""
 
-import hashlib
-
-import jax
 import ml_collections
-import numpy as np
-from jaxtyping import PyTree
 
 from launch.builders import encoding
+from selfboottok_jax.evaluation import evaluate
 from selfboottok_jax.objectives import alignment
 from selfboottok_jax.tasks import encoding as encoding_lib
 
@@ -34,18 +30,7 @@ def made_by(
   return {
     'tokenizer': tokenizer,
     'teacher': config.networks.teacher if teacher else '',
-    'teacher_weights': hash_weights(teacher.params) if teacher else '',
+    'teacher_weights': evaluate.weights_hash(teacher.params) if teacher else '',
     'teacher_dtype': config.model.dtype if teacher else '',
     'align_mode': encoder.align_mode if encoder.has_targets else 'off',
   }
-
-
-def hash_weights(params: PyTree) -> str:
-  """sha256 of the names and the numbers of parameters, as hex."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    array = np.asarray(leaf)
-    name = jax.tree_util.keystr(path)
-    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
-    digest.update(array.tobytes())
-  return digest.hexdigest()
