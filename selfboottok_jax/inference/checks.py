@@ -1,12 +1,15 @@
-"""Images and codes that users give, checked at the door."""
+"""What users give, checked at the door: images, codes, labels, indices."""
 
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from selfboottok_jax import errors
+
+# The largest number of a sample.
+_MOST = 2**31 - 1
 
 
 def as_images(images: Any, image_size: int) -> Float[Array, 'b h w 3']:
@@ -50,3 +53,36 @@ def as_codes(
       f'codes of shape {codes.shape}; wanted [b, {wanted[0]}, {wanted[1]}]'
     )
   return codes
+
+
+def as_labels(labels: Any, num_classes: int) -> Int[np.ndarray, ' b']:
+  """Classes in int32; UserError for what is no list of classes."""
+  given = np.asarray(labels)
+  if given.ndim != 1 or not given.size or given.dtype.kind not in 'iu':
+    raise errors.UserError(
+      f'labels of shape {given.shape} and type {given.dtype}; wanted a list '
+      'of one or more integers'
+    )
+  bad = given[(given < 0) | (given >= num_classes)]
+  if bad.size:
+    raise errors.UserError(
+      f'label {int(bad[0])}; wanted 0 to {num_classes - 1}, the classes that '
+      'this generator was trained on'
+    )
+  return given.astype(np.int32)
+
+
+def as_indices(indices: Any, count: int) -> Int[np.ndarray, ' b']:
+  """Numbers of samples in int32, 0, 1, ... where they are None.
+
+  Raises:
+    UserError: other than `count` whole numbers from 0 to 2^31 - 1.
+  """
+  given = np.arange(count) if indices is None else np.asarray(indices)
+  fits = given.shape == (count,) and given.dtype.kind in 'iu'
+  if not fits or given.min() < 0 or given.max() > _MOST:
+    raise errors.UserError(
+      f'indices of shape {given.shape} and type {given.dtype}; wanted {count} '
+      f'integers, one for each label, from 0 to {_MOST}'
+    )
+  return given.astype(np.int32)

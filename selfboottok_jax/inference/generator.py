@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import autoencoder, denoising, pixels
+from selfboottok_jax.inference import autoencoder, checks, denoising, pixels
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
@@ -162,27 +162,18 @@ class ImageGenerator:
 
     Rounds are dispatched, not waited for.
     """
-    labels = self._check(labels)
+    labels = checks.as_labels(labels, self.num_classes)
+    indices = checks.as_indices(indices, len(labels))
     if not 0 <= seed < 2**32:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
-    count = len(labels)
-    indices = np.arange(count) if indices is None else np.asarray(indices)
-    if indices.shape != (count,) or indices.min() < 0:
-      raise errors.UserError(
-        f'indices of shape {indices.shape} from {indices.min()}; wanted '
-        f'{count}, one for each label, from 0 on'
-      )
     sampling = dataclasses.replace(self.sampling, **settings)
     program = self._program(sampling)
     scales = np.asarray(sampling.scales, np.float32)
     rows = NamedSharding(self.mesh, P(_AXIS))
     at_a_time = self.round_size
-    for first in range(0, count, at_a_time):
+    for first in range(0, len(labels), at_a_time):
       placed = [
-        jax.device_put(
-          np.resize(a[first : first + at_a_time].astype(np.int32), at_a_time),
-          rows,
-        )
+        jax.device_put(np.resize(a[first : first + at_a_time], at_a_time), rows)
         for a in (labels, indices)
       ]
       with jax.set_mesh(self.mesh):
@@ -244,21 +235,6 @@ class ImageGenerator:
       )
     with jax.set_mesh(self.mesh):
       return self._compiled[decoder](self._decoding, codes)
-
-  def _check(self, labels) -> Int[np.ndarray, ' b']:
-    given = np.asarray(labels)
-    if given.ndim != 1 or not given.size or given.dtype.kind not in 'iu':
-      raise errors.UserError(
-        f'labels of shape {given.shape} and type {given.dtype}; wanted a list '
-        'of one or more integers'
-      )
-    bad = given[(given < 0) | (given >= self.num_classes)]
-    if bad.size:
-      raise errors.UserError(
-        f'label {int(bad[0])}; wanted 0 to {self.num_classes - 1}, the classes '
-        'that this generator was trained on'
-      )
-    return given.astype(np.int32)
 
 
 def load_generator(

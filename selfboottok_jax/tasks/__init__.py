@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from selfboottok_jax.training import state as state_lib
@@ -61,6 +62,14 @@ class Task(Protocol):
   def components(self, params: Mapping[str, PyTree]) -> list[Component]:
     """All that computes, frozen networks included, given the groups."""
     ...
+
+
+def image_example(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """An example of tasks that learn from images and labels."""
+  return {
+    'image': jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
+    'label': jax.ShapeDtypeStruct((), jnp.int32),
+  }
 
 
 def count(tree: PyTree) -> int:

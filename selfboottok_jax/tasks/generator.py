@@ -95,10 +95,10 @@ class GeneratorTask:
     self.groups = ('generator',)
     self.milestones = (0,)
     self.ema_groups = ('generator',)
-    label = {'label': jax.ShapeDtypeStruct((), jnp.int32)}
-    size = encoding.codec.image_size
-    image = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
-    self.example = label | (encoding.shapes if cached else {'image': image})
+    self.example = tasks.image_example(encoding.codec.image_size)
+    if cached:
+      del self.example['image']
+      self.example |= encoding.shapes
     self._check()
 
   def losses(self, first_step: int) -> dict[str, state_lib.Loss]:

@@ -73,11 +73,7 @@ class TokenizerTask:
       # A critic that would start at the end never does.
       self.milestones = tuple(m for m in starts if m < max(steps, 1))
     self.ema_groups = ('tokenizer',)
-    size = model.image_size
-    self.example = {
-      'image': jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
-      'label': jax.ShapeDtypeStruct((), jnp.int32),
-    }
+    self.example = tasks.image_example(model.image_size)
     self._projectors = {
       parts.PROJECTOR + term: aligners.Projector(
         self.networks[term].dim, objective.projector_width, model.dtype

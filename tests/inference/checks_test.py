@@ -64,3 +64,18 @@ def test_codes_become_float32():
 def test_what_are_no_codes(shape):
   with pytest.raises(errors.UserError, match=r'wanted \[b, 4, 3\]'):
     as_codes(np.zeros(shape, np.float32), 4, 3)
+
+
+def test_labels_and_indices_become_32_bits():
+  labels = checks.as_labels([0, 4], 5)
+  assert labels.dtype == np.int32
+  assert checks.as_indices(None, 3).tolist() == [0, 1, 2]
+  assert checks.as_indices(np.array([7, 2**31 - 1]), 2).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+  'indices', [[0], [-1, 0], [0, 2**31], [0.0, 1.0], [[0, 1]]]
+)
+def test_indices_of_no_samples(indices):
+  with pytest.raises(errors.UserError, match='wanted 2 integers, one for each'):
+    checks.as_indices(indices, 2)
