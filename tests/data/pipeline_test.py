@@ -1,6 +1,4 @@
-import contextlib
 import hashlib
-import itertools
 import os
 import pathlib
 import subprocess
@@ -13,7 +11,7 @@ import pytest
 
 from selfboottok_jax import data, errors
 from selfboottok_jax.data import transforms
-from tests.data import caches, trees
+from tests.data import takes, trees
 
 
 @pytest.fixture
@@ -38,12 +36,6 @@ class Numbered:
     return {'image': np.full((4, 4, 3), index, np.uint8), 'label': index}
 
 
-def take(source, count, **options):
-  options = {'batch_size': 8, 'image_size': 8, 'seed': 0} | options
-  with contextlib.closing(data.make_train_dataset(source, **options)) as it:
-    return list(itertools.islice(it, count))
-
-
 def assert_same(one, two):
   assert len(one) == len(two)
   for a, b in zip(one, two, strict=True):
@@ -52,7 +44,7 @@ def assert_same(one, two):
 
 
 def test_batches_have_the_contracted_form(source):
-  (batch,) = take(source, 1)
+  (batch,) = takes.take(source, 1)
   assert batch['image'].shape == (8, 8, 8, 3)
   assert batch['image'].dtype == np.float32
   assert batch['label'].dtype == np.int32
@@ -63,19 +55,27 @@ def test_batches_have_the_contracted_form(source):
 def test_a_run_goes_on_from_any_step(source, num_threads):
   # With scaling, so that augmentation is tested as well as order; 10 batches
   # of 8 pass the end of the epoch of 50.
-  whole = take(source, 10, max_scale=1.25)
-  rest = take(source, 3, start_step=7, num_threads=num_threads, max_scale=1.25)
+  whole = takes.take(source, 10, max_scale=1.25)
+  rest = takes.take(
+    source, 3, start_step=7, num_threads=num_threads, max_scale=1.25
+  )
   assert_same(whole[7:], rest)
 
 
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_together_see_the_global_batch(source, processes):
-  whole = take(source, 8, max_scale=1.25)
+  whole = takes.take(source, 8, max_scale=1.25)
   parts = [
-    take(source, 3, start_step=5, process_index=i, process_count=processes,
-         max_scale=1.25)
+    takes.take(
+      source,
+      3,
+      start_step=5,
+      process_index=i,
+      process_count=processes,
+      max_scale=1.25,
+    )
     for i in range(processes)
-  ]  # fmt: skip
+  ]
   for wanted, *shares in zip(whole[5:], *parts, strict=True):
     for key, value in wanted.items():
       joined = np.concatenate([share[key] for share in shares])
@@ -85,13 +85,13 @@ def test_processes_together_see_the_global_batch(source, processes):
 def test_epochs_hold_every_picture_once_in_new_orders():
   options = {'batch_size': 5, 'image_size': 4}
   order = np.concatenate(
-    [b['label'] for b in take(Numbered(20), 12, **options)]
+    [b['label'] for b in takes.take(Numbered(20), 12, **options)]
   ).reshape(3, 20)
   for epoch in order:
     assert sorted(epoch) == list(range(20))
   assert len({tuple(epoch) for epoch in order}) == 3
   # grain's own seeds would make this the second epoch of seed 0.
-  other = take(Numbered(20), 4, seed=1, **options)
+  other = takes.take(Numbered(20), 4, seed=1, **options)
   shifted = np.concatenate([b['label'] for b in other])
   assert tuple(shifted) not in {tuple(epoch) for epoch in order}
 
@@ -99,20 +99,23 @@ def test_epochs_hold_every_picture_once_in_new_orders():
 def test_augmentation_differs_between_epochs_and_seeds():
   source = data.ProceduralSource('train', 8, length=1)
   images = np.concatenate(
-    [take(source, 1, seed=seed, max_scale=2.0)[0]['image'] for seed in (0, 1)]
+    [
+      takes.take(source, 1, seed=seed, max_scale=2.0)[0]['image']
+      for seed in (0, 1)
+    ]
   )
   assert len({image.tobytes() for image in images}) > 12
 
 
 def test_a_source_smaller_than_a_batch_is_repeated():
-  (batch,) = take(Numbered(3), 1, image_size=4)
+  (batch,) = takes.take(Numbered(3), 1, image_size=4)
   assert set(batch['label']) == {0, 1, 2}
 
 
 def test_the_source_sets_the_scale_unless_told():
   source = data.ProceduralSource('train', 8, length=1)
   wanted = transforms.to_float(source[0]['image'])
-  (batch,) = take(source, 1, flip=False)
+  (batch,) = takes.take(source, 1, flip=False)
   for actual in batch['image']:
     np.testing.assert_array_equal(actual, wanted)
 
@@ -139,68 +142,6 @@ def test_evaluation_sees_every_picture_once(processes):
     axis=1,
   )
   assert list(labels[mask.astype(bool)]) == list(range(19))
-
-
-@pytest.fixture(scope='module')
-def cached(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('cache')
-  caches.write(folder, train=caches.images(length=50))
-  return data.open_latents(folder, 'train')
-
-
-def assert_cached(offline, online):
-  """Batches of a cache are those of its images, whose codes are pixels."""
-  assert len(offline) == len(online)
-  for a, b in zip(offline, online, strict=True):
-    wanted = b['image']
-    if wanted.dtype == np.uint8:
-      wanted = np.where(
-        b['mask'][:, None, None, None], transforms.to_float(wanted), 0
-      )
-    assert a['codes'].dtype == np.float32
-    np.testing.assert_array_equal(a['codes'].reshape(wanted.shape), wanted)
-    for key in b.keys() - {'image'}:
-      assert a[key].dtype == b[key].dtype
-      np.testing.assert_array_equal(a[key], b[key])
-
-
-@pytest.mark.parametrize(
-  'options',
-  [
-    {},
-    {'seed': 3, 'start_step': 5},
-    {'flip': False},
-    {'process_index': 1, 'process_count': 2, 'num_threads': 0},
-    {'process_index': 3, 'process_count': 4, 'start_step': 2},
-    {'num_workers': 2},
-    {'num_workers': 1, 'process_index': 0, 'process_count': 2},
-  ],
-  ids=str,
-)
-def test_a_cache_trains_as_its_images_do(options, source, cached):
-  options = {'random_crop': False} | options
-  online = take(source, 8, **options | {'num_workers': 0})
-  assert_cached(take(cached, 8, **options), online)
-
-
-@pytest.mark.parametrize('processes', [1, 2])
-@pytest.mark.parametrize('num_images', [None, 19])
-def test_a_cache_is_evaluated_as_its_images_are(
-  processes, num_images, source, cached
-):
-  for i in range(processes):
-    online, offline = (
-      data.make_eval_dataset(
-        s,
-        batch_size=8,
-        image_size=8,
-        num_images=num_images,
-        process_index=i,
-        process_count=processes,
-      )  # fmt: skip
-      for s in (source, cached)
-    )
-    assert_cached(list(offline), list(online))
 
 
 def test_rows_come_in_the_order_they_are_asked_for():
@@ -248,7 +189,7 @@ def test_damaged_pictures_surface_as_data_errors(tmp_path, workers):
   (tmp_path / 'val' / '0.png').write_text('no image')
   source = data.open_source('auto', str(tmp_path), 'train', 8)
   with pytest.raises(errors.DataError, match='train/1.png is no image'):
-    take(source, 4, num_workers=workers)
+    takes.take(source, 4, num_workers=workers)
   if not workers:
     source = data.open_source('auto', str(tmp_path), 'val', 8)
     batches = data.make_eval_dataset(source, batch_size=2, image_size=8)
@@ -258,7 +199,7 @@ def test_damaged_pictures_surface_as_data_errors(tmp_path, workers):
 
 def test_batches_that_do_not_divide_are_refused(source):
   for make in (
-    lambda: take(source, 1, process_count=3),
+    lambda: takes.take(source, 1, process_count=3),
     lambda: data.make_eval_dataset(
       source, batch_size=8, image_size=8, process_count=3
     ),
@@ -302,7 +243,7 @@ if __name__ == '__main__':
 def test_workers_change_nothing_and_processes_end(source, tmp_path):
   wanted = [
     hashlib.sha256(batch['image'].tobytes()).hexdigest()
-    for batch in take(source, 5, max_scale=1.25)[2:]
+    for batch in takes.take(source, 5, max_scale=1.25)[2:]
   ]
   program = tmp_path / 'program.py'
   program.write_text(_PROGRAM)
