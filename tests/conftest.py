@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -37,6 +38,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+# A background job of a shell ignores interrupts, and so would every command
+# that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Held for the whole run: annotations are checked wherever tests go.
 jaxtyping.install_import_hook('selfboottok_jax', 'beartype.beartype')

@@ -28,3 +28,12 @@ def write_atomically(
       partial.unlink()
     raise
   return path
+
+
+def remove_partials(folder: str | os.PathLike[str]) -> None:
+  """Removes what writers that were killed left in `folder` and below it.
+
+  Only for a time when nobody writes there.
+  """
+  for partial in pathlib.Path(folder).rglob('.*.partial'):
+    partial.unlink(missing_ok=True)

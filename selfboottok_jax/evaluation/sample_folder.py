@@ -134,6 +134,8 @@ class SampleFolder:
         'folder that all processes see'
       )
     with self._writing():
+      # Every sample is here, so the processes that make them have ended.
+      files.remove_partials(self.path)
       self._draw_grids(class_names)
       if self._npz and not (self.path / ARRAYS).exists():
         self._write_arrays()

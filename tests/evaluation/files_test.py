@@ -22,3 +22,11 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     files.write_atomically(path, b'new')
   assert path.read_bytes() == b'old'
   assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_only_partials_are_removed(tmp_path):
+  kept = files.write_atomically(tmp_path / 'a' / 'file', b'whole')
+  other = files.write_atomically(tmp_path / 'a' / 'no.partial', b'whole')
+  (tmp_path / 'a' / '.file.41.partial').write_bytes(b'half')
+  files.remove_partials(tmp_path)
+  assert sorted(kept.parent.iterdir()) == [kept, other]

@@ -165,3 +165,19 @@ def test_what_a_stop_left_behind_is_cleared_away(tmp_path):
   assert not folder.is_complete
   folder.finish(CLASSES)
   assert folder.is_complete
+
+
+def test_half_written_files_of_a_killed_run_are_cleared_away(tmp_path):
+  folder = _open(tmp_path / 'out', npz=True)
+  _fill(folder, [0, 1, 2])
+  left = [
+    folder.path / f'.{sample_folder.SETTINGS}.41.partial',
+    folder.path / 'images' / '.000003_class0000.png.41.partial',
+  ]
+  for path in left:
+    path.write_bytes(b'half')
+  assert 3 in folder.missing()
+  _fill(folder, range(3, COUNT))
+  folder.finish(CLASSES)
+  assert not any(path.exists() for path in left)
+  assert len(list((folder.path / 'images').iterdir())) == COUNT
