@@ -18,6 +18,8 @@ LabelledVelocity = Callable[
 # One for everything, or a tree of them like the state or like its upper part;
 # arrays are broadcast, so that channels may have scales of their own.
 Scale = PyTree[float | int | Float[Array, '...']]
+# (low, high): times between which guidance acts.
+Interval = tuple[samplers.Time, samplers.Time]
 
 
 def guided(
@@ -26,21 +28,22 @@ def guided(
   *,
   null_label: int,
   scale: Scale,
-  interval: tuple[float, float] = (0.0, 1.0),
+  interval: Interval = (0.0, 1.0),
 ) -> path_lib.Velocity | samplers.Switched:
   """The velocity of `labels`, guided where low <= t <= high.
 
   Guided is null + scale (labelled - null), leaf by leaf, from one evaluation
   of [x, x] with [labels, null labels]; a scale of 1 is the labelled velocity.
   Python scales of exactly 1 alone cost no doubled batch; traced ones always
-  do, so that one program serves a sweep.
+  do, so that one program serves a sweep. So does a traced interval, whose ends
+  are not checked.
   """
   low, high = interval
   numbers = [s for s in jax.tree.leaves(scale) if isinstance(s, int | float)]
   for number in numbers:
     if not math.isfinite(number):
       raise errors.UserError(f'guidance scale {number}: give a finite number')
-  if not 0 <= low <= high <= 1:
+  if not samplers.is_traced(low, high) and not 0 <= low <= high <= 1:
     raise errors.UserError(
       f'guidance interval ({low}, {high}): give 0 <= low <= high <= 1'
     )
@@ -75,7 +78,7 @@ def sample(
   *,
   null_label: int,
   scale: Scale = 1.0,
-  interval: tuple[float, float] = (0.0, 1.0),
+  interval: Interval = (0.0, 1.0),
   sampler: str = 'sde',
   num_steps: int = 250,
   last_step: float = 0.04,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
@@ -20,7 +20,12 @@ from selfboottok_jax.flow import path as path_lib
 State = PyTree[Float[Array, '...']]
 # States at several times [s + 1, b, ...], or the last one alone.
 States = PyTree[Float[Array, '...']]
+# A time, known in advance or only to the running program.
+Time = float | Float[Array, '']
 Times = Float[np.ndarray, ' _']
+
+# Far less than a step, more than what float32 leaves of a time.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +34,36 @@ class Switched:
 
   A step takes the form of the time that it starts from, in all its stages, so
   steps with one form follow each other and compile to a loop of their own:
-  the cheaper form is not computed and thrown away.
+  the cheaper form is not computed and thrown away. Ends that are traced leave
+  the lengths of these loops to the running program, which then serves all
+  intervals.
   """
 
   inside: path_lib.Velocity
   outside: path_lib.Velocity
-  low: float
-  high: float
+  low: Time
+  high: Time
+
+  @property
+  def is_traced(self) -> bool:
+    """Whether only the running program knows the interval."""
+    return is_traced(self.low, self.high)
 
   def at(self, t: float) -> path_lib.Velocity:
-    """The form at time `t`."""
+    """The form at time `t`, of an interval that is known."""
     return self.inside if is_within(t, self.low, self.high) else self.outside
 
 
-def is_within(t: float, low: float, high: float) -> bool:
+def is_traced(*times: Time) -> bool:
+  """Whether one of these is known to the running program alone."""
+  return any(isinstance(time, jax.core.Tracer) for time in times)
+
+
+def is_within(
+  t: Time | Float[Array, ' s'], low: Time, high: Time
+) -> bool | Bool[Array, '*s']:
   """Whether `t` is in an interval, its ends included, rounding or not."""
-  return low - 1e-9 <= t <= high + 1e-9
+  return (t >= low - _ROUNDING) & (t <= high + _ROUNDING)
 
 
 def time_grid(
@@ -196,17 +215,16 @@ def _evaluate(field, x, t):
 
 
 def _walk(velocity, x, times, steps, record):
-  """Runs steps[i] from times[i] to times[i + 1], one scan for each stretch.
+  """Runs steps[i] from times[i] to times[i + 1], one loop for each stretch.
 
-  A stretch is a run of steps of the same kind with the same velocity.
+  A stretch is a run of steps of the same kind with the same velocity, as far
+  as that is known in advance.
   """
   x = jax.tree.map(
     lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x
   )
-  fields = [
-    velocity.at(float(t)) if isinstance(velocity, Switched) else velocity
-    for t in times[:-1]
-  ]
+  is_known = isinstance(velocity, Switched) and not velocity.is_traced
+  fields = [velocity.at(float(t)) if is_known else velocity for t in times[:-1]]
   dtype = jax.tree.leaves(x)[0].dtype
   columns = (times[:-1], times[1:], np.diff(times))
   columns = tuple(jnp.asarray(c, dtype) for c in columns)
@@ -217,17 +235,45 @@ def _walk(velocity, x, times, steps, record):
   )
   for (step, field), stretch in stretches:
     indices = list(stretch)
-    rows = slice(indices[0], indices[-1] + 1)
+    rows = tuple(c[indices[0] : indices[-1] + 1] for c in columns)
+    if isinstance(field, Switched):
+      if record:
+        raise ValueError('record wants an interval that is known, not a traced')
+      x = _switch(field, x, rows, step)
+      continue
 
     def body(x, row, step=step, field=field):
       x = step(field, x, *row)
       return x, (x if record else None)
 
-    x, seen = jax.lax.scan(body, x, tuple(c[rows] for c in columns))
+    x, seen = jax.lax.scan(body, x, rows)
     states.append(seen)
   if not record:
     return x
   return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
+
+
+def _switch(velocity, x, rows, step):
+  """Runs `step` over all rows, two loops taking turns at lengths unknown."""
+  is_inside = is_within(rows[0], velocity.low, velocity.high)
+  count = len(is_inside)
+
+  def run(field, side, carry):
+    def goes_on(carry):
+      return (carry[0] < count) & (is_inside[carry[0]] == side)
+
+    def body(carry):
+      index, x = carry
+      return index + 1, step(field, x, *(row[index] for row in rows))
+
+    return jax.lax.while_loop(goes_on, body, carry)
+
+  def both(carry):
+    carry = run(velocity.outside, False, carry)
+    return run(velocity.inside, True, carry)
+
+  carry = jnp.int32(0), x
+  return jax.lax.while_loop(lambda carry: carry[0] < count, both, carry)[1]
 
 
 _ODE_STEPS = {'euler': _euler_step, 'heun': _heun_step}

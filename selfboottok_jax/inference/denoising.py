@@ -21,21 +21,26 @@ def make_codes(
   indices: Int[Array, ' b'],
   seed: Integer[Array, ''],
   scales: Float[Array, ' 2'],
+  interval: guidance.Interval,
   *,
   path: path_lib.Path,
   latent_dim: int,
 ) -> Float[Array, 'b k e']:
   """Samples codes; traceable in everything but model and sampling.
 
+  With traced scales and a traced interval one program serves a sweep of them.
+
   Args:
     model: the network.
-    sampling: how; its scales count for whether there is guidance alone.
+    sampling: how; of its guidance counts only whether there is any, and in
+      which channels.
     params: of the network.
     latents: statistics that undo the normalisation.
     labels: classes.
     indices: numbers of the samples, which their noise belongs to.
     seed: of the noise.
     scales: of guidance, of the tokens and of the class token.
+    interval: (low, high), the times at which guidance acts.
     path: that the network was trained on.
     latent_dim: channels of a latent, see `Sampling.guided_channels`.
 
@@ -67,7 +72,7 @@ def make_codes(
     labels,
     null_label=model.num_classes,
     scale=1.0 if sampling.is_unguided else scale,
-    interval=sampling.interval,
+    interval=interval,
     sampler=sampling.sampler,
     times=sampling.times,
     path=path,

@@ -169,6 +169,7 @@ class ImageGenerator:
     sampling = dataclasses.replace(self.sampling, **settings)
     program = self._program(sampling)
     scales = np.asarray(sampling.scales, np.float32)
+    interval = tuple(np.float32(end) for end in sampling.interval)
     rows = NamedSharding(self.mesh, P(_AXIS))
     at_a_time = self.round_size
     for first in range(0, len(labels), at_a_time):
@@ -178,25 +179,23 @@ class ImageGenerator:
       ]
       with jax.set_mesh(self.mesh):
         codes = program(
-          self.params, self.latents, *placed, np.uint32(seed), scales
+          self.params,
+          self.latents,
+          *placed,
+          np.uint32(seed),
+          scales,
+          interval,
         )
       yield codes
 
   def _program(self, sampling: sampling_lib.Sampling):
-    """The compiled sampler.
-
-    Scales are its arguments, and serve a sweep; intervals that guide the same
-    steps share it.
-    """
-    guided = sampling.guided_times
-    unguided = sampling.is_unguided or not guided.size
-    first, last = (guided[0], guided[-1]) if guided.size else (0.0, 0.0)
+    """The compiled sampler; scales and interval are its arguments."""
     key = dataclasses.replace(
       sampling,
-      guidance_scale=1.0 if unguided else 2.0,
+      guidance_scale=2.0 if sampling.guides else 1.0,
       cls_guidance_scale=-1.0,
-      guidance_low=0.0 if unguided else float(last),
-      guidance_high=0.0 if unguided else float(first),
+      guidance_low=0.0,
+      guidance_high=1.0,
     )
     if key not in self._compiled:
       run = functools.partial(
@@ -213,7 +212,7 @@ class ImageGenerator:
         jax.shard_map(
           run,
           mesh=self.mesh,
-          in_specs=(shared, shared, rows, rows, shared, shared),
+          in_specs=(shared, shared, rows, rows, shared, shared, shared),
           out_specs=rows,
         )
       )

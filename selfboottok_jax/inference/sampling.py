@@ -62,12 +62,11 @@ class Sampling:
     )
 
   @property
-  def guided_times(self) -> samplers.Times:
-    """Starts of the steps that guidance acts in, from noise to data."""
-    starts = self.times[:-1]
-    return starts[
-      [samplers.is_within(float(t), *self.interval) for t in starts]
-    ]
+  def guides(self) -> bool:
+    """Whether guidance acts in any step."""
+    return not self.is_unguided and any(
+      samplers.is_within(float(t), *self.interval) for t in self.times[:-1]
+    )
 
   @property
   def interval(self) -> tuple[float, float]:
@@ -118,11 +117,10 @@ def sweep(
   lows: Sequence[float],
   highs: Sequence[float],
 ) -> list[Sampling]:
-  """Every combination of guidance scale and interval, intervals outside.
+  """Every combination of guidance scale and interval.
 
-  Scales are arguments of a compiled program, and an interval that guides other
-  steps needs one of its own: in this order each is compiled once. Without
-  guidance all intervals are the same, and come once.
+  Both are arguments of one compiled program. Without guidance all intervals
+  are the same, and come once.
   """
   found = {}
   for low, high, scale in itertools.product(lows, highs, scales):

@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def _sample(sampler='ode', velocity=velocity, **kwargs):
   )
 
 
-def _calls(sampler, **kwargs):
+def _calls(sampler, interval=(0.0, 1.0), is_traced=False, **kwargs):
   """Time, rows and labels of each evaluation of the network, in order."""
   calls = []
 
@@ -50,15 +51,18 @@ def _calls(sampler, **kwargs):
     )
     return velocity(x, t, labels)
 
-  jax.block_until_ready(_sample(sampler, counted, **kwargs))
+  def run(*interval):
+    return _sample(sampler, counted, interval=interval, **kwargs)
+
+  jax.block_until_ready((jax.jit(run) if is_traced else run)(*interval))
   jax.effects_barrier()
   return calls
 
 
+@pytest.mark.parametrize('is_traced', [False, True])
 @pytest.mark.parametrize('sampler', sorted(samplers.SAMPLERS))
-def test_rows_are_doubled_inside_the_interval_only(sampler):
-  interval = (0.15, 0.7)
-  calls = _calls(sampler, scale=2.0, interval=interval, num_steps=10)
+def test_rows_are_doubled_inside_the_interval_only(sampler, is_traced):
+  calls = _calls(sampler, (0.15, 0.7), is_traced, scale=2.0, num_steps=10)
   starts = samplers.time_grid(sampler, 10)[:-1]
   stages = 2 if sampler == 'heun' else 1
   want = [B + B * (0.15 <= t <= 0.7 + 1e-9) for t in starts]
@@ -81,6 +85,9 @@ def test_ends_of_the_interval_are_inside_whatever_the_rounding():
         )
         found = sum(field.at(float(t)) is field.inside for t in grid[:-1])
         assert found == inside
+        # In the precision of a program, too.
+        rounded = (jnp.float32(x) for x in (grid[:-1], *interval))
+        assert samplers.is_within(*rounded).sum() == inside
 
 
 @pytest.mark.parametrize('sampler', sorted(samplers.SAMPLERS))
@@ -138,19 +145,36 @@ def test_segments_are_scans_of_their_own():
 
 
 @pytest.mark.parametrize('sampler', sorted(samplers.SAMPLERS))
-def test_one_program_serves_a_sweep_of_scales(sampler):
+def test_one_program_serves_a_sweep_of_scales_and_intervals(sampler):
   traces = []
+  # Heun ends with a step of another kind.
+  options = {'final_step': 'euler'} if sampler == 'heun' else {}
 
   @jax.jit
-  def run(scale):
+  def run(scale, interval):
     traces.append(scale)
-    return _sample(sampler, scale=scale, interval=(0.2, 0.9))
+    return _sample(sampler, scale=scale, interval=interval, **options)
 
-  swept = [run(jnp.float32(s)) for s in (1.5, 2.5, 4.0)]
+  intervals = (0.0, 1.0), (0.2, 0.9), (0.0, 0.5), (0.7, 1.0), (0.3, 0.3)
+  swept = []
+  for scale, interval in itertools.product((1.5, 4.0), intervals):
+    static = _sample(sampler, scale=scale, interval=interval, **options)
+    np.testing.assert_allclose(
+      run(scale, interval), static, rtol=1e-5, atol=1e-5
+    )
+    swept.append(static)
   assert len(traces) == 1
-  for scale, x in zip((1.5, 2.5, 4.0), swept, strict=True):
-    static = _sample(sampler, scale=scale, interval=(0.2, 0.9))
-    np.testing.assert_allclose(x, static, rtol=1e-5, atol=1e-5)
+  # Each of them is something else, but where guidance meets no step.
+  ends = {static.tobytes() for static in map(np.asarray, swept)}
+  assert len(ends) == len(swept) - 1
+
+
+def test_states_of_a_traced_interval_cannot_be_recorded():
+  def run(low):
+    return _sample(scale=2.0, interval=(low, 1.0), record=True)
+
+  with pytest.raises(ValueError, match='an interval that is known'):
+    jax.jit(run)(0.5)
 
 
 def test_samples_depend_on_no_split_into_batches_or_devices():

@@ -8,6 +8,8 @@ import pytest
 
 from selfboottok_jax import errors, inference
 from selfboottok_jax.evaluation import flops
+from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.inference import denoising
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 
@@ -105,15 +107,19 @@ def test_both_streams_are_sampled(generator):
 
 
 def _sampling_flops(generator, **changes):
-  """Of the compiled program, with trip counts."""
+  """With trip counts, which an interval that is known in advance fixes."""
   sampling = dataclasses.replace(generator.sampling, num_steps=10, **changes)
-  program = generator._program(sampling)
-  rows = jnp.zeros(generator.device_batch, jnp.int32)
-  with jax.set_mesh(generator.mesh):
-    traced = program.trace(
-      generator.params, generator.latents, rows, rows, jnp.uint32(0),
-      np.ones(2, np.float32),
+
+  @jax.jit
+  def run(params, latents, rows):
+    return denoising.make_codes(
+      generator.model, sampling, params, latents, rows, rows, jnp.uint32(0),
+      jnp.ones(2), sampling.interval,
+      path=path_lib.PATHS['linear'], latent_dim=generator.tokenizer.latent_dim,
     )  # fmt: skip
+
+  rows = jnp.zeros(generator.device_batch, jnp.int32)
+  traced = run.trace(generator.params, generator.latents, rows)
   return flops.count(traced.jaxpr, ())[flops.OTHER].total
 
 
@@ -132,15 +138,15 @@ def test_an_unguided_interval_costs_half(generator, sampler):
   assert guided == 5
 
 
-def test_a_sweep_of_scales_is_one_program(generator):
+def test_a_sweep_of_scales_and_intervals_is_one_program(generator):
   one = _on(generator, 1)
   before = len(one._compiled)
-  for scale in (1.5, 2.5, 4.0):
-    one.sample_codes(
-      [0, 1], guidance_scale=scale, guidance_high=0.6, num_steps=2
-    )
-  # Intervals that guide the same steps are the same program.
-  one.sample_codes([0, 1], guidance_low=0.01, guidance_high=0.7, num_steps=2)
+  swept = inference.sweep(
+    dataclasses.replace(one.sampling, num_steps=4),
+    scales=(1.5, 4.0), lows=(0.0, 0.3), highs=(0.7, 1.0),
+  )  # fmt: skip
+  for sampling in swept:
+    one.sample_codes([0, 1], **dataclasses.asdict(sampling))
   (key,) = list(one._compiled)[before:]
   assert one._compiled[key]._cache_size() == 1
 
