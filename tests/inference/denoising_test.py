@@ -36,6 +36,7 @@ def _codes(scales=(3.0, 3.0), latents=LATENTS, **settings):
     jnp.array([0, 7]),
     jnp.uint32(3),
     jnp.array(scales),
+    sampling.interval,
     path=path_lib.PATHS['linear'],
     latent_dim=CHANNELS,
   )

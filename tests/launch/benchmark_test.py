@@ -12,7 +12,10 @@ def _run(server, *arguments):
   return json.loads(result.out.splitlines()[-1]), result
 
 
-@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
+@pytest.mark.parametrize(
+  'task',
+  ['tokenizer', pytest.param('scaling', marks=pytest.mark.slow), 'generator'],
+)
 def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
   # Its critic starts on the way: the phase with it is timed.
   start = [] if task == 'generator' else ['--config.loss.adversarial_start=0.5']
@@ -48,6 +51,7 @@ def test_without_data_the_model_alone_is_timed(server):
   assert record['loop_step_seconds'] > 0
 
 
+@pytest.mark.slow
 def test_compile_time_is_that_of_compiling(server):
   # The second time the program lies in the cache of compiled ones.
   first, second = (

@@ -50,9 +50,8 @@ def test_steps_logging_mesh_and_remat_may_change(server, runs, tmp_path):
   assert stored['mesh']['data'] == 1
 
 
-@pytest.mark.parametrize(
-  'task', ['generator', pytest.param('tokenizer', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['generator', 'tokenizer'])
 def test_bfloat16_gives_nearly_the_same_losses(task, server, runs, tmp_path):
   losses = []
   for dtype in ('float32', 'bfloat16'):

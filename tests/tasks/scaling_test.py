@@ -37,7 +37,14 @@ def _scaling_task(trainable=TRAINABLE, **options):
   )
 
 
-@pytest.fixture(scope='module', params=tokenizers.KINDS)
+# A step with DINO's critic compiles for a minute.
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(k, marks=pytest.mark.slow if k == 'dino' else ())
+    for k in tokenizers.KINDS
+  ],
+)
 def kind(request):
   return request.param
 
