@@ -4,8 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUDGET ?= 1.0
 WORKDIR ?= runs/quickstart
-# One more than there are cores: tests wait for commands that they start.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 PYTEST_FLAGS ?=
 export KILLS ?= 5
 
@@ -19,7 +17,7 @@ quickstart: $(VENV)/ready
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
 
 # Meshes of eight devices, two processes, 16-bit training: minutes each.
 test-slow: $(VENV)/ready-test

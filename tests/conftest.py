@@ -15,8 +15,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     # Tests compile much and compute little: a quarter less time without LLVM's
-    # optimisations.
+    # optimisations, and fusions by their older and plainer code.
     '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
     # Eight devices on two busy cores wait long for each other.
     '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600',
     '--xla_cpu_collective_call_terminate_timeout_seconds=900',
