@@ -4,7 +4,8 @@ r"""Samples images from a generator into a folder.
     --num_samples=50000 --labels=random --npz --out=samples
 
 Several values of --guidance_scale, --guidance_low or --guidance_high are a
-sweep of one compiled program, each with a folder of its own in --out:
+sweep, each with a folder of its own in --out; one compiled program serves all
+that are guided:
 
   --guidance_scale=1.5,2,2.5 --guidance_high=0.7,0.85,1
 

@@ -31,9 +31,9 @@ def write_atomically(
 
 
 def remove_partials(folder: str | os.PathLike[str]) -> None:
-  """Removes what writers that were killed left in `folder` and below it.
+  """Removes what writers that were killed left in `folder`.
 
   Only for a time when nobody writes there.
   """
-  for partial in pathlib.Path(folder).rglob('.*.partial'):
+  for partial in pathlib.Path(folder).glob('.*.partial'):
     partial.unlink(missing_ok=True)

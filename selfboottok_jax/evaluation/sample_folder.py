@@ -134,8 +134,9 @@ class SampleFolder:
         'folder that all processes see'
       )
     with self._writing():
-      # Every sample is here, so the processes that make them have ended.
-      files.remove_partials(self.path)
+      # Every sample is here: no process of this command is writing any.
+      for folder in (self.path, self.path / 'images'):
+        files.remove_partials(folder)
       self._draw_grids(class_names)
       if self._npz and not (self.path / ARRAYS).exists():
         self._write_arrays()

@@ -35,8 +35,8 @@ def guided(
   Guided is null + scale (labelled - null), leaf by leaf, from one evaluation
   of [x, x] with [labels, null labels]; a scale of 1 is the labelled velocity.
   Python scales of exactly 1 alone cost no doubled batch; traced ones always
-  do, so that one program serves a sweep. So does a traced interval, whose ends
-  are not checked.
+  do, so that one program serves a sweep. A traced interval serves one too; its
+  ends are not checked.
   """
   low, high = interval
   numbers = [s for s in jax.tree.leaves(scale) if isinstance(s, int | float)]

@@ -36,7 +36,7 @@ class Switched:
   steps with one form follow each other and compile to a loop of their own:
   the cheaper form is not computed and thrown away. Ends that are traced leave
   the lengths of these loops to the running program, which then serves all
-  intervals.
+  intervals, but has neither states to record nor gradients.
   """
 
   inside: path_lib.Velocity

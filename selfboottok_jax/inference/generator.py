@@ -189,7 +189,10 @@ class ImageGenerator:
       yield codes
 
   def _program(self, sampling: sampling_lib.Sampling):
-    """The compiled sampler; scales and interval are its arguments."""
+    """The compiled sampler, one with guidance and one without.
+
+    Scales and interval are its arguments.
+    """
     key = dataclasses.replace(
       sampling,
       guidance_scale=2.0 if sampling.guides else 1.0,

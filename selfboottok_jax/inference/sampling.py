@@ -119,8 +119,8 @@ def sweep(
 ) -> list[Sampling]:
   """Every combination of guidance scale and interval.
 
-  Both are arguments of one compiled program. Without guidance all intervals
-  are the same, and come once.
+  Both are arguments of one compiled program, and without guidance there is
+  another. There all intervals are the same, and come once.
   """
   found = {}
   for low, high, scale in itertools.product(lows, highs, scales):

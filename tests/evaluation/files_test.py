@@ -29,4 +29,6 @@ def test_only_partials_are_removed(tmp_path):
   other = files.write_atomically(tmp_path / 'a' / 'no.partial', b'whole')
   (tmp_path / 'a' / '.file.41.partial').write_bytes(b'half')
   files.remove_partials(tmp_path)
+  assert len(list(kept.parent.iterdir())) == 3
+  files.remove_partials(kept.parent)
   assert sorted(kept.parent.iterdir()) == [kept, other]

@@ -85,8 +85,11 @@ def test_ends_of_the_interval_are_inside_whatever_the_rounding():
         )
         found = sum(field.at(float(t)) is field.inside for t in grid[:-1])
         assert found == inside
-        # In the precision of a program, too.
-        rounded = (jnp.float32(x) for x in (grid[:-1], *interval))
+        # In the precision of a program, too, and off by its last bit.
+        low, high = interval
+        low = np.nextafter(np.float32(low), np.float32(2))
+        high = np.nextafter(np.float32(high), np.float32(-1))
+        rounded = (jnp.float32(x) for x in (grid[:-1], low, high))
         assert samplers.is_within(*rounded).sum() == inside
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -106,20 +107,25 @@ def test_both_streams_are_sampled(generator):
   assert np.abs(base - other).max() > 1e-6
 
 
-def _sampling_flops(generator, **changes):
-  """With trip counts, which an interval that is known in advance fixes."""
-  sampling = dataclasses.replace(generator.sampling, num_steps=10, **changes)
+def _known(generator, sampling):
+  """The sampler of labels and indices, its interval known in advance."""
 
   @jax.jit
-  def run(params, latents, rows):
+  def run(params, latents, labels, indices):
     return denoising.make_codes(
-      generator.model, sampling, params, latents, rows, rows, jnp.uint32(0),
-      jnp.ones(2), sampling.interval,
+      generator.model, sampling, params, latents, labels, indices,
+      jnp.uint32(0), jnp.array(sampling.scales), sampling.interval,
       path=path_lib.PATHS['linear'], latent_dim=generator.tokenizer.latent_dim,
     )  # fmt: skip
 
+  return functools.partial(run.trace, generator.params, generator.latents)
+
+
+def _sampling_flops(generator, **changes):
+  """With trip counts, which an interval that is known in advance fixes."""
+  sampling = dataclasses.replace(generator.sampling, num_steps=10, **changes)
   rows = jnp.zeros(generator.device_batch, jnp.int32)
-  traced = run.trace(generator.params, generator.latents, rows)
+  traced = _known(generator, sampling)(rows, rows)
   return flops.count(traced.jaxpr, ())[flops.OTHER].total
 
 
@@ -145,10 +151,34 @@ def test_a_sweep_of_scales_and_intervals_is_one_program(generator):
     dataclasses.replace(one.sampling, num_steps=4),
     scales=(1.5, 4.0), lows=(0.0, 0.3), highs=(0.7, 1.0),
   )  # fmt: skip
+  labels = jnp.zeros(one.device_batch, jnp.int32)
+  indices = jnp.arange(one.device_batch)
+  found = []
   for sampling in swept:
-    one.sample_codes([0, 1], **dataclasses.asdict(sampling))
+    codes = one.sample_codes(labels, **dataclasses.asdict(sampling))
+    compiled = _known(one, sampling)(labels, indices).lower().compile()
+    alone = compiled(one.params, one.latents, labels, indices)
+    np.testing.assert_allclose(codes, alone, rtol=1e-4, atol=1e-4)
+    found.append(np.asarray(codes))
   (key,) = list(one._compiled)[before:]
   assert one._compiled[key]._cache_size() == 1
+  # Its arguments count.
+  for left, right in itertools.combinations(found, 2):
+    assert np.abs(left - right).max() > 1e-3
+
+
+def test_an_interval_that_meets_no_step_is_the_program_without_guidance(
+  generator,
+):
+  one = _on(generator, 1)
+  before = len(one._compiled)
+  options = {'num_steps': 2, 'sampler': 'ode'}
+  plain = one.sample_codes([0, 1], guidance_scale=1.0, **options)
+  never = one.sample_codes(
+    [0, 1], guidance_low=0.2, guidance_high=0.4, **options
+  )
+  assert len(one._compiled) == before + 1
+  np.testing.assert_array_equal(plain, never)
 
 
 def test_the_seed_changes_the_images(generator):

@@ -66,7 +66,7 @@ def test_intervals_and_channels_are_told():
   assert 'on the first 3 channels' in text
 
 
-def test_a_sweep_has_every_setting_once_and_intervals_outside():
+def test_a_sweep_has_every_setting_once():
   swept = inference.sweep(
     inference.Sampling(), scales=(1.0, 2.0), lows=(0.0,), highs=(0.5, 1.0)
   )
