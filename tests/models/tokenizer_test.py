@@ -81,14 +81,12 @@ def test_fresh_model_is_the_softvq_baseline(fields):
   base = _baseline_params(params)
   wanted = jax.tree.structure(_fresh(**SOFTVQ))
   assert jax.tree.structure(base) == wanted
-  baseline = _call(base, images, **SOFTVQ)
-  full = _call(params, images, **fields)
-  # Two programs round in their own ways.
-  for mine, its in (
-    (full.reconstruction, baseline.reconstruction),
-    (full.codes, baseline.codes),
-  ):
-    np.testing.assert_allclose(mine, its, rtol=1e-5, atol=2e-6)
+  # Operation by operation: fusions of two programs would round differently.
+  with jax.disable_jit():
+    baseline = tiny.make_tokenizer(**SOFTVQ).apply({'params': base}, images)
+    full = tiny.make_tokenizer(**fields).apply({'params': params}, images)
+  np.testing.assert_array_equal(full.reconstruction, baseline.reconstruction)
+  np.testing.assert_array_equal(full.codes, baseline.codes)
   # The gates and the fusion are what makes it so.
   opened = _call(_awake(**fields), images, **fields)
   awake = _call(_baseline_params(_awake(**fields)), images, **SOFTVQ)
