@@ -1,5 +1,6 @@
 """Entry points: flags, and errors as one line with a non-zero exit."""
 
+import contextlib
 import difflib
 import itertools
 import logging as python_logging
@@ -8,10 +9,11 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import ml_collections
+import numpy as np
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
@@ -221,6 +223,34 @@ def _join() -> None:
       f'--multihost found no other processes to join: {error}; start it on a '
       f'TPU pod, under Slurm or MPI, or set {", ".join(_JOINING)}'
     ) from error
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+  """A block that all processes end before any goes on, or that ends them all.
+
+  For what each looks at itself: what one finds wrong would leave the others
+  waiting for it, and what one writes next would be there for the others to
+  find. Processes must not meet inside.
+
+  Raises:
+    UserError: that of this process, or that another has one.
+  """
+  error = None
+  try:
+    yield
+  except errors.UserError as caught:
+    error = caught
+  failed = np.asarray([error is not None])
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(failed).ravel()
+  if error is not None:
+    raise error
+  if failed.any():
+    raise errors.UserError(
+      f'process {np.flatnonzero(failed)[0]} of {len(failed)} cannot begin; '
+      'mend what its own message says'
+    )
 
 
 def meet(where: str) -> None:

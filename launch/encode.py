@@ -54,9 +54,10 @@ def main(argv) -> None:
   cli.check_folder('out', out)
   cli.start_jax(multihost=_MULTIHOST.value)
   builders.check(config)
-  sources = {split: common.open_data(config, split) for split in _SPLITS.value}
-  for source in sources.values():
-    generator.check_classes(source, config)
+  with cli.all_or_none():
+    sources = {s: common.open_data(config, s) for s in _SPLITS.value}
+    for source in sources.values():
+      generator.check_classes(source, config)
   tokenizer = generator.load_tokenizer(config)
   encoding = encoding_builder.build_encoding(
     config, tokenizer.codec, tokenizer.patch_size
@@ -69,14 +70,15 @@ def main(argv) -> None:
     provenance.made_by(config, encoding, tokenizer.fingerprint),
     _splits(out, sources),
   )
-  index = latent_files.agree(out, given)
-  pending = {s: latent_writer.pending_shards(out, index, s) for s in sources}
-  room = latent_writer.check_room(out, index, pending)
+  # Nothing is written before all have seen that they may.
+  with cli.all_or_none():
+    index = latent_files.agree(out, given)
+    pending = {s: latent_writer.pending_shards(out, index, s) for s in sources}
+    room = latent_writer.check_room(out, index, pending)
   share = _share(pending)
   encoder = None
   if any(share.values()):
     encoder = encoder_lib.Encoder(encoding, index.dtype, _batch_size())
-  # Nothing is written before all that can be wrong was seen to be right.
   if jax.process_index() == 0:
     latent_files.write_index(out, index)
     if room:

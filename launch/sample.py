@@ -114,16 +114,18 @@ def main(argv) -> None:
     'labels': ','.join(_LABELS.value),
     'device_batch': generator.device_batch,
   }
-  folders = [
-    sample_folder.SampleFolder(
-      out / sampling.name if len(settings) > 1 else out,
-      {**known, **dataclasses.asdict(sampling)},
-      labels,
-      png=_PNG.value,
-      npz=_NPZ.value,
-    )
-    for sampling in settings
-  ]
+  # None makes a folder while another still looks whether it may be used.
+  with cli.all_or_none():
+    folders = [
+      sample_folder.SampleFolder(
+        out / sampling.name if len(settings) > 1 else out,
+        {**known, **dataclasses.asdict(sampling)},
+        labels,
+        png=_PNG.value,
+        npz=_NPZ.value,
+      )
+      for sampling in settings
+    ]
   for sampling, folder in zip(settings, folders, strict=True):
     fill(generator, sampling, folder)
 
@@ -185,10 +187,11 @@ def agree_on_missing(
   written meanwhile. The folder exists afterwards.
   """
   state = np.zeros(1 + len(folder.labels), bool)
-  if jax.process_index() == 0:
-    folder.begin()
-    state[0] = folder.is_complete
-    state[1 + folder.missing()] = True
+  with cli.all_or_none():
+    if jax.process_index() == 0:
+      folder.begin()
+      state[0] = folder.is_complete
+      state[1 + folder.missing()] = True
   if jax.process_count() > 1:
     state = multihost_utils.broadcast_one_to_all(state)
   return None if state[0] else np.flatnonzero(state[1:])

@@ -27,7 +27,8 @@ def train(
   """
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
-  source = common.open_data(config, 'train')
+  with cli.all_or_none():
+    source = common.open_data(config, 'train')
   built = builders.build(config, source, mesh)
   meta = built.meta | {
     'seed': config.train.seed,
@@ -35,7 +36,8 @@ def train(
     'data_fingerprint': source.fingerprint,
   }
   resolved = config.to_dict() | {'model': built.model_fields}
-  latest = _check_workdir(config, resolved, workdir)
+  with cli.all_or_none():
+    latest = _check_workdir(config, resolved, workdir)
   programs = TrainPrograms(config, built.task, built.optimizers, mesh)
   if latest is None:
     state = built.start(programs.init())

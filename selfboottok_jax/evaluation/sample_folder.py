@@ -147,7 +147,10 @@ class SampleFolder:
     """Raises UserError for a folder of other samples, or of something else."""
     record = self.path / SETTINGS
     if not record.exists():
-      if self.path.exists() and any(self.path.iterdir()):
+      # Hidden files are those of a command that was killed at its start.
+      if self.path.exists() and any(
+        path.name[0] != '.' for path in self.path.iterdir()
+      ):
         raise errors.UserError(
           f'--out={self.path} is not empty and holds no samples; choose a new '
           'folder, nothing is overwritten'

@@ -181,3 +181,13 @@ def test_half_written_files_of_a_killed_run_are_cleared_away(tmp_path):
   folder.finish(CLASSES)
   assert not any(path.exists() for path in left)
   assert len(list((folder.path / 'images').iterdir())) == COUNT
+
+
+def test_a_run_that_was_killed_at_its_start_continues(tmp_path):
+  left = tmp_path / 'out' / f'.{sample_folder.SETTINGS}.41.partial'
+  left.parent.mkdir()
+  left.write_bytes(b'half')
+  folder = _open(tmp_path / 'out')
+  _fill(folder, range(COUNT))
+  folder.finish(CLASSES)
+  assert not left.exists()

@@ -56,6 +56,14 @@ def spawn(module: str, *arguments: str, **variables: str) -> subprocess.Popen:
 
 def run_together(module: str, *arguments: str) -> list['Result']:
   """The same command in two processes, as on two hosts; both must succeed."""
+  results = run_pair(module, [*arguments], [*arguments])
+  for result in results:
+    assert result.code == 0, results
+  return results
+
+
+def run_pair(module: str, *arguments: list[str]) -> list['Result']:
+  """A process for each list of arguments, joined as hosts are."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -63,25 +71,22 @@ def run_together(module: str, *arguments: str) -> list['Result']:
     spawn(
       module,
       '--multihost',
-      *arguments,
+      *own,
       JAX_COORDINATOR_ADDRESS=address,
-      JAX_NUM_PROCESSES='2',
+      JAX_NUM_PROCESSES=str(len(arguments)),
       JAX_PROCESS_ID=str(index),
     )
-    for index in range(2)
+    for index, own in enumerate(arguments)
   ]
   try:
     ended = [process.communicate(timeout=600) for process in processes]
   finally:
     for process in processes:
       process.kill()
-  results = [
+  return [
     Result(process.returncode, out, err)
     for process, (out, err) in zip(processes, ended, strict=True)
   ]
-  for result in results:
-    assert result.code == 0, result.err
-  return results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,3 +176,18 @@ def test_two_processes_share_a_folder(server, runs, tmp_path):
     np.load(tmp_path / 'two' / 'samples.npz') as two,
   ):
     np.testing.assert_array_equal(one['arr_0'], two['arr_0'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('wrong', [0, 1])
+def test_what_one_process_refuses_ends_all(server, runs, tmp_path, wrong):
+  out = tmp_path / 'out'
+  _sample(server, runs, out, '--num_samples=2')
+  seeds = ['--seed=0', '--seed=0']
+  seeds[wrong] = '--seed=1'
+  results = commands.run_pair(
+    'sample',
+    *(list(_arguments(runs, out, '--num_samples=2', seed)) for seed in seeds),
+  )
+  assert 'holds other samples (seed: 0 there, 1 given)' in results[wrong].error
+  assert f'process {wrong} of 2 cannot begin' in results[1 - wrong].error
