@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from selfboottok_jax import errors
-from selfboottok_jax.training import checkpointing, loop
+from selfboottok_jax.training import loop, workdirs
 
 # What loading a config file can raise, its own mistakes included.
 _CONFIG_ERRORS = (
@@ -117,7 +117,7 @@ def _check_config(arguments: Sequence[str], default: str | None) -> None:
       keys.append(match[1])
   if not path:
     return
-  known = checkpointing.flatten(_load_config(path).to_dict())
+  known = workdirs.flatten(_load_config(path).to_dict())
   for key in keys:
     if key in known or any(name.startswith(f'{key}.') for name in known):
       continue

@@ -19,7 +19,7 @@ from launch import cli
 from launch.builders import generator as builder
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import content, evaluate, files, tables
-from selfboottok_jax.training import checkpointing, sharding
+from selfboottok_jax.training import sharding, workdirs
 
 _CONFIG = cli.define_config('configs/evaluate.py')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run to score.')
@@ -34,7 +34,7 @@ def main(argv) -> None:
   cli.require(workdir=_WORKDIR.value)
   cli.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
-  run_config = checkpointing.read_config(_WORKDIR.value, '--workdir')
+  run_config = workdirs.read_config(_WORKDIR.value, '--workdir')
   if run_config['task'] == 'generator':
     scores = score_generator(_CONFIG.value, _WORKDIR.value, _TOKENIZER.value)
   else:

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from selfboottok_jax import errors
 from selfboottok_jax.pretrained import hub, sources, store
 from selfboottok_jax.pretrained import published as published_lib
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import checkpointing, workdirs
 from selfboottok_jax.training import state as state_lib
 
 
@@ -81,7 +81,7 @@ def write_run(
     CheckpointError: the workdir holds another run.
   """
   imported = dict(imported)
-  checkpointing.write_config(workdir, {**config, 'imported': imported})
+  workdirs.write_config(workdir, {**config, 'imported': imported})
   params = jax.tree.map(jnp.asarray, params)
   state = state_lib.TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -30,7 +30,7 @@ from selfboottok_jax.evaluation import (
   tables,
 )
 from selfboottok_jax.inference import pixels
-from selfboottok_jax.training import checkpointing, sharding
+from selfboottok_jax.training import sharding, workdirs
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/quickstart', 'Where runs and report go.'
@@ -93,9 +93,9 @@ def _check_budget(workdir, configs) -> None:
   """
   for name, config in configs.items():
     folder = workdir / FOLDERS[name]
-    if not (folder / checkpointing.CONFIG).exists():
+    if not (folder / workdirs.CONFIG).exists():
       continue
-    stored = checkpointing.read_config(str(folder), '--workdir')
+    stored = workdirs.read_config(str(folder), '--workdir')
     if stored['train']['steps'] != config.train.steps:
       raise errors.ConfigError(
         f'--workdir={workdir} holds a quickstart of another --budget '
@@ -161,7 +161,7 @@ def make_report(workdir: pathlib.Path) -> content.Report:
     created=datetime.datetime.now(datetime.UTC).strftime('%d %B %Y %H:%M UTC'),
     environment=pages.environment(),
     configs={
-      name: checkpointing.read_config(str(workdir / folder), 'quickstart')
+      name: workdirs.read_config(str(workdir / folder), 'quickstart')
       for name, folder in FOLDERS.items()
     },
     runs=[

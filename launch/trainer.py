@@ -12,7 +12,7 @@ from launch.builders import common
 from launch.programs import TrainPrograms
 from selfboottok_jax import errors
 from selfboottok_jax.evaluation import cost
-from selfboottok_jax.training import checkpointing, loop, sharding
+from selfboottok_jax.training import checkpointing, loop, sharding, workdirs
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
 
@@ -48,7 +48,7 @@ def train(
     if latest is not None:
       state = _resume(programs.state, checkpointer, latest, meta)
     if jax.process_index() == 0:
-      checkpointing.write_config(workdir, resolved)
+      workdirs.write_config(workdir, resolved)
       _keep_card(programs, workdir)
       programs.on_compile = lambda: _keep_card(programs, workdir)
     frozen = place(built.task.frozen, mesh)
@@ -79,8 +79,8 @@ def _keep_card(programs: TrainPrograms, workdir: str) -> None:
 def _check_workdir(config, resolved, workdir) -> int | None:
   """The step to continue from, or None; raises where training cannot."""
   cli.check_folder('workdir', workdir)
-  checkpointing.check_config(workdir, resolved)
-  latest = checkpointing.latest_step(workdir)
+  workdirs.check_config(workdir, resolved)
+  latest = workdirs.latest_step(workdir)
   if latest is not None and latest > config.train.steps:
     raise errors.CheckpointError(
       f'train.steps={config.train.steps}, but --workdir={workdir} is at step '

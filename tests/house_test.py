@@ -21,7 +21,7 @@ from selfboottok_jax.models import (
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import generator as generator_task
 from selfboottok_jax.tasks import objective
-from selfboottok_jax.training import checkpointing, optim, sharding
+from selfboottok_jax.training import optim, sharding, workdirs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = 'selfboottok_jax'
@@ -204,7 +204,7 @@ def _unread(config) -> list[str]:
     for name in ('builders/*', 'trainer', 'programs')
   )
   unread = []
-  for key in checkpointing.flatten(config.to_dict()):
+  for key in workdirs.flatten(config.to_dict()):
     section, _, name = key.partition('.')
     if section in read:
       known = name in read[section]
@@ -223,7 +223,7 @@ def test_every_key_of_every_preset_is_read(module, preset):
 
 
 def test_every_key_of_evaluation_is_read():
-  keys = checkpointing.flatten(evaluate_config.get_config().to_dict())
+  keys = workdirs.flatten(evaluate_config.get_config().to_dict())
   source = _sources('launch/evaluate.py')
   assert keys
   for key in keys:

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from launch import limits
 from launch.builders import common, generator, tokenizer
 from selfboottok_jax import data, errors, inference
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import workdirs
 
 TASKS = {
   'tokenizer': tokenizer.build_tokenizer,
@@ -26,12 +26,12 @@ def build(
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises a UserError for what needs no data to be seen to be wrong."""
-  limits.check(checkpointing.flatten(config.to_dict()))
+  limits.check(workdirs.flatten(config.to_dict()))
   if 'sampling' in config:
     inference.Sampling(**config.sampling)
   _check_attention(config)
   if config.init_from:
-    checkpointing.read_config(config.init_from, 'init_from')
+    workdirs.read_config(config.init_from, 'init_from')
   if config.task not in TASKS:
     raise errors.ConfigError(
       f'task={config.task!r}; wanted one of {", ".join(TASKS)}'

@@ -16,7 +16,7 @@ from selfboottok_jax.inference import autoencoder
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.tasks import encoding as encoding_lib
 from selfboottok_jax.tasks import generator as generator_task
-from selfboottok_jax.training import checkpointing, optim, sharding
+from selfboottok_jax.training import optim, sharding, workdirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def materialise(tree: PyTree, mesh: Mesh) -> PyTree:
 def _stage1(config, assumed):
   """The configuration of the tokenizer's run, or of its preset."""
   if config.tokenizer:
-    stored = checkpointing.read_config(
+    stored = workdirs.read_config(
       config.tokenizer, 'tokenizer', task='tokenizer'
     )
   else:

@@ -11,7 +11,7 @@ from selfboottok_jax.inference import (
   sit_weights,
 )
 from selfboottok_jax.models import sit
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import workdirs
 from tests.inference import released_sits
 
 RELEASED = released_generators.RELEASED
@@ -117,7 +117,7 @@ def test_the_table_names_what_there_is():
   for name, kind in RELEASED.items():
     assert kind.family in sit_weights.FAMILIES, name
     config = generator_config.get_config(kind.preset)
-    keys = checkpointing.flatten(config.to_dict())
+    keys = workdirs.flatten(config.to_dict())
     assert kind.changes.keys() <= keys.keys(), name
     if kind.tokenizer:
       assert autoencoder.is_autoencoder(kind.tokenizer), name

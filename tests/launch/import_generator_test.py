@@ -14,7 +14,7 @@ from selfboottok_jax.inference import (
   released_generators,
   sit_weights,
 )
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import checkpointing, workdirs
 from tests import tiny as models
 from tests.inference import released_sits
 from tests.launch import pictures
@@ -96,7 +96,7 @@ def test_is_loaded_as_it_was_imported(runs_of, tokenizer, family):
 
 def test_is_configured_as_its_authors_sample(runs_of):
   sampling = {
-    family: checkpointing.read_config(str(workdir), 'test')['sampling']
+    family: workdirs.read_config(str(workdir), 'test')['sampling']
     for family, workdir in runs_of.items()
   }
   assert sampling['sit']['guided_channels'] == 3
