@@ -18,6 +18,7 @@ from absl import flags
 from launch import cli, pages
 from selfboottok_jax import errors, inference
 from selfboottok_jax.evaluation import content, cost, evaluate, report
+from selfboottok_jax.training import workdirs
 
 _RUNS = flags.DEFINE_list('runs', None, 'Workdirs, as runs/tok,runs/gen.')
 _TOKENIZER = flags.DEFINE_string(
@@ -45,9 +46,9 @@ def main(argv) -> None:
   cli.say(f'{path} written')
 
 
-def make_page(workdirs: list[str]) -> content.Report:
+def make_page(names: list[str]) -> content.Report:
   """Reads runs back, and samples from the generators among them."""
-  folders = {name: pathlib.Path(name) for name in dict.fromkeys(workdirs)}
+  folders = {name: pathlib.Path(name) for name in dict.fromkeys(names)}
   configs = {name: workdirs.read_config(name, '--runs') for name in folders}
   generators = [
     name for name, config in configs.items() if config['task'] == 'generator'
