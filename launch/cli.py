@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import itertools
 import logging as python_logging
 import os
@@ -187,6 +188,8 @@ def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
     jax.config.update('jax_num_cpu_devices', devices)
   if multihost:
     _join()
+    # At once: the first meeting does not wait long for those who come late.
+    meet('joined')
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   cache = folder or os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
@@ -229,7 +232,7 @@ def _join() -> None:
 def all_or_none() -> Iterator[None]:
   """A block that all processes end before any goes on, or that ends them all.
 
-  For what each looks at itself: what one finds wrong would leave the others
+  For what each does by itself: what goes wrong in one would leave the others
   waiting for it, and what one writes next would be there for the others to
   find. Processes must not meet inside.
 
@@ -248,8 +251,25 @@ def all_or_none() -> Iterator[None]:
     raise error
   if failed.any():
     raise errors.UserError(
-      f'process {np.flatnonzero(failed)[0]} of {len(failed)} cannot begin; '
+      f'process {np.flatnonzero(failed)[0]} of {len(failed)} cannot go on; '
       'mend what its own message says'
+    )
+
+
+def check_same(what: str, told: str) -> None:
+  """Raises ConfigError on all processes unless all were told the same.
+
+  Each reads flags and checkpoints itself, and a run that is being trained may
+  get a checkpoint in between.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = np.frombuffer(hashlib.sha256(told.encode()).digest(), np.uint8)
+  every = multihost_utils.process_allgather(digest)
+  if (every != every[0]).any():
+    raise errors.ConfigError(
+      f'the processes have different {what}; give all of them the same flags, '
+      'and runs that are not being trained'
     )
 
 

@@ -8,6 +8,7 @@ continues when it is given again.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 
@@ -75,6 +76,7 @@ def main(argv) -> None:
     index = latent_files.agree(out, given)
     pending = {s: latent_writer.pending_shards(out, index, s) for s in sources}
     room = latent_writer.check_room(out, index, pending)
+  cli.check_same('caches to write', json.dumps(index.to_json()))
   share = _share(pending)
   encoder = None
   if any(share.values()):
@@ -84,8 +86,8 @@ def main(argv) -> None:
     if room:
       cli.say(f'writing {_size(room)} to {out}')
   cli.meet('index')
-  rates = _encode(config, encoder, sources, out, index, share)
-  cli.meet('shards')
+  with cli.all_or_none():
+    rates = _encode(config, encoder, sources, out, index, share)
   if jax.process_index() == 0:
     _finish(out, index, pending)
     if rates:

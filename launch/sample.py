@@ -126,6 +126,9 @@ def main(argv) -> None:
       )
       for sampling in settings
     ]
+  cli.check_same(
+    'samples to make', '\n'.join(folder.identity for folder in folders)
+  )
   for sampling, folder in zip(settings, folders, strict=True):
     fill(generator, sampling, folder)
 
@@ -145,12 +148,13 @@ def fill(
   changes = dataclasses.asdict(sampling)
   at_a_time = _BATCH_SIZE.value or generator.round_size
   began, pending = time.monotonic(), None
-  with tqdm.tqdm(
+  bar = tqdm.tqdm(
     total=len(mine),
     desc=sampling.describe(),
     unit='image',
     disable=None if is_first else True,
-  ) as bar:
+  )
+  with cli.all_or_none(), bar:
     for first in range(0, len(mine), at_a_time):
       indices = mine[first : first + at_a_time]
       images = generator.sample_uint8(
@@ -164,12 +168,11 @@ def fill(
       _keep(folder, pending, bar)
       pending = indices, images
     _keep(folder, pending, bar)
-  cli.meet(f'{folder.path} is filled')
-  if is_first:
-    rate = len(mine) * jax.process_count() / (time.monotonic() - began)
-    folder.finish(generator.class_names)
   # Nobody begins with the next folder before this one is done.
-  cli.meet(f'{folder.path} is finished')
+  with cli.all_or_none():
+    if is_first:
+      rate = len(mine) * jax.process_count() / (time.monotonic() - began)
+      folder.finish(generator.class_names)
   if is_first:
     left = f', {len(missing)} of them now' if len(missing) < count else ''
     _say(

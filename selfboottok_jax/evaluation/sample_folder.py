@@ -78,6 +78,12 @@ class SampleFolder:
     self._check()
 
   @property
+  def identity(self) -> str:
+    """What tells these samples from others: their settings and labels."""
+    told = [self._settings, self.labels.tolist()]
+    return json.dumps(told, sort_keys=True)
+
+  @property
   def is_complete(self) -> bool:
     """Whether `finish` has nothing to do."""
     is_drawn = (self.path / 'grids').is_dir()

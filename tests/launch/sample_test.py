@@ -190,4 +190,19 @@ def test_what_one_process_refuses_ends_all(server, runs, tmp_path, wrong):
     *(list(_arguments(runs, out, '--num_samples=2', seed)) for seed in seeds),
   )
   assert 'holds other samples (seed: 0 there, 1 given)' in results[wrong].error
-  assert f'process {wrong} of 2 cannot begin' in results[1 - wrong].error
+  assert f'process {wrong} of 2 cannot go on' in results[1 - wrong].error
+
+
+@pytest.mark.slow
+def test_processes_of_different_seeds_make_nothing(runs, tmp_path):
+  out = tmp_path / 'out'
+  results = commands.run_pair(
+    'sample',
+    *(
+      list(_arguments(runs, out, '--num_samples=2', f'--seed={seed}'))
+      for seed in range(2)
+    ),
+  )
+  for result in results:
+    assert 'the processes have different samples to make' in result.error
+  assert not out.exists()
