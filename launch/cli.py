@@ -188,8 +188,6 @@ def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
     jax.config.update('jax_num_cpu_devices', devices)
   if multihost:
     _join()
-    # At once: the first meeting does not wait long for those who come late.
-    meet('joined')
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   cache = folder or os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
@@ -198,6 +196,9 @@ def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
   jax.config.update('jax_compilation_cache_dir', cache)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  # Early: the first meeting does not wait long for those who come late. Not
+  # before the cache is set: what is compiled first decides whether it is used.
+  meet('joined')
 
 
 def _join() -> None:

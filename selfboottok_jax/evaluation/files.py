@@ -30,6 +30,15 @@ def write_atomically(
   return path
 
 
+def is_vacant(folder: str | os.PathLike[str]) -> bool:
+  """Whether a folder is absent or holds nothing but hidden files.
+
+  Those are what a command that was killed at its start has left.
+  """
+  path = pathlib.Path(folder)
+  return not path.exists() or all(p.name[0] == '.' for p in path.iterdir())
+
+
 def remove_partials(folder: str | os.PathLike[str]) -> None:
   """Removes what writers that were killed left in `folder`.
 

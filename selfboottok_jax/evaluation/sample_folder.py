@@ -80,8 +80,7 @@ class SampleFolder:
   @property
   def identity(self) -> str:
     """What tells these samples from others: their settings and labels."""
-    told = [self._settings, self.labels.tolist()]
-    return json.dumps(told, sort_keys=True)
+    return json.dumps([self._settings, self.labels.tolist()], sort_keys=True)
 
   @property
   def is_complete(self) -> bool:
@@ -153,10 +152,7 @@ class SampleFolder:
     """Raises UserError for a folder of other samples, or of something else."""
     record = self.path / SETTINGS
     if not record.exists():
-      # Hidden files are those of a command that was killed at its start.
-      if self.path.exists() and any(
-        path.name[0] != '.' for path in self.path.iterdir()
-      ):
+      if not files.is_vacant(self.path):
         raise errors.UserError(
           f'--out={self.path} is not empty and holds no samples; choose a new '
           'folder, nothing is overwritten'

@@ -56,13 +56,13 @@ def spawn(module: str, *arguments: str, **variables: str) -> subprocess.Popen:
 
 def run_together(module: str, *arguments: str) -> list['Result']:
   """The same command in two processes, as on two hosts; both must succeed."""
-  results = run_pair(module, [*arguments], [*arguments])
+  results = run_joined(module, [*arguments], [*arguments])
   for result in results:
     assert result.code == 0, results
   return results
 
 
-def run_pair(module: str, *arguments: list[str]) -> list['Result']:
+def run_joined(module: str, *arguments: list[str]) -> list['Result']:
   """A process for each list of arguments, joined as hosts are."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))

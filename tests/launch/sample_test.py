@@ -185,7 +185,7 @@ def test_what_one_process_refuses_ends_all(server, runs, tmp_path, wrong):
   _sample(server, runs, out, '--num_samples=2')
   seeds = ['--seed=0', '--seed=0']
   seeds[wrong] = '--seed=1'
-  results = commands.run_pair(
+  results = commands.run_joined(
     'sample',
     *(list(_arguments(runs, out, '--num_samples=2', seed)) for seed in seeds),
   )
@@ -196,7 +196,7 @@ def test_what_one_process_refuses_ends_all(server, runs, tmp_path, wrong):
 @pytest.mark.slow
 def test_processes_of_different_seeds_make_nothing(runs, tmp_path):
   out = tmp_path / 'out'
-  results = commands.run_pair(
+  results = commands.run_joined(
     'sample',
     *(
       list(_arguments(runs, out, '--num_samples=2', f'--seed={seed}'))

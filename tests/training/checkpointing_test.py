@@ -14,10 +14,6 @@ from tests import tiny
 CONFIG = {
   'task': 'tokenizer',
   'model': {'width': 8, 'names': ('a', 'b')},
-  'train': {'steps': 10, 'seed': 0, 'log_every': 5},
-  'mesh': {'data': -1, 'fsdp': 1},
-  'checkpoint': {'every': 5},
-  'evaluation': {'every': 5},
 }
 META = {'seed': 0, 'class_names': ['x', 'y'], 'data_fingerprint': 'abc'}
 
