@@ -1,1 +1,1 @@
-"""Configurations: plain ml_collections, importable without jax."""
+"""Configurations by file, for --config=FILE:PRESET."""

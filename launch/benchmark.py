@@ -27,15 +27,15 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from launch import builders, cli, timing
-from launch.builders import common, outline
-from launch.programs import (
+from launch import cli
+from selfboottok_jax import errors, files
+from selfboottok_jax.evaluation import cost, tables
+from selfboottok_jax.stages import inputs, outline, registry, timing
+from selfboottok_jax.stages.programs import (
   TrainPrograms,
   describe_devices,
   no_compilation_cache,
 )
-from selfboottok_jax import errors
-from selfboottok_jax.evaluation import cost, files, tables
 from selfboottok_jax.training import sharding
 
 _CONFIG = cli.define_config()
@@ -52,7 +52,7 @@ def main(argv) -> None:
     if value < 1:
       raise errors.ConfigError(f'--{name}={value}; wanted 1 or more')
   if _OUT.value:
-    cli.check_folder('out', os.path.dirname(_OUT.value) or '.')
+    files.check_folder('out', os.path.dirname(_OUT.value) or '.')
     if os.path.isdir(_OUT.value):
       raise errors.ConfigError(f'--out={_OUT.value} is a folder; wanted a file')
   cli.start_jax()
@@ -84,10 +84,10 @@ def measure(
   """
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
-  builders.check(config)
+  registry.check(config)
   source = None
   if outline.has_data(config):
-    source = common.open_data(config, 'train')
+    source = inputs.open_data(config, 'train')
   sketch = outline.outline(config)
   began = time.monotonic()
   step_fn = TrainPrograms(config, sketch.task, sketch.optimizers, mesh)
@@ -105,7 +105,7 @@ def measure(
     stack.enter_context(jax.set_mesh(mesh))
     photos = None
     if source is not None:
-      photos = common.train_batches(config, source, start_step=0)
+      photos = inputs.train_batches(config, source, start_step=0)
       stack.enter_context(contextlib.closing(photos))
     seconds = timing.measure(timed, state, rounds, photos)
   record = _record(config, mesh, card, seconds) | {

@@ -1,26 +1,21 @@
 """Entry points: flags, and errors as one line with a non-zero exit."""
 
-import contextlib
 import difflib
-import hashlib
 import itertools
 import logging as python_logging
 import os
-import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
-import numpy as np
 from absl import app, flags, logging
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from selfboottok_jax import errors
-from selfboottok_jax.training import loop, workdirs
+from selfboottok_jax import errors, trees
+from selfboottok_jax.training import loop, processes
 
 # What loading a config file can raise, its own mistakes included.
 _CONFIG_ERRORS = (
@@ -118,7 +113,7 @@ def _check_config(arguments: Sequence[str], default: str | None) -> None:
       keys.append(match[1])
   if not path:
     return
-  known = workdirs.flatten(_load_config(path).to_dict())
+  known = trees.flatten(_load_config(path).to_dict())
   for key in keys:
     if key in known or any(name.startswith(f'{key}.') for name in known):
       continue
@@ -158,21 +153,6 @@ def require(**values: str | None) -> None:
     )
 
 
-def check_folder(name: str, path: str | os.PathLike[str]) -> None:
-  """Raises ConfigError for a folder that can be neither made nor written."""
-  folder = pathlib.Path(path).absolute()
-  nearest = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-  if not nearest.is_dir():
-    reason = f'{nearest} is no folder'
-  elif not os.access(nearest, os.W_OK | os.X_OK):
-    reason = f'{nearest} is not writable'
-  else:
-    return
-  raise errors.ConfigError(
-    f'--{name}={path} cannot be written: {reason}; choose another folder'
-  )
-
-
 def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
   """Joins the other hosts, and keeps compiled programs for the next start.
 
@@ -198,7 +178,7 @@ def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   # Early: the first meeting does not wait long for those who come late. Not
   # before the cache is set: what is compiled first decides whether it is used.
-  meet('joined')
+  processes.meet('joined')
 
 
 def _join() -> None:
@@ -227,57 +207,6 @@ def _join() -> None:
       f'--multihost found no other processes to join: {error}; start it on a '
       f'TPU pod, under Slurm or MPI, or set {", ".join(_JOINING)}'
     ) from error
-
-
-@contextlib.contextmanager
-def all_or_none() -> Iterator[None]:
-  """A block that all processes end before any goes on, or that ends them all.
-
-  For what each does by itself: what goes wrong in one would leave the others
-  waiting for it, and what one writes next would be there for the others to
-  find. Processes must not meet inside.
-
-  Raises:
-    UserError: that of this process, or that another has one.
-  """
-  error = None
-  try:
-    yield
-  except errors.UserError as caught:
-    error = caught
-  failed = np.asarray([error is not None])
-  if jax.process_count() > 1:
-    failed = multihost_utils.process_allgather(failed).ravel()
-  if error is not None:
-    raise error
-  if failed.any():
-    raise errors.UserError(
-      f'process {np.flatnonzero(failed)[0]} of {len(failed)} cannot go on; '
-      'mend what its own message says'
-    )
-
-
-def check_same(what: str, told: str) -> None:
-  """Raises ConfigError on all processes unless all were told the same.
-
-  Each reads flags and checkpoints itself, and a run that is being trained may
-  get a checkpoint in between.
-  """
-  if jax.process_count() == 1:
-    return
-  digest = np.frombuffer(hashlib.sha256(told.encode()).digest(), np.uint8)
-  every = multihost_utils.process_allgather(digest)
-  if (every != every[0]).any():
-    raise errors.ConfigError(
-      f'the processes have different {what}; give all of them the same flags, '
-      'and runs that are not being trained'
-    )
-
-
-def meet(where: str) -> None:
-  """Waits until all processes have come to the same place."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
 
 
 def say(text: str) -> None:

@@ -17,10 +17,15 @@ from typing import Any
 from absl import flags
 
 from launch import cli
-from selfboottok_jax import errors, pretrained
+from selfboottok_jax import errors, files, pretrained
 from selfboottok_jax.evaluation import tables
-from selfboottok_jax.inference import released_generators, softvq
-from selfboottok_jax.pretrained import entries, files, store
+from selfboottok_jax.pretrained import (
+  entries,
+  released_generators,
+  softvq,
+  store,
+  weight_files,
+)
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _OPTIONS = flags.DEFINE_list(
@@ -102,7 +107,7 @@ def _loaders():
 
 def export(params: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   """Copies imported parameters and their record to `out`; returns the path."""
-  is_file = out.suffix in files.SUFFIXES
+  is_file = out.suffix in weight_files.SUFFIXES
   path = out if is_file else out / entries.PARAMS
   record = out.with_suffix('.json') if is_file else out / entries.RECORD
   try:
@@ -120,7 +125,7 @@ def export(params: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 
 def summary(record: dict[str, Any], path: pathlib.Path) -> str:
   """One line: network, size, source with its SHA-256, and where it is now."""
-  count = sum(array.size for array in files.read(path).values())
+  count = sum(array.size for array in weight_files.read(path).values())
   digests = ' '.join(record['files'].values())
   return (
     f'{record["network"]}: {count / 1e6:.1f}M parameters from '
@@ -164,7 +169,7 @@ def _options(given: list[str]) -> dict[str, Any]:
 
 def _check_out(out: pathlib.Path) -> None:
   """Raises ConfigError unless `out` is new, or an empty folder."""
-  if out.suffix in files.SUFFIXES and out.suffix != '.safetensors':
+  if out.suffix in weight_files.SUFFIXES and out.suffix != '.safetensors':
     raise errors.ConfigError(
       f'--out={out}: parameters are written as .safetensors alone; choose such '
       'a name, or a folder'
@@ -175,7 +180,7 @@ def _check_out(out: pathlib.Path) -> None:
     raise errors.ConfigError(
       f'--out={out} is there already; choose a new one, nothing is overwritten'
     )
-  cli.check_folder('out', out.parent if is_file else out)
+  files.check_folder('out', out.parent if is_file else out)
 
 
 if __name__ == '__main__':

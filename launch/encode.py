@@ -17,12 +17,20 @@ import ml_collections
 import tqdm
 from absl import flags
 
-from launch import builders, cli, encode_rates, encode_shards
-from launch import encoder as encoder_lib
-from launch.builders import common, generator, provenance
-from launch.builders import encoding as encoding_builder
-from selfboottok_jax import data, errors
+from launch import cli
+from selfboottok_jax import data, errors, files
 from selfboottok_jax.data import latent_files, latent_index, latent_writer
+from selfboottok_jax.stages import (
+  encode_rates,
+  encode_shards,
+  encoding_builder,
+  generator_stage,
+  inputs,
+  provenance,
+  registry,
+)
+from selfboottok_jax.stages import encoder as encoder_lib
+from selfboottok_jax.training import processes
 
 _CONFIG = cli.define_config()
 _OUT = flags.DEFINE_string('out', None, 'Folder of the cache.')
@@ -52,14 +60,14 @@ def main(argv) -> None:
   cli.require(config=_CONFIG.value, out=_OUT.value)
   config, out = _CONFIG.value, os.path.expanduser(_OUT.value)
   _check(config)
-  cli.check_folder('out', out)
+  files.check_folder('out', out)
   cli.start_jax(multihost=_MULTIHOST.value)
-  builders.check(config)
-  with cli.all_or_none():
-    sources = {s: common.open_data(config, s) for s in _SPLITS.value}
+  registry.check(config)
+  with processes.all_or_none():
+    sources = {s: inputs.open_data(config, s) for s in _SPLITS.value}
     for source in sources.values():
-      generator.check_classes(source, config)
-  tokenizer = generator.load_tokenizer(config)
+      generator_stage.check_classes(source, config)
+  tokenizer = generator_stage.load_tokenizer(config)
   encoding = encoding_builder.build_encoding(
     config, tokenizer.codec, tokenizer.patch_size
   )
@@ -72,11 +80,11 @@ def main(argv) -> None:
     _splits(out, sources),
   )
   # Nothing is written before all have seen that they may.
-  with cli.all_or_none():
+  with processes.all_or_none():
     index = latent_files.agree(out, given)
     pending = {s: latent_writer.pending_shards(out, index, s) for s in sources}
     room = latent_writer.check_room(out, index, pending)
-  cli.check_same('caches to write', json.dumps(index.to_json()))
+  processes.check_same('caches to write', json.dumps(index.to_json()))
   share = _share(pending)
   encoder = None
   if any(share.values()):
@@ -85,8 +93,8 @@ def main(argv) -> None:
     latent_files.write_index(out, index)
     if room:
       cli.say(f'writing {_size(room)} to {out}')
-  cli.meet('index')
-  with cli.all_or_none():
+  processes.meet('index')
+  with processes.all_or_none():
     rates = _encode(config, encoder, sources, out, index, share)
   if jax.process_index() == 0:
     _finish(out, index, pending)

@@ -16,9 +16,9 @@ import ml_collections
 from absl import flags
 
 from launch import cli
-from launch.builders import generator as builder
-from selfboottok_jax import data, errors, inference, pretrained
-from selfboottok_jax.evaluation import content, evaluate, files, tables
+from selfboottok_jax import data, errors, files, inference, pretrained
+from selfboottok_jax.evaluation import content, evaluate, tables
+from selfboottok_jax.stages import generator_stage as builder
 from selfboottok_jax.training import sharding, workdirs
 
 _CONFIG = cli.define_config('configs/evaluate.py')
@@ -32,7 +32,7 @@ def main(argv) -> None:
   """Scores what the flags say."""
   del argv
   cli.require(workdir=_WORKDIR.value)
-  cli.check_folder('workdir', _WORKDIR.value)
+  files.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
   run_config = workdirs.read_config(_WORKDIR.value, '--workdir')
   if run_config['task'] == 'generator':

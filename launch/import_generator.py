@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import ml_collections
 from absl import flags
 
-from configs import generator as generator_config
-from launch import cli, imports
-from selfboottok_jax import errors, inference, tasks
-from selfboottok_jax.evaluation import evaluate
-from selfboottok_jax.inference import (
+from launch import cli
+from selfboottok_jax import errors, files, inference, trees
+from selfboottok_jax.models import sit
+from selfboottok_jax.presets import generator as generator_config
+from selfboottok_jax.pretrained import (
   autoencoder,
   released_generators,
   sit_weights,
+  weight_files,
 )
-from selfboottok_jax.models import sit
-from selfboottok_jax.pretrained import files
+from selfboottok_jax.stages import imports
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
@@ -44,13 +44,13 @@ def main(argv) -> None:
   del argv
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
-  cli.check_folder('workdir', workdir)
+  files.check_folder('workdir', workdir)
   released = released_generators.RELEASED
   places = {name: kind.published for name, kind in released.items()}
   (weights,) = imports.find(spec, places)
   kind = released[spec.partition(':')[0]]
   cli.start_jax()
-  arrays = files.read(weights)
+  arrays = weight_files.read(weights)
   model = build(arrays, kind, str(weights))
   tokenizer = _TOKENIZER.value or kind.tokenizer
   fingerprint, image_size = identify(tokenizer, model)
@@ -62,13 +62,13 @@ def main(argv) -> None:
     config,
     'generator',
     params,
-    {'network': spec, 'weights': evaluate.weights_hash(params)},
+    {'network': spec, 'weights': trees.weights_hash(params)},
     stats={'latents': {'mean': kind.mean * one, 'std': kind.std * one}},
     class_names=[str(label) for label in range(model.num_classes)],
     tokenizer_fingerprint=fingerprint,
   )
   cli.say(
-    f'{workdir}: {tasks.count(params) / 1e6:.1f}M parameters, '
+    f'{workdir}: {trees.count(params) / 1e6:.1f}M parameters, '
     f'{model.num_tokens} tokens of {model.token_dim}, {model.num_classes} '
     f'classes; sampled by {inference.Sampling(**config["sampling"]).describe()}'
   )

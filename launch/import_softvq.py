@@ -13,13 +13,12 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli, imports
-from selfboottok_jax import errors, tasks
-from selfboottok_jax.evaluation import evaluate
-from selfboottok_jax.inference import softvq, softvq_weights
+from launch import cli
+from selfboottok_jax import errors, files, trees
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.pretrained import files
-from selfboottok_jax.tasks import parts
+from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.pretrained import softvq, softvq_weights, weight_files
+from selfboottok_jax.stages import imports
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
@@ -33,15 +32,15 @@ def main(argv) -> None:
   del argv
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
-  cli.check_folder('workdir', workdir)
+  files.check_folder('workdir', workdir)
   cli.start_jax()
   weights, settings_file = imports.find(spec, softvq.RELEASED, softvq.SETTINGS)
-  arrays, settings = files.read(weights), _read_settings(settings_file)
+  arrays, settings = weight_files.read(weights), _read_settings(settings_file)
   fields = softvq.fields(arrays, str(weights), settings)
   model = tokenizer_lib.Tokenizer(**fields)
   model.check()
   params = softvq_weights.read(arrays, model, str(weights))
-  digest = evaluate.weights_hash(parts.model_params(params))
+  digest = trees.weights_hash(tokenizer_params.model_params(params))
   imports.write_run(
     workdir,
     configure(model),
@@ -50,7 +49,7 @@ def main(argv) -> None:
     {'network': spec, 'weights': digest},
     class_names=[],
   )
-  count = tasks.count(parts.model_params(params))
+  count = trees.count(tokenizer_params.model_params(params))
   cli.say(
     f'{workdir}: {count / 1e6:.1f}M parameters, images of {model.image_size}, '
     f'{model.num_tokens} tokens of {model.token_dim}, tau {model.tau}'

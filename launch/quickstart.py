@@ -15,12 +15,8 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from configs import generator as generator_config
-from configs import scaling as scaling_config
-from configs import tokenizer as tokenizer_config
-from launch import cli, pages, trainer
-from launch.builders import common
-from selfboottok_jax import errors, inference, pretrained
+from launch import cli, pages
+from selfboottok_jax import errors, files, inference, pixels, pretrained
 from selfboottok_jax.evaluation import (
   content,
   cost,
@@ -29,7 +25,10 @@ from selfboottok_jax.evaluation import (
   report,
   tables,
 )
-from selfboottok_jax.inference import pixels
+from selfboottok_jax.presets import generator as generator_config
+from selfboottok_jax.presets import scaling as scaling_config
+from selfboottok_jax.presets import tokenizer as tokenizer_config
+from selfboottok_jax.stages import inputs, train
 from selfboottok_jax.training import sharding, workdirs
 
 _WORKDIR = flags.DEFINE_string(
@@ -59,14 +58,14 @@ def main(argv) -> None:
     raise errors.ConfigError(
       f'--budget={_BUDGET.value}; wanted a number above 0, as 0.5'
     )
-  cli.check_folder('workdir', _WORKDIR.value)
+  files.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
   workdir = pathlib.Path(_WORKDIR.value)
   began = time.monotonic()
   configs = make_configs(workdir, _BUDGET.value)
   _check_budget(workdir, configs)
   for name, config in configs.items():
-    trainer.train(config, str(workdir / FOLDERS[name]))
+    train.train(config, str(workdir / FOLDERS[name]))
   written = make_report(workdir)
   path = report.write_report(written, workdir)
   cli.say(
@@ -137,9 +136,9 @@ def make_report(workdir: pathlib.Path) -> content.Report:
     str(workdir / FOLDERS[GENERATOR]), tokenizer=tokenizers[STAGE2]
   )
   config = tokenizer_config.get_config('quickstart')
-  source = common.open_data(config, 'val')
+  source = inputs.open_data(config, 'val')
   mesh = sharding.make_mesh()
-  batches = common.eval_batches(config, source, mesh)
+  batches = inputs.eval_batches(config, source, mesh)
   count = sum(int(batch['mask'].sum()) for batch in batches)
   reference = f'{count} held-out built-in scenes'
   measured = []

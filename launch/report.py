@@ -16,7 +16,7 @@ import pathlib
 from absl import flags
 
 from launch import cli, pages
-from selfboottok_jax import errors, inference
+from selfboottok_jax import errors, files, inference
 from selfboottok_jax.evaluation import content, cost, evaluate, report
 from selfboottok_jax.training import workdirs
 
@@ -40,7 +40,7 @@ def main(argv) -> None:
   ):
     if value < least:
       raise errors.ConfigError(f'--{name}={value}; wanted {least} or more')
-  cli.check_folder('out', _OUT.value)
+  files.check_folder('out', _OUT.value)
   cli.start_jax()
   path = report.write_report(make_page(_RUNS.value), _OUT.value)
   cli.say(f'{path} written')

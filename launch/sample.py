@@ -23,10 +23,10 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from launch import cli
-from selfboottok_jax import errors, inference
+from selfboottok_jax import errors, files, inference, pixels, trees
 from selfboottok_jax.evaluation import evaluate, sample_folder
 from selfboottok_jax.flow import noise
-from selfboottok_jax.inference import pixels
+from selfboottok_jax.training import processes
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run of the generator.')
 _TOKENIZER = flags.DEFINE_string(
@@ -94,7 +94,7 @@ def main(argv) -> None:
       raise errors.ConfigError(f'--{name}={value}; wanted {least} or more')
   if _SEED.value >= 2**32:
     raise errors.ConfigError(f'--seed={_SEED.value}; wanted less than {2**32}')
-  cli.check_folder('out', _OUT.value)
+  files.check_folder('out', _OUT.value)
   cli.start_jax(multihost=_MULTIHOST.value)
   generator = inference.load_generator(
     _WORKDIR.value,
@@ -106,8 +106,8 @@ def main(argv) -> None:
   )
   out, settings = pathlib.Path(_OUT.value), asked_for(generator.sampling)
   known = {
-    'generator': evaluate.weights_hash(generator.params),
-    'tokenizer': evaluate.weights_hash(generator.tokenizer.params),
+    'generator': trees.weights_hash(generator.params),
+    'tokenizer': trees.weights_hash(generator.tokenizer.params),
     'step': generator.step,
     'seed': _SEED.value,
     'rounding': _ROUNDING.value,
@@ -115,7 +115,7 @@ def main(argv) -> None:
     'device_batch': generator.device_batch,
   }
   # None makes a folder while another still looks whether it may be used.
-  with cli.all_or_none():
+  with processes.all_or_none():
     folders = [
       sample_folder.SampleFolder(
         out / sampling.name if len(settings) > 1 else out,
@@ -126,7 +126,7 @@ def main(argv) -> None:
       )
       for sampling in settings
     ]
-  cli.check_same(
+  processes.check_same(
     'samples to make', '\n'.join(folder.identity for folder in folders)
   )
   for sampling, folder in zip(settings, folders, strict=True):
@@ -154,7 +154,7 @@ def fill(
     unit='image',
     disable=None if is_first else True,
   )
-  with cli.all_or_none(), bar:
+  with processes.all_or_none(), bar:
     for first in range(0, len(mine), at_a_time):
       indices = mine[first : first + at_a_time]
       images = generator.sample_uint8(
@@ -169,7 +169,7 @@ def fill(
       pending = indices, images
     _keep(folder, pending, bar)
   # Nobody begins with the next folder before this one is done.
-  with cli.all_or_none():
+  with processes.all_or_none():
     if is_first:
       rate = len(mine) * jax.process_count() / (time.monotonic() - began)
       folder.finish(generator.class_names)
@@ -190,7 +190,7 @@ def agree_on_missing(
   written meanwhile. The folder exists afterwards.
   """
   state = np.zeros(1 + len(folder.labels), bool)
-  with cli.all_or_none():
+  with processes.all_or_none():
     if jax.process_index() == 0:
       folder.begin()
       state[0] = folder.is_complete

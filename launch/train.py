@@ -8,8 +8,9 @@ A run that was stopped continues when the same command is given again.
 
 from absl import flags
 
-from launch import cli, dry_run, trainer
+from launch import cli
 from selfboottok_jax import errors
+from selfboottok_jax.stages import dry_run, train
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept.')
@@ -30,10 +31,10 @@ def main(argv) -> None:
   cli.require(config=_CONFIG.value)
   cli.start_jax(multihost=_MULTIHOST.value, devices=_devices())
   if _DRY_RUN.value:
-    dry_run.describe(_CONFIG.value)
+    cli.say(dry_run.describe(_CONFIG.value))
     return
   cli.require(workdir=_WORKDIR.value)
-  trainer.train(_CONFIG.value, _WORKDIR.value)
+  train.train(_CONFIG.value, _WORKDIR.value)
 
 
 def _devices() -> int | None:

@@ -1,6 +1,41 @@
-"""SelfBootTok in JAX: bootstrapped 1D image tokenization (arXiv 2606.05552)."""
+"""SelfBootTok in JAX: bootstrapped 1D image tokenization (arXiv 2606.05552).
 
-from selfboottok_jax.inference import load_generator, load_tokenizer
+import selfboottok_jax as sbt
+
+config = sbt.get_config('tokenizer:photos64')
+config.data.path = 'PHOTOS'
+sbt.train(config, 'runs/tok')
+codes = sbt.load_tokenizer('runs/tok').encode(images)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = '0.1.0'
-__all__ = ['__version__', 'load_generator', 'load_tokenizer']
+__all__ = [
+  '__version__',
+  'get_config',
+  'load_generator',
+  'load_tokenizer',
+  'train',
+]
+
+if TYPE_CHECKING:
+  from selfboottok_jax.inference import load_generator, load_tokenizer
+  from selfboottok_jax.presets import get_config
+  from selfboottok_jax.stages.train import train
+
+# Loaded when they are first used: presets need no jax, and inference needs
+# nothing of training.
+_HOMES = {
+  'get_config': 'selfboottok_jax.presets',
+  'load_generator': 'selfboottok_jax.inference',
+  'load_tokenizer': 'selfboottok_jax.inference',
+  'train': 'selfboottok_jax.stages.train',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOMES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_HOMES[name]), name)

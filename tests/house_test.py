@@ -10,45 +10,51 @@ import sys
 
 import pytest
 
-from configs import evaluate as evaluate_config
-from configs import generator, scaling, tokenizer
-from selfboottok_jax import inference
+from selfboottok_jax import inference, trees
 from selfboottok_jax.models import (
   dino_discriminator,
   sit,
   stylegan_discriminator,
 )
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.tasks import generator as generator_task
-from selfboottok_jax.tasks import objective
-from selfboottok_jax.training import optim, sharding, workdirs
+from selfboottok_jax.presets import evaluate as evaluate_config
+from selfboottok_jax.presets import generator, scaling, tokenizer
+from selfboottok_jax.stages import generator as generator_task
+from selfboottok_jax.stages import objective
+from selfboottok_jax.training import optim, sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = 'selfboottok_jax'
 
 # What a part may import of ours, besides itself and `errors`. The first prefix
 # that fits a module decides.
+# What every floor stands on.
+GROUND = ('errors', 'files', 'pixels', 'trees')
 MAY_IMPORT = {
   'errors': (),
+  'trees': (),
+  'files': (),
+  'pixels': (),
+  # Configurations are read without jax.
+  'presets': (),
   'models.layers': (),
   'models': ('models',),
   'objectives': (),
   'flow': (),
   'data': (),
-  'pretrained': ('models.layers', 'models.transformer'),
+  'pretrained': ('models',),
   'training': (),
-  # The states that tasks fill, and the runs that they continue.
-  'tasks': (
-    *('models', 'pretrained', 'objectives', 'flow'),
-    *('training.state', 'training.checkpointing', 'training.sharding'),
-  ),
-  'inference': ('models', 'pretrained', 'flow', 'tasks', 'training'),
+  'inference': ('models', 'pretrained', 'flow', 'training'),
   'evaluation': (
     *('models', 'pretrained', 'objectives', 'flow', 'data'),
-    *('tasks', 'training', 'inference'),
+    *('training', 'inference'),
+  ),
+  'stages': (
+    *('presets', 'models', 'pretrained', 'objectives', 'flow', 'data'),
+    *('training', 'inference', 'evaluation'),
   ),
   # The public surface.
-  '': ('inference',),
+  '': ('inference', 'presets', 'stages'),
 }
 
 
@@ -85,7 +91,8 @@ def _upward(name: str, source: str) -> set[str]:
   part = next(p for p in MAY_IMPORT if not p or _inside(name, p))
   own = part.split('.')[0]
   # `models` may read all of itself, `models.layers` nothing.
-  allowed = (*MAY_IMPORT[part], 'errors', *([own] if own == part else []))
+  ground = ('errors',) if part == 'presets' else GROUND
+  allowed = (*MAY_IMPORT[part], *ground, *([own] if own == part else []))
   return {
     imported
     for imported in _imports(source)
@@ -104,8 +111,10 @@ def test_imports_run_one_way(path):
     ('models.layers', 'from selfboottok_jax.models import sit'),
     ('models.sit', 'from selfboottok_jax.flow import path'),
     ('training.loop', 'import selfboottok_jax.models.sit'),
-    ('training.loop', 'from selfboottok_jax import tasks'),
-    ('tasks.parts', 'from selfboottok_jax.training import loop'),
+    ('training.loop', 'from selfboottok_jax import stages'),
+    ('evaluation.cost', 'from selfboottok_jax.stages import task'),
+    ('presets.base', 'from selfboottok_jax import trees'),
+    ('pretrained.vit', 'from selfboottok_jax.inference import tokenizer'),
     ('inference', 'from selfboottok_jax.evaluation import scores'),
     ('evaluation.scores', 'from launch import cli'),
   ],
@@ -118,7 +127,7 @@ def test_only_the_machinery_takes_gradients_and_applies_updates():
   steps = re.compile(r'\b(value_and_grad|apply_updates)\b')
   machinery = (ROOT / PACKAGE / 'training').glob('*.py')
   assert any(steps.search(path.read_text()) for path in machinery)
-  for folder in (ROOT / PACKAGE / 'tasks', ROOT / 'launch'):
+  for folder in (ROOT / PACKAGE / 'stages', ROOT / 'launch'):
     for path in folder.rglob('*.py'):
       assert not steps.search(path.read_text()), path
 
@@ -160,7 +169,7 @@ def _read_parameters(function) -> set[str]:
 
 def _read_weights(cls: type) -> set[str]:
   """Fields of an objective that a task or the building of one reads."""
-  source = _sources(f'{PACKAGE}/tasks/*.py') + _sources('launch/builders/*.py')
+  source = _sources(f'{PACKAGE}/stages/*.py')
   return {
     name
     for name in cls.__dataclass_fields__
@@ -199,12 +208,9 @@ def _unread(config) -> list[str]:
     }
   if 'sampling' in config:
     read['sampling'] = _read_fields(inference.Sampling)
-  launch = ''.join(
-    _sources(f'launch/{name}.py')
-    for name in ('builders/*', 'trainer', 'programs')
-  )
+  launch = _sources(f'{PACKAGE}/stages/*.py')
   unread = []
-  for key in workdirs.flatten(config.to_dict()):
+  for key in trees.flatten(config.to_dict()):
     section, _, name = key.partition('.')
     if section in read:
       known = name in read[section]
@@ -223,7 +229,7 @@ def test_every_key_of_every_preset_is_read(module, preset):
 
 
 def test_every_key_of_evaluation_is_read():
-  keys = workdirs.flatten(evaluate_config.get_config().to_dict())
+  keys = trees.flatten(evaluate_config.get_config().to_dict())
   source = _sources('launch/evaluate.py')
   assert keys
   for key in keys:
@@ -244,9 +250,11 @@ def test_a_key_that_nobody_reads_would_be_seen():
 
 WITHOUT_JAX = """
 import sys
-for name in ('jax', 'jaxlib', 'flax', 'selfboottok_jax'):
+for name in ('jax', 'jaxlib', 'flax'):
   sys.modules[name] = None
 from configs import evaluate, generator, scaling, tokenizer
+from selfboottok_jax import presets
+presets.get_config('tokenizer:photos64')
 evaluate.get_config()
 for module in (generator, scaling, tokenizer):
   for preset in module.PRESETS:

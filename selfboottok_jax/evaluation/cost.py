@@ -12,8 +12,8 @@ import jax
 from jax.extend import core
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors, tasks
-from selfboottok_jax.evaluation import files, flops, tables
+from selfboottok_jax import errors, files, trees
+from selfboottok_jax.evaluation import flops, tables
 
 FILE = 'cost.json'
 
@@ -42,6 +42,21 @@ PEAKS = {
 _COLUMNS = (
   'component', 'parameters', 'kind', 'forward', 'backward', 'recompute',
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+  """A network, or a module of one, whose cost is a row of its own.
+
+  Attributes:
+    name: unique within a training; the named scope in which it computes.
+    params: its parameters, or their shapes.
+    trained: whether the training updates them.
+  """
+
+  name: str
+  params: PyTree
+  trained: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +172,7 @@ def read(workdir: str | os.PathLike[str]) -> Card:
 
 def count(
   jaxpr: core.ClosedJaxpr,
-  components: Sequence[tasks.Component],
+  components: Sequence[Component],
   batch_size: int,
 ) -> list[Row]:
   """The rows of a train step, from its trace on a batch of that size."""
@@ -165,7 +180,7 @@ def count(
   per_image = {name: f * (1 / batch_size) for name, f in counted.items()}
   rows = []
   for component in components:
-    name, size = component.name, tasks.count(component.params)
+    name, size = component.name, trees.count(component.params)
     rows.append(Row(name, size, component.trained, per_image[name]))
   return [*rows, Row('losses', 0, None, per_image[flops.OTHER])]
 

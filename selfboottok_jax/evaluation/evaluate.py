@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Num
 
-from selfboottok_jax import inference
-from selfboottok_jax.evaluation import content, evaluators, frechet, scores
-from selfboottok_jax.inference import pixels
-from selfboottok_jax.tasks import generator as generator_task
+from selfboottok_jax import inference, pixels, trees
+from selfboottok_jax.evaluation import content, frechet, reconstruction, scores
+from selfboottok_jax.flow import code_scale
 
 Batches = Iterable[dict[str, np.ndarray]]
 # The file of a workdir that keeps the scores of its run.
@@ -57,13 +55,13 @@ def evaluate_tokenizer(
     A score per metric.
   """
   measured = dict(
-    evaluators.Reconstruction(tokenizer.model, batches, mesh).run_params(
+    reconstruction.Reconstruction(tokenizer.model, batches, mesh).run_params(
       tokenizer.params
     )
   )
   where = (
     f'{reference}; centre crops; step {tokenizer.step}, EMA weights '
-    f'{weights_hash(tokenizer.params)}; {jax.default_backend()}'
+    f'{trees.weights_hash(tokenizer.params)}; {jax.default_backend()}'
   )
   result = []
   for metric, value in measured.items():
@@ -85,7 +83,7 @@ def evaluate_tokenizer(
         f'distance ({perceptual.name})',
         _perceptual(tokenizer, batches, perceptual),
         False,
-        f'{perceptual.name} (weights {weights_hash(perceptual.params)}) on '
+        f'{perceptual.name} (weights {trees.weights_hash(perceptual.params)}) on '
         f'[-1, 1], uint8 rounded; {where}',
       )
     )
@@ -190,20 +188,12 @@ def _where(generator, network, num_samples, reference) -> str:
   patch = getattr(network, 'patch_size', None)
   return (
     f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
-    f'{weights_hash(network.params)}; {num_samples} samples, rounded down to '
+    f'{trees.weights_hash(network.params)}; {num_samples} samples, rounded down to '
     f'uint8, balanced labels, against centre crops of {reference}; step '
-    f'{generator.step}, EMA weights {weights_hash(generator.params)}, decoded '
+    f'{generator.step}, EMA weights {trees.weights_hash(generator.params)}, decoded '
     f'by a tokenizer of step {decoder.step}, EMA weights '
-    f'{weights_hash(decoder.params)}; {jax.default_backend()}'
+    f'{trees.weights_hash(decoder.params)}; {jax.default_backend()}'
   )
-
-
-def weights_hash(params: PyTree) -> str:
-  """The first 8 hex digits of the SHA-256 of all arrays; 'none' without any."""
-  digest, leaves = hashlib.sha256(), jax.tree.leaves(params)
-  for leaf in leaves:
-    digest.update(np.asarray(leaf).tobytes())
-  return digest.hexdigest()[:8] if leaves else 'none'
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
@@ -249,6 +239,6 @@ def _gaussian_batches(generator, num_samples, batch_size, seed):
   for first in range(0, num_samples, batch_size):
     key = jax.random.fold_in(jax.random.key(seed), first)
     noise = jax.random.normal(key, shape)
-    codes = generator_task.denormalise(noise, latents)
+    codes = code_scale.denormalise(noise, latents)
     count = min(batch_size, num_samples - first)
     yield np.asarray(pixels.to_uint8(tokenizer.decode(codes)))[:count]

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from selfboottok_jax import errors
-from selfboottok_jax.evaluation import files
+from selfboottok_jax import errors, files
 
 _THUMBNAIL = 96  # Pixels: small images are enlarged to about this side.
 _FONT_SIZE = 17

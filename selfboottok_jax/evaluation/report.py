@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib import figure as figures
 
+from selfboottok_jax import files
 from selfboottok_jax.evaluation import (
   content,
   cost,
   curves,
-  files,
   findings,
   history,
   pictures,

@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from selfboottok_jax import errors
-from selfboottok_jax.evaluation import files, pictures
+from selfboottok_jax import errors, files
+from selfboottok_jax.evaluation import pictures
 
 SETTINGS = 'sampling.json'
 ARRAYS = 'samples.npz'

@@ -1,9 +1,5 @@
 """Trained runs as objects: encode, decode, sample."""
 
-from selfboottok_jax.inference.autoencoder import (
-  ImageAutoencoder,
-  load_autoencoder,
-)
 from selfboottok_jax.inference.generator import (
   ImageGenerator,
   generator_of,
@@ -15,6 +11,10 @@ from selfboottok_jax.inference.tokenizer import (
   fingerprint,
   load_tokenizer,
   tokenizer_of,
+)
+from selfboottok_jax.pretrained.autoencoder import (
+  ImageAutoencoder,
+  load_autoencoder,
 )
 
 __all__ = [

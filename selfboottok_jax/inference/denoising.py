@@ -4,12 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
-from selfboottok_jax.flow import guidance
+from selfboottok_jax.flow import code_scale, guidance
 from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.models import sit
-from selfboottok_jax.tasks import generator as generator_task
 
 
 def make_codes(
@@ -78,4 +77,4 @@ def make_codes(
     path=path,
     **({'noise': noise} if sampling.sampler == 'sde' else {}),
   )
-  return generator_task.denormalise(state['tokens'], latents)
+  return code_scale.denormalise(state['tokens'], latents)

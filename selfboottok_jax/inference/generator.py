@@ -13,15 +13,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, pixels
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import autoencoder, checks, denoising, pixels
+from selfboottok_jax.inference import denoising
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
+from selfboottok_jax.pretrained import autoencoder
 from selfboottok_jax.training import checkpointing
 
 _AXIS = 'data'
+# The largest number of a sample.
+_MOST = 2**31 - 1
 # Samples that a device computes at a time where nothing else is said.
 _DEVICE_BATCH = {'cpu': 4}
 _DEVICE_BATCH_ELSEWHERE = 32
@@ -162,8 +165,8 @@ class ImageGenerator:
 
     Rounds are dispatched, not waited for.
     """
-    labels = checks.as_labels(labels, self.num_classes)
-    indices = checks.as_indices(indices, len(labels))
+    labels = as_labels(labels, self.num_classes)
+    indices = as_indices(indices, len(labels))
     if not 0 <= seed < 2**32:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
     sampling = dataclasses.replace(self.sampling, **settings)
@@ -292,3 +295,36 @@ def generator_of(
     config=run.config,
     device_batch=device_batch,
   )
+
+
+def as_labels(labels: Any, num_classes: int) -> Int[np.ndarray, ' b']:
+  """Classes in int32; UserError for what is no list of classes."""
+  given = np.asarray(labels)
+  if given.ndim != 1 or not given.size or given.dtype.kind not in 'iu':
+    raise errors.UserError(
+      f'labels of shape {given.shape} and type {given.dtype}; wanted a list '
+      'of one or more integers'
+    )
+  bad = given[(given < 0) | (given >= num_classes)]
+  if bad.size:
+    raise errors.UserError(
+      f'label {int(bad[0])}; wanted 0 to {num_classes - 1}, the classes that '
+      'this generator was trained on'
+    )
+  return given.astype(np.int32)
+
+
+def as_indices(indices: Any, count: int) -> Int[np.ndarray, ' b']:
+  """Numbers of samples in int32, 0, 1, ... where they are None.
+
+  Raises:
+    UserError: other than `count` whole numbers from 0 to 2^31 - 1.
+  """
+  given = np.arange(count) if indices is None else np.asarray(indices)
+  fits = given.shape == (count,) and given.dtype.kind in 'iu'
+  if not fits or given.min() < 0 or given.max() > _MOST:
+    raise errors.UserError(
+      f'indices of shape {given.shape} and type {given.dtype}; wanted {count} '
+      f'integers, one for each label, from 0 to {_MOST}'
+    )
+  return given.astype(np.int32)

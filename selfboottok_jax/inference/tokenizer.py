@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from selfboottok_jax import errors
-from selfboottok_jax.inference import autoencoder, checks
+from selfboottok_jax import errors, pixels
+from selfboottok_jax.inference import tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.tasks import encoding, parts
+from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.pretrained import autoencoder, contract
 from selfboottok_jax.training import checkpointing
 
 
@@ -49,7 +50,7 @@ class ImageTokenizer:
     self.image_size, self.patch_size = model.image_size, model.patch_size
     self.num_tokens, self.token_dim = model.num_tokens, model.token_dim
     self.latent_dim = model.token_dim
-    self.codec = encoding.codec_of(model, self.params)
+    self.codec = tokenizer.image_encoder_of(model, self.params)
     self.fingerprint = fingerprint(model, params)
     self.step, self.config = step, config or {}
     self._encode = jax.jit(functools.partial(model.apply, method='encode'))
@@ -70,7 +71,7 @@ class ImageTokenizer:
       float32 codes.
     """
     return self._encode(
-      {'params': self.params}, checks.as_images(images, self.image_size)
+      {'params': self.params}, pixels.as_images(images, self.image_size)
     )
 
   def decode(
@@ -84,7 +85,7 @@ class ImageTokenizer:
     `num_groups` decodes from the first so many token groups (1: global, 2: and
     local 1D, 3: all); for models trained with `model.group_dropout`.
     """
-    codes = checks.as_codes(codes, self.num_tokens, self.token_dim)
+    codes = pixels.as_codes(codes, self.num_tokens, self.token_dim)
     if num_groups is not None and not 1 <= num_groups <= len(self.model.groups):
       raise errors.UserError(
         f'num_groups={num_groups}; wanted 1 to {len(self.model.groups)}'
@@ -120,7 +121,7 @@ def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
   model = tokenizer_lib.Tokenizer(
     image_size=run.config['data']['image_size'], **run.config['model']
   )
-  params = parts.served_params(run.params, run.ema)
+  params = tokenizer_params.served_params(run.params, run.ema)
   return ImageTokenizer(model, params, step=run.step, config=run.config)
 
 
@@ -138,8 +139,25 @@ def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:
   digest = hashlib.sha256(
     json.dumps({name: getattr(model, name) for name in fields}).encode()
   )
-  read = encoding.encoding_params(params)
+  read = tokenizer_params.encoding_params(params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(read):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()
+
+
+def image_encoder_of(
+  model: tokenizer_lib.Tokenizer, params: PyTree
+) -> contract.ImageEncoder:
+  """The encoding half of a tokenizer; `params` are all of its parameters."""
+
+  def encode(params, images):
+    return model.apply({'params': params}, images, method='encode')
+
+  return contract.ImageEncoder(
+    encode,
+    tokenizer_params.encoding_params(params),
+    model.num_tokens,
+    model.token_dim,
+    model.image_size,
+  )

@@ -4,7 +4,8 @@ Parameters travel as an argument of the call, never inside a closure, so that
 a jitted step can shard them and no checkpoint holds them.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
@@ -94,6 +95,27 @@ class Weighted(Protocol):
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
     """Parameters from the arrays of a file; WeightsError if they differ."""
     ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageEncoder:
+  """The half of a tokenizer that makes codes.
+
+  Attributes:
+    encode: (parameters, images [b, h, w, 3] in [-1, 1]) -> codes [b, k, e].
+    params: what it reads, or their shapes.
+    num_tokens: k.
+    token_dim: e.
+    image_size: side of the images.
+    positions: how the codes lie, '1d' in a sequence or '2d' in a square grid.
+  """
+
+  encode: Callable[[PyTree, Float[Array, 'b h w 3']], Float[Array, 'b k e']]
+  params: PyTree
+  num_tokens: int
+  token_dim: int
+  image_size: int
+  positions: str = '1d'
 
 
 DTYPES = ('float32', 'bfloat16')

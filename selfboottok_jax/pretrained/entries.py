@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 from safetensors import numpy as safetensors_numpy
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import files
+from selfboottok_jax.pretrained import weight_files
 
 PARAMS, RECORD = 'params.safetensors', 'record.json'
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, errors.WeightsError)
@@ -142,7 +142,7 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
     wanted = json.loads((folder / RECORD).read_text())['params_sha256']
     if sha256(folder / PARAMS) != wanted:
       raise ValueError(f'{PARAMS} is not the file of its record')
-    return files.read(folder / PARAMS)
+    return weight_files.read(folder / PARAMS)
   except _DAMAGE as error:
     logging.warning('%s is damaged (%s)', folder, error)
     return None
@@ -150,7 +150,7 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 def record_of(path: pathlib.Path) -> dict[str, Any] | None:
   """The record in a file's header; None for a file of anybody else."""
-  text = files.metadata(path).get(_HEADER)
+  text = weight_files.metadata(path).get(_HEADER)
   try:
     record = json.loads(text) if text else None
   except ValueError:

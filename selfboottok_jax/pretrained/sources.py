@@ -15,8 +15,8 @@ import pathlib
 import re
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import files
 from selfboottok_jax.pretrained import published as published_lib
+from selfboottok_jax.pretrained import weight_files
 
 _REPOSITORY = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w./-]+))?')
 # Of a repository whose network has no published names.
@@ -86,7 +86,7 @@ def resolve(
   if path.is_dir():
     return Local(_in_folder(name, path, published))
   match = _REPOSITORY.fullmatch(source)
-  if match and not source.endswith(files.SUFFIXES):
+  if match and not source.endswith(weight_files.SUFFIXES):
     names = published.files if published else _USUAL
     return Hub(match[1], match[2] or 'main', names)
   several = [pathlib.Path(part).expanduser() for part in source.split(',')]
@@ -127,7 +127,9 @@ def _in_folder(
   found = [path for pair in places for path in _first_file(pair)]
   if wanted and len(found) == len(wanted):
     return tuple(found)
-  held = sorted(p for p in folder.iterdir() if p.suffix in files.SUFFIXES)
+  held = sorted(
+    p for p in folder.iterdir() if p.suffix in weight_files.SUFFIXES
+  )
   # One of several is not enough, but a file of one's own may have it all.
   is_whole = len(wanted) < 2 or held[:1] != [p for p in found if p in held]
   if len(held) == 1 and is_whole:

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import entries, files, hub, sources
+from selfboottok_jax.pretrained import entries, hub, sources, weight_files
 from selfboottok_jax.pretrained import published as published_lib
 
 # To be counted up when the same file would give other parameters.
@@ -154,7 +154,7 @@ def _load_converted(path, record, wanted):
       f'{_told(wanted)}; convert the original file again, with the options of '
       'the latter as --options=NAME=VALUE,...'
     )
-  flat = files.read(path)
+  flat = weight_files.read(path)
   beside = path.with_name(entries.RECORD)
   if path.name == entries.PARAMS and beside.exists():
     flat = entries.read(path.parent)
@@ -173,7 +173,9 @@ def _load_files(cache, wanted, label, paths, read):
   entry = cache / 'weights' / f'{wanted["network"]}-{key}'
   flat = entries.read(entry)
   if flat is None:
-    flat = entries.flatten(read(files.read_all(paths, wanted['part']), label))
+    flat = entries.flatten(
+      read(weight_files.read_all(paths, wanted['part']), label)
+    )
     if digests != entries.digests(paths):
       raise errors.WeightsError(
         f'{label} changed while it was read; wait until it is complete'

@@ -10,7 +10,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, trees
 
 CONFIG = 'config.json'
 FOLDER = 'checkpoints'
@@ -104,8 +104,8 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
       'continue; choose another --workdir, and --config.init_from='
       f'{workdir} to fine-tune them'
     )
-  stored = flatten(config_there)
-  given = flatten(json.loads(json.dumps(config)))
+  stored = trees.flatten(config_there)
+  given = trees.flatten(json.loads(json.dumps(config)))
   changed = sorted(
     key
     for key in stored.keys() | given.keys()
@@ -132,14 +132,3 @@ def write_config(workdir: str, config: dict[str, Any]) -> None:
   partial = path.with_suffix('.json.partial')
   partial.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
   partial.replace(path)
-
-
-def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested dicts to one dict with dotted keys."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[f'{prefix}{key}'] = value
-  return flat

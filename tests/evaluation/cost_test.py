@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors, tasks
+from selfboottok_jax import errors
 from selfboottok_jax.evaluation import cost, flops
 from selfboottok_jax.training import sharding
 
@@ -40,8 +40,8 @@ def compiled():
 def card(compiled):
   jaxpr, program, (params, frozen, batch) = compiled
   components = [
-    tasks.Component('one', params['one'], True),
-    tasks.Component('two', frozen['two'], False),
+    cost.Component('one', params['one'], True),
+    cost.Component('two', frozen['two'], False),
   ]
   return cost.Card(
     cost.count(jaxpr, components, BATCH),

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import inference, pretrained
-from selfboottok_jax.evaluation import evaluate, evaluators
+from selfboottok_jax import inference, pretrained, trees
+from selfboottok_jax.evaluation import evaluate, reconstruction
 from selfboottok_jax.models import sit
 from selfboottok_jax.training import sharding
 from tests import tiny
@@ -71,7 +71,7 @@ def test_a_tokenizer_gets_a_score_with_a_protocol_for_each_metric(
   )
   by_metric = {score.metric: score for score in result}
   measured = dict(
-    evaluators.Reconstruction(
+    reconstruction.Reconstruction(
       tokenizer.model, batches, sharding.make_mesh()
     ).run_params(tokenizer.params)
   )
@@ -83,7 +83,7 @@ def test_a_tokenizer_gets_a_score_with_a_protocol_for_each_metric(
     assert score.run == 'RUN'
     assert '12 pictures' in score.protocol
     assert 'step 7' in score.protocol
-    assert evaluate.weights_hash(tokenizer.params) in score.protocol
+    assert trees.weights_hash(tokenizer.params) in score.protocol
     assert jax.default_backend() in score.protocol
   assert by_metric['psnr'].higher_is_better is True
   assert by_metric[distance].higher_is_better is False
@@ -159,7 +159,7 @@ def test_scales_of_guidance_have_a_score_each(generator, batches):
 
 
 def test_weights_hash_tells_weights_apart(tokenizer):
-  assert evaluate.weights_hash({}) == 'none'
-  one = evaluate.weights_hash(tokenizer.params)
-  assert one == evaluate.weights_hash(jax.tree.map(jnp.copy, tokenizer.params))
-  assert one != evaluate.weights_hash(tiny.awake(tokenizer.params))
+  assert trees.weights_hash({}) == 'none'
+  one = trees.weights_hash(tokenizer.params)
+  assert one == trees.weights_hash(jax.tree.map(jnp.copy, tokenizer.params))
+  assert one != trees.weights_hash(tiny.awake(tokenizer.params))

@@ -10,7 +10,7 @@ import numpy as np
 from selfboottok_jax.flow import times
 from selfboottok_jax.objectives import alignment
 from selfboottok_jax.pretrained import contract
-from selfboottok_jax.tasks import encoding, generator
+from selfboottok_jax.stages import frozen_encoders, generator
 from selfboottok_jax.training import state as state_lib
 from tests.golden import networks
 
@@ -40,7 +40,7 @@ class _Shapes:
 def make_task(network: networks.Network, meta: dict[str, Any]):
   """The task that trains such a network, from what a cache would hold."""
   model = network.model
-  codec = encoding.Codec(
+  codec = contract.ImageEncoder(
     lambda params, images: jnp.zeros(
       (len(images), model.num_tokens, model.token_dim)
     ),
@@ -56,7 +56,7 @@ def make_task(network: networks.Network, meta: dict[str, Any]):
     cls=meta['beta_cls'],
     align=meta['proj_coeff'],
   )
-  encoder = encoding.Encoding(codec, teacher, True, goal.align_mode)
+  encoder = frozen_encoders.Encoding(codec, teacher, True, goal.align_mode)
   return generator.GeneratorTask(model, goal, encoder, cached=True)
 
 

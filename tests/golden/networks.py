@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from selfboottok_jax.inference import released_generators, sit_weights
 from selfboottok_jax.models import layers, sit
+from selfboottok_jax.pretrained import released_generators, sit_weights
 from tests.golden import records
 
 

@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import pixels
 from selfboottok_jax.evaluation import scores
-from selfboottok_jax.inference import pixels
 from tests.golden import fixtures
 
 NAME = 'tok10_psnr_ssim'

@@ -9,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.inference import softvq, softvq_weights
 from selfboottok_jax.models import decoder
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.pretrained import contract, vit, vit_weights
-from selfboottok_jax.tasks import objective
-from selfboottok_jax.tasks import tokenizer as tokenizer_task
+from selfboottok_jax.pretrained import (
+  contract,
+  softvq,
+  softvq_weights,
+  vit,
+  vit_weights,
+)
+from selfboottok_jax.stages import objective
+from selfboottok_jax.stages import tokenizer as tokenizer_task
 from selfboottok_jax.training import state as state_lib
 from tests.golden import fixtures
 

@@ -10,8 +10,8 @@ import pytest
 from selfboottok_jax.models import dino_discriminator, normalization
 from selfboottok_jax.objectives import diffaug, perceptual, pixel
 from selfboottok_jax.pretrained import lpips, lpips_backbones
-from selfboottok_jax.tasks import critic as critic_lib
-from selfboottok_jax.tasks import objective
+from selfboottok_jax.stages import critic as critic_lib
+from selfboottok_jax.stages import objective
 from selfboottok_jax.training import state as state_lib
 from tests.golden import diffaug_draws, dino_weights, fixtures
 

@@ -10,7 +10,7 @@ import pytest
 from selfboottok_jax import errors, inference
 from selfboottok_jax.evaluation import flops
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import denoising
+from selfboottok_jax.inference import denoising, generator
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 
@@ -263,3 +263,18 @@ def test_a_workdir_that_is_no_run(tmp_path, tokenizer, kind):
 def test_a_run_of_another_task_is_refused(runs, tokenizer):
   with pytest.raises(errors.CheckpointError, match="run of task 'tokenizer'"):
     inference.load_generator(runs / 'tokenizer', tokenizer=tokenizer)
+
+
+def test_labels_and_indices_become_32_bits():
+  labels = generator.as_labels([0, 4], 5)
+  assert labels.dtype == np.int32
+  assert generator.as_indices(None, 3).tolist() == [0, 1, 2]
+  assert generator.as_indices(np.array([7, 2**31 - 1]), 2).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+  'indices', [[0], [-1, 0], [0, 2**31], [0.0, 1.0], [[0, 1]]]
+)
+def test_indices_of_no_samples(indices):
+  with pytest.raises(errors.UserError, match='wanted 2 integers, one for each'):
+    generator.as_indices(indices, 2)

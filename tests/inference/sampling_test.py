@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from configs import generator
 from selfboottok_jax import errors, inference
 from selfboottok_jax.flow import samplers
+from selfboottok_jax.presets import generator
 
 
 def test_the_defaults_are_those_of_the_presets():

@@ -21,9 +21,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 CACHE = ROOT / '.cache' / 'jax'
 # What the mains import, but no main: each defines flags of the same names.
 _PRELOAD = [
-  'configs.evaluate',
-  'launch.builders',
-  'launch.trainer',
+  'selfboottok_jax.presets.evaluate',
+  'selfboottok_jax.stages.train',
   'selfboottok_jax.evaluation.evaluate',
   'selfboottok_jax.evaluation.report',
   'tests.launch.tiny',

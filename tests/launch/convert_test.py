@@ -6,12 +6,12 @@ import pytest
 
 from launch import convert
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.inference import softvq
 from selfboottok_jax.pretrained import (
   entries,
   lpips,
   lpips_backbones,
   mobilenet,
+  softvq,
 )
 from tests.pretrained import fake_hub, files_test, weights
 

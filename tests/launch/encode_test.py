@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.builders import common, provenance
 from selfboottok_jax import data, errors
+from selfboottok_jax.stages import inputs, provenance
 from tests.launch import encodes, pictures
 
 
@@ -57,9 +57,9 @@ def test_training_sees_the_images_in_the_same_order(cache, runs, photos):
   for folder in ('', cache):
     config.data.cache = str(folder)
     config.data.path = '' if folder else str(photos)
-    source = common.open_data(config, 'train')
+    source = inputs.open_data(config, 'train')
     with contextlib.closing(
-      common.train_batches(config, source, start_step=3)
+      inputs.train_batches(config, source, start_step=3)
     ) as it:
       batches.append(list(itertools.islice(it, 4)))
   for online, cached in zip(*batches, strict=True):
@@ -73,8 +73,8 @@ def test_training_sees_the_images_in_the_same_order(cache, runs, photos):
 def test_evaluation_reads_the_cache(cache, runs):
   config = encodes.config(runs, '', cache)
   mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ('data',))
-  source = common.open_data(config, 'val')
-  batches = list(common.eval_batches(config, source, mesh))
+  source = inputs.open_data(config, 'val')
+  batches = list(inputs.eval_batches(config, source, mesh))
   assert sum(batch['mask'].sum() for batch in batches) == 8
   np.testing.assert_array_equal(batches[0]['codes'][1], source[1]['codes'][0])
 
@@ -82,9 +82,9 @@ def test_evaluation_reads_the_cache(cache, runs):
 def test_fields_that_no_loss_wants_are_not_read(cache, runs):
   config = encodes.config(runs, '', cache)
   config.loss.align = 0.0
-  assert common.open_data(config, 'train').names == ('codes', 'cls')
+  assert inputs.open_data(config, 'train').names == ('codes', 'cls')
   config.networks.teacher = ''
-  source = common.open_data(config, 'train')
+  source = inputs.open_data(config, 'train')
   assert source.names == ('codes',)
   _, encoding = encodes.encoding(runs, config)
   assert set(encoding.shapes) == {'codes'}
@@ -97,7 +97,7 @@ def test_what_a_cache_cannot_give_is_refused(key, value, cache, runs):
   config = encodes.config(runs, '', cache)
   config.data[key] = value
   with pytest.raises(errors.ConfigError, match=f'data.{key}={value}'):
-    common.open_data(config, 'train')
+    inputs.open_data(config, 'train')
 
 
 def test_finished_cache_is_left_as_it_is(cache, server, runs, photos):

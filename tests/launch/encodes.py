@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from launch.builders import encoding as encoding_builder
 from selfboottok_jax import data, inference
 from selfboottok_jax.data import transforms
+from selfboottok_jax.stages import encoding_builder
 from tests.launch import tiny
 
 CONFIG = '--config=tests/launch/tiny.py:generator'

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from selfboottok_jax import errors, inference
-from selfboottok_jax.inference import (
+from selfboottok_jax.pretrained import (
   autoencoder,
   released_generators,
   sit_weights,

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from selfboottok_jax import inference
-from selfboottok_jax.inference import softvq_weights
+from selfboottok_jax.pretrained import softvq_weights
 from selfboottok_jax.training import checkpointing
 from tests import tiny as models
 from tests.inference import released

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from selfboottok_jax import trees
 from selfboottok_jax.training import workdirs
 
 
@@ -34,7 +35,7 @@ def test_writes_report_and_four_runs(runs, quickstart):
 
 def test_baseline_differs_from_stage_1_in_its_aligners_alone(runs):
   baseline, stage1 = (
-    workdirs.flatten(workdirs.read_config(str(runs / name), 'test'))
+    trees.flatten(workdirs.read_config(str(runs / name), 'test'))
     for name in ('softvq', 'tokenizer')
   )
   assert {k for k in stage1 if stage1[k] != baseline[k]} == {

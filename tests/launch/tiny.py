@@ -5,7 +5,7 @@ Use as --config=tests/launch/tiny.py:TASK.
 
 import ml_collections
 
-from configs import generator, scaling, tokenizer
+from selfboottok_jax.presets import generator, scaling, tokenizer
 
 
 def get_config(task: str) -> ml_collections.ConfigDict:

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import generator as generator_config
-from configs import scaling as scaling_config
-from configs import tokenizer as tokenizer_config
-from selfboottok_jax import tasks
+from selfboottok_jax import trees
 from selfboottok_jax.evaluation import flops
 from selfboottok_jax.models import aligners, sit, tokenizer
+from selfboottok_jax.presets import generator as generator_config
+from selfboottok_jax.presets import scaling as scaling_config
+from selfboottok_jax.presets import tokenizer as tokenizer_config
 
 
 def test_every_preset_passes_the_check():
@@ -28,13 +28,13 @@ def _millions(model):
   size = model.image_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
-  counts = {name: tasks.count(tree) / 1e6 for name, tree in params.items()}
+  counts = {name: trees.count(tree) / 1e6 for name, tree in params.items()}
   block = params['decoder']['blocks']['block']
   crossing = [name for name in block if name.startswith(('cross', 'gate'))]
-  counts['cross'] = sum(tasks.count(block[name]) for name in crossing) / 1e6
+  counts['cross'] = sum(trees.count(block[name]) for name in crossing) / 1e6
   if 'local2d' in params:
     blocks = params['local2d']['blocks']
-    counts['aligner_blocks'] = tasks.count(blocks) / 1e6
+    counts['aligner_blocks'] = trees.count(blocks) / 1e6
   return counts
 
 
@@ -66,7 +66,7 @@ def test_sizes_of_the_scaled_aligners(preset, millions):
   )
   tokens = jax.ShapeDtypeStruct((1, 64, 32), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
-  blocks = tasks.count(params['blocks']) / 1e6
+  blocks = trees.count(params['blocks']) / 1e6
   np.testing.assert_allclose(blocks, millions, rtol=0.02)
 
 
@@ -104,7 +104,7 @@ def test_sizes_of_the_generators(size, fields, millions):
   _, variables, _ = _generator(size, **fields)
   # Published counts are rounded to a million and for 2D patches.
   np.testing.assert_allclose(
-    tasks.count(variables['params']) / 1e6, millions, rtol=0.01
+    trees.count(variables['params']) / 1e6, millions, rtol=0.01
   )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfboottok_jax.inference import released_generators, sit_weights
 from selfboottok_jax.models import sit
+from selfboottok_jax.pretrained import released_generators, sit_weights
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 from tests.inference import released_sits

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from configs import generator as generator_config
 from launch import cli
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.models import layers, sit
 from selfboottok_jax.objectives import velocity
+from selfboottok_jax.presets import generator as generator_config
 from selfboottok_jax.training import optim
 from selfboottok_jax.training import state as state_lib
 from tests.parity import torch_sit

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import files, lpips, lpips_backbones
+from selfboottok_jax.pretrained import lpips, lpips_backbones, weight_files
 from tests.pretrained import files_test, weights
 
 OLD = {'zip': False, 'old format': True}
@@ -24,7 +24,7 @@ def _save(path, value, old):
 
 def _message(path):
   with pytest.raises(errors.WeightsError) as caught:
-    files.read(path)
+    weight_files.read(path)
   message = str(caught.value)
   assert '\n' not in message
   assert str(path) in message
@@ -43,7 +43,7 @@ def test_arrays_of_every_layout(tmp_path, old):
     'module.count': torch.tensor(3),
   }
   path = _save(tmp_path / 'weights.npz', {'state_dict': value, 'e': 1}, old)
-  arrays = files.read(path)
+  arrays = weight_files.read(path)
   for name, tensor in value.items():
     array = arrays[name.removeprefix('module.')]
     wanted = tensor.detach()
@@ -100,7 +100,7 @@ def test_settings_beside_the_arrays_are_left_there(tmp_path, old):
     'args': argparse.Namespace(lr=1e-4, name='x', sizes=[1, 2], resume=None),
     'steps': 3,
   }
-  arrays = files.read(_save(tmp_path / 'a.pt', value, old))
+  arrays = weight_files.read(_save(tmp_path / 'a.pt', value, old))
   np.testing.assert_array_equal(arrays['a'], wanted.numpy())
   assert arrays.keys() == {'a'}
   # Only while a file is read: whoever else uses torch has not asked for it.
@@ -148,7 +148,7 @@ def test_a_zip_without_checksums_is_read(tmp_path):
     path = _save(tmp_path / 'a.pt', {'a': torch.ones(3)}, False)
   finally:
     torch.serialization.set_crc32_options(True)
-  np.testing.assert_array_equal(files.read(path)['a'], np.ones(3))
+  np.testing.assert_array_equal(weight_files.read(path)['a'], np.ones(3))
 
 
 @both_formats

@@ -3,8 +3,7 @@ import pathlib
 import pytest
 
 from selfboottok_jax import pretrained
-from selfboottok_jax.inference import released_generators, softvq
-from selfboottok_jax.pretrained import published
+from selfboottok_jax.pretrained import published, released_generators, softvq
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'networks.md'
 PLACES = {

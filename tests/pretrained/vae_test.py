@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import tasks
+from selfboottok_jax import trees
 from selfboottok_jax.pretrained import vae
 
 # The published networks, and their sizes in millions.
@@ -23,7 +23,7 @@ def test_sizes_of_the_published_networks(name):
   assert network.stride == stride
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-  count = tasks.count(shapes['params']) / 1e6
+  count = trees.count(shapes['params']) / 1e6
   np.testing.assert_allclose(count, millions, rtol=0.01)
   mean, log_variance = jax.eval_shape(
     lambda p, x: network.apply(p, x, method='encode'), shapes, image

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, trees
 from selfboottok_jax.training import checkpointing, optim, workdirs
 from selfboottok_jax.training import state as state_lib
 
@@ -104,4 +104,4 @@ def test_what_a_continued_run_may_change(begun, changes):
 
 def test_flatten():
   nested = {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
-  assert workdirs.flatten(nested) == {'a.b': 1, 'a.c.d': 2, 'e': 3}
+  assert trees.flatten(nested) == {'a.b': 1, 'a.c.d': 2, 'e': 3}

@@ -1,6 +1,6 @@
-from configs import generator, scaling, tokenizer
-from launch import limits
-from selfboottok_jax.training import workdirs
+from selfboottok_jax import trees
+from selfboottok_jax.presets import generator, scaling, tokenizer
+from selfboottok_jax.stages import limits
 from tests.launch.bad_input.arguments import (
   EVALUATE,
   EVALUATE_GENERATOR,
@@ -237,7 +237,7 @@ def test_limits_name_keys_that_there_are():
   known = set()
   for module in (tokenizer, scaling, generator):
     for preset in module.PRESETS:
-      config = workdirs.flatten(module.get_config(preset).to_dict())
+      config = trees.flatten(module.get_config(preset).to_dict())
       limits.check(config)
       known |= config.keys()
   named = {

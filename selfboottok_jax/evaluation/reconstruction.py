@@ -1,0 +1,109 @@
+"""How well a tokenizer reconstructs held-out images."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Num, PyTree, UInt8
+
+from selfboottok_jax import pixels
+from selfboottok_jax.evaluation import scores
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.training import sharding
+from selfboottok_jax.training import state as state_lib
+
+
+class Reconstruction:
+  """PSNR, SSIM and codebook use on held-out images, beside two baselines.
+
+  The baselines are what a tokenizer that says nothing would score: the mean
+  image of the set, and each image's own mean colour.
+  """
+
+  def __init__(
+    self,
+    model: tokenizer_lib.Tokenizer,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+  ):
+    """`batches` can be read again and again, as data.make_eval_dataset's."""
+    self._model, self._batches, self._mesh = model, batches, mesh
+    self._measure = jax.jit(
+      functools.partial(measure_reconstruction, model),
+      out_shardings=sharding.replicated(mesh),
+    )
+    self._mean_image = None
+
+  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
+    """Scores of the running means of a training's parameters."""
+    yield from self.run_params(
+      tokenizer_params.served_params(state.params, state.ema)
+    )
+
+  def run_params(self, params: PyTree) -> Iterator[tuple[str, float]]:
+    """Scores of a tokenizer's parameters."""
+    if self._mean_image is None:
+      self._mean_image = self._mean()
+    totals = None
+    for batch in self._batches:
+      placed = sharding.put_batch(dict(batch), self._mesh)
+      sums = self._measure(params, placed, self._mean_image)
+      totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+    totals = jax.device_get(totals)
+    for name, total in totals['scores'].items():
+      yield name, float(total / totals['count'])
+    for group, histogram in totals['histograms'].items():
+      used, perplexity = scores.usage(histogram)
+      yield f'codes_used_{group}', float(np.mean(used))
+      for index, share in enumerate(used if len(used) > 1 else ()):
+        yield f'codes_used_{group}_{index}', float(share)
+      yield f'perplexity_{group}', float(np.mean(perplexity))
+
+  def _mean(self) -> UInt8[np.ndarray, 'h w 3']:
+    """The mean image over all processes."""
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(self._mesh))
+    def sums(batch):
+      weight = batch['mask'].astype(jnp.float32)
+      images = batch['image'].astype(jnp.float32)
+      return jnp.einsum('b,bhwc->hwc', weight, images), jnp.sum(weight)
+
+    total, count = 0.0, 0.0
+    for batch in self._batches:
+      part = jax.device_get(sums(sharding.put_batch(dict(batch), self._mesh)))
+      total, count = total + part[0].astype(np.float64), count + part[1]
+    return np.round(total / count).astype(np.uint8)
+
+
+def measure_reconstruction(
+  model: tokenizer_lib.Tokenizer,
+  params: PyTree,
+  batch: dict[str, Array],
+  mean_image: Num[Array, 'h w 3'] | Num[np.ndarray, 'h w 3'],
+) -> dict[str, Any]:
+  """Sums of scores over a batch, and histograms of the codes chosen."""
+  original, mask = batch['image'], batch['mask']
+  images = original.astype(jnp.float32) / 127.5 - 1
+  output = model.apply({'params': params}, images)
+  reconstruction = pixels.to_uint8(output.reconstruction, 'round')
+  values = scores.image_scores(original, reconstruction)
+  values |= scores.baseline_scores(original, jnp.asarray(mean_image))
+  weight = mask.astype(jnp.float32)
+  histograms = {
+    group: jnp.sum(
+      jax.nn.one_hot(quantized.indices, model.codebook_size)
+      * weight[:, None, None, None],
+      axis=(0, 2),
+    )
+    for group, quantized in output.quantized.items()
+  }
+  return {
+    'scores': {name: jnp.sum(v * weight) for name, v in values.items()},
+    'count': jnp.sum(weight),
+    'histograms': histograms,
+  }

@@ -1,0 +1,186 @@
+"""The generator of global tokens. Use as configs/generator.py:PRESET."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from selfboottok_jax.presets import base
+
+
+def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
+  """The configuration of a preset; `config.tokenizer` names a tokenizer run."""
+  config = base.get_base('generator')
+  # A folder that launch.encode wrote: codes in place of images.
+  config.data.cache = ''
+  config.data.random_crop = False
+  # Fields of models.sit.SiT; tokens, classes and what a teacher's features
+  # measure are not chosen here.
+  config.model = ml_collections.ConfigDict()
+  config.model.width = 768
+  config.model.depth = 12
+  config.model.heads = 12
+  config.model.mlp_ratio = 4.0
+  config.model.align_depth = 4
+  config.model.projector_width = 2048
+  config.model.norm = 'layer'
+  config.model.mlp = 'gelu'
+  config.model.qk_norm = False
+  config.model.rope = False
+  config.model.shift = True
+  config.model.label_dropout = 0.1
+  config.model.attention = 'xla'
+  config.model.remat = False
+  config.model.unroll = 1
+  config.model.dtype = 'float32'
+  # Fields of tasks.generator.Objective.
+  config.loss = ml_collections.ConfigDict()
+  config.loss.path = 'linear'
+  config.loss.times = 'uniform'
+  config.loss.velocity_cosine = 0.0
+  # Weights of REG's class token and of REPA; with a weight of 0, and without a
+  # teacher, there is none.
+  config.loss.cls = 0.03
+  config.loss.align = 0.5
+  config.loss.align_mode = 'repeat'
+  config.loss.latent_statistics = 'scalar'
+  config.loss.statistics_images = 10_000  # 0 is all
+  config.networks = ml_collections.ConfigDict()
+  # Its class vector and patches make SiT a REG; '' is plain SiT.
+  config.networks.teacher = 'dinov2_b'
+  # Of evaluation.num_samples samples while it trains.
+  config.networks.frechet = 'hog'
+  config.optimizer.schedule = 'constant'
+  config.optimizer.b2 = 0.999
+  config.optimizer.warmup = 0.0
+  config.train.steps = 800_000
+  config.evaluation.num_samples = 0  # 0 samples none
+  # How samples are made where flags say nothing else.
+  config.sampling = ml_collections.ConfigDict()
+  config.sampling.sampler = 'sde'
+  config.sampling.num_steps = 250
+  config.sampling.last_step = 0.04
+  config.sampling.time_shift = 1.0
+  config.sampling.guidance_scale = 2.3
+  # Of the class token; -1 is that of the tokens.
+  config.sampling.cls_guidance_scale = -1.0
+  config.sampling.guidance_low = 0.0
+  config.sampling.guidance_high = 0.85
+  # Channels of a latent that are guided; 0 is all.
+  config.sampling.guided_channels = 0
+  # The tokenizer whose codes it models.
+  config.assumed.tokenizer = _tokenizer_of(preset)
+  base.choose(PRESETS, preset, 'configs/generator.py')(config)
+  return config
+
+
+def _tokenizer_of(preset: str) -> str:
+  """A preset of configs/tokenizer.py, or a released autoencoder."""
+  family = preset.split('_')[0]
+  return {
+    'softvq': 'imagenet256_softvq',
+    'sit': 'sdvae',
+    'reg': 'sdvae',
+    'lightningdit': 'vavae',
+  }.get(family, family)
+
+
+def quickstart(config: ml_collections.ConfigDict) -> None:
+  """A few minutes on two CPU cores, on the quickstart tokenizer."""
+  photos64(config)
+  config.data.source = 'procedural'
+  config.data.image_size = 32
+  config.model.width = 128
+  config.model.heads = 4
+  config.model.projector_width = 128
+  config.train.steps = 750
+  config.evaluation.every = 400
+
+
+def photos64(config: ml_collections.ConfigDict) -> None:
+  """A small REG on a photos64 tokenizer."""
+  config.data.batch_size = 64
+  config.data.image_size = 64
+  config.model.width = 192
+  config.model.depth = 6
+  config.model.heads = 6
+  config.model.align_depth = 2
+  config.model.projector_width = 256
+  config.model.unroll = 16
+  config.loss.statistics_images = 2_048
+  config.networks.teacher = 'hog'
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.warmup = 0.02
+  config.train.steps = 3_000
+  config.train.log_every = 20
+  config.evaluation.every = 1_000
+  config.evaluation.num_images = 256
+  config.evaluation.batch_size = 64
+  config.checkpoint.every = 500
+  config.sampling.num_steps = 50
+  config.sampling.guidance_scale = 1.5
+
+
+SIZES = {
+  's': {'width': 384, 'depth': 12, 'heads': 6, 'align_depth': 4},
+  'b': {'width': 768, 'depth': 12, 'heads': 12, 'align_depth': 4},
+  'l': {'width': 1024, 'depth': 24, 'heads': 16, 'align_depth': 8},
+  'xl': {'width': 1152, 'depth': 28, 'heads': 16, 'align_depth': 8},
+}
+
+
+def _imagenet256(
+  size: str, changes: dict[str, Any] | None = None
+) -> Callable[[ml_collections.ConfigDict], None]:
+  def preset(config: ml_collections.ConfigDict) -> None:
+    config.model.update(SIZES[size])
+    config.model.dtype = 'bfloat16'
+    config.model.remat = True
+    config.update_from_flattened_dict(changes or {})
+
+  return preset
+
+
+# SiT without a teacher, and the guidance of its authors: on the first 3 of 4
+# channels, at all times.
+PLAIN = {
+  'networks.teacher': '',
+  'loss.cls': 0.0,
+  'loss.align_mode': 'off',
+  'sampling.guidance_scale': 1.5,
+  'sampling.guidance_high': 1.0,
+  'sampling.guided_channels': 3,
+}
+LIGHTNING = {
+  'networks.teacher': '',
+  'loss.cls': 0.0,
+  'loss.align_mode': 'off',
+  'model.norm': 'rms',
+  'model.mlp': 'swiglu',
+  'model.rope': True,
+  'loss.times': 'logit_normal',
+  'loss.velocity_cosine': 1.0,
+  'loss.latent_statistics': 'channel',
+  'optimizer.learning_rate': 2e-4,
+  'optimizer.b2': 0.95,
+  'data.batch_size': 1024,
+  'sampling.sampler': 'ode',
+  'sampling.time_shift': 0.3,
+  'sampling.guidance_scale': 6.7,
+  'sampling.guidance_high': 0.875,
+  'sampling.guided_channels': 3,
+}
+
+PRESETS = {
+  'quickstart': quickstart,
+  'photos64': photos64,
+  **{f'imagenet256_{size}': _imagenet256(size) for size in SIZES},
+  # The control that the paper lacks: the baseline's tokens, with REG.
+  **{f'softvq_{size}': _imagenet256(size) for size in SIZES},
+  # 256 patches of a 2D autoencoder: what is released, see
+  # launch.import_generator.
+  'sit_xl2': _imagenet256('xl', PLAIN),
+  'reg_xl2': _imagenet256('xl'),
+  'lightningdit_xl1': _imagenet256('xl', LIGHTNING),
+}

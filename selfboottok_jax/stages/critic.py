@@ -1,0 +1,142 @@
+"""The tokenizer's adversary: a discriminator, its trunk, what it sees."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from selfboottok_jax.models import (
+  dino_discriminator,
+  normalization,
+  stylegan_discriminator,
+)
+from selfboottok_jax.objectives import adversarial, diffaug
+from selfboottok_jax.pretrained import dino
+from selfboottok_jax.stages import objective as objective_lib
+from selfboottok_jax.training import state as state_lib
+
+# Of the trained parameters and their statistics, and of the frozen ones.
+GROUP, TRUNK = 'discriminator', 'discriminator_trunk'
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+  """Judges images.
+
+  Attributes:
+    module: what is trained.
+    objective: its weights, and how strongly images are augmented.
+    trunk: the frozen network whose activations `module` reads; None where it
+      reads images.
+  """
+
+  module: (
+    stylegan_discriminator.StyleGanDiscriminator
+    | dino_discriminator.DinoDiscriminator
+  )
+  objective: objective_lib.Objective
+  trunk: dino.DinoTrunk | None = None
+
+  @property
+  def frozen(self) -> dict[str, PyTree]:
+    """Parameters that are arguments of every step."""
+    return {} if self.trunk is None else {TRUNK: self.trunk.params}
+
+  def init(
+    self, key: Any, image: Float[Array, '1 h w 3']
+  ) -> tuple[PyTree, dict[str, PyTree]]:
+    """Fresh parameters, and statistics: LeCAM's means, and of the norms."""
+    seen = image if self.trunk is None else self.trunk.examples()
+    variables = self.module.init(key, seen)
+    stats = {'lecam': adversarial.init_lecam()}
+    if normalization.NORMS in variables:
+      stats[GROUP] = variables[normalization.NORMS]
+    return variables['params'], stats
+
+  def generator_loss(
+    self,
+    reconstruction: Float[Array, 'b h w 3'],
+    inputs: state_lib.LossInputs,
+    key: Any,
+  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+    """What fooling the discriminator costs, and the statistics after it."""
+    logits, stats = self._judge(
+      inputs.params[GROUP], inputs.stats, inputs.frozen, reconstruction, key,
+      self._weak,
+    )  # fmt: skip
+    return adversarial.hinge_generator(logits), stats
+
+  def loss(
+    self, trained: PyTree, inputs: state_lib.LossInputs
+  ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
+    """Hinge, LeCAM and consistency, on images and what was made of them.
+
+    Forwards follow each other as in the reference: real, fake, and both again
+    under strong augmentation, each with draws of its own. Every one of them
+    normalises by its own batch, and moves the statistics on.
+    """
+    o, stats, logits = self.objective, inputs.stats, []
+    pair = (inputs.batch['image'], inputs.carry['reconstruction'])
+    strengths = (self._weak, diffaug.STRONG)[: 2 if o.consistency else 1]
+    for strength in strengths:
+      for images in pair:
+        key = jax.random.fold_in(inputs.rng, len(logits))
+        judged, stats = self._judge(
+          trained, stats, inputs.frozen, images, key, strength
+        )
+        logits.append(judged)
+    real, fake, *strong = logits
+    game = adversarial.discriminator_loss(
+      real, fake, stats['lecam'], lecam_weight=o.lecam
+    )
+    loss = o.hinge * game.loss
+    metrics = {'logits_real': jnp.mean(real), 'logits_fake': jnp.mean(fake)}
+    if strong:
+      apart = adversarial.consistency((real, fake), tuple(strong))
+      loss += o.consistency * apart
+      metrics['consistency'] = apart
+    return loss, state_lib.LossOutputs(
+      metrics=metrics, stats=stats | {'lecam': game.lecam}, carry=inputs.carry
+    )
+
+  @property
+  def _weak(self) -> diffaug.Strength:
+    return dataclasses.replace(diffaug.WEAK, probability=self.objective.augment)
+
+  def _judge(self, params, stats, frozen, images, key, strength):
+    """Logits of one training forward, and the statistics it leaves."""
+    view_key, draw_key = jax.random.split(key)
+    if strength.probability:
+      draws = diffaug.draw(draw_key, images.shape, strength)
+      images = diffaug.augment(images, draws, strength)
+    return self.judge(params, stats, frozen, images, view_key)
+
+  def judge(
+    self,
+    params: PyTree,
+    stats: dict[str, PyTree],
+    frozen: dict[str, PyTree],
+    images: Float[Array, 'b h w 3'],
+    key: Any,
+  ) -> tuple[Float[Array, 'b *n'], dict[str, PyTree]]:
+    """Logits of images in one training forward, and the new statistics.
+
+    `key` draws the trunk's view of them.
+    """
+    if self.trunk is None:
+      with jax.named_scope(GROUP):
+        return self.module.apply({'params': params}, images), stats
+    # Beside the heads' scope, not in it: their costs are told apart.
+    with jax.named_scope(TRUNK):
+      view = self.trunk.draw(key, images.shape[1:3])
+      activations = self.trunk(frozen[TRUNK], images, view)
+    with jax.named_scope(GROUP):
+      logits, variables = self.module.apply(
+        {'params': params, normalization.NORMS: stats[GROUP]},
+        activations,
+        train=True,
+        mutable=[normalization.NORMS],
+      )
+    return logits, stats | {GROUP: variables[normalization.NORMS]}

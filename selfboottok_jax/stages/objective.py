@@ -1,0 +1,123 @@
+"""Weights and switches of the tokenizer's objective, Eq. (4) and (5)."""
+
+import dataclasses
+
+from selfboottok_jax import errors
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.objectives import alignment, pixel, transport
+
+LOCAL_GROUPS = ('local1d', 'local2d')
+# The module that makes the tokens of a group.
+MAKERS = {'global': 'encoder', 'local1d': 'local1d', 'local2d': 'local2d'}
+INPUTS = ('continuous', 'quantized')
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """Weights and switches of Eq. (4) and (5); a weight of 0 removes its term.
+
+  Attributes:
+    pixel: weight of the pixel loss.
+    pixel_kind: 'mse' or 'l1'.
+    perceptual: lambda_1.
+    perceptual_warmup: linear warm-up of lambda_1, as a fraction of the run.
+    adversarial: lambda_2.
+    adversarial_start: when the discriminator begins to learn and to count, as
+      a fraction of the run; it moves when train.steps is changed.
+    adaptive_weight: multiply lambda_2 by `adversarial.adaptive_weight`.
+    hinge: weight of hinge and LeCAM in the discriminator's own loss, which
+      matters against `consistency`; the reference takes lambda_2's value.
+    lecam: weight of LeCAM's regulariser beside the hinge.
+    consistency: weight of the consistency of logits under stronger
+      augmentation in the discriminator's loss.
+    augment: probability of each kind of augmentation of what the discriminator
+      sees; 0 shows it the images as they are.
+    align: lambda_3.
+    repa_global: mu_1.
+    repa_local: mu_2.
+    transport: mu_3.
+    repa_mode: how tokens meet patches: 'repeat', 'pool' or 'global'.
+    repa_input: align tokens before ('continuous') or after quantisation.
+    repa_local_on: the group that Eq. (7) aligns.
+    projector_width: hidden width of the heads to the teachers' widths.
+    ot_loss: 'transport' or 'debiased'.
+    ot_epsilon: entropic regularisation relative to the mean cost.
+    ot_iterations: of Sinkhorn.
+    kl: lambda_4.
+    kl_temperature: of the assignment in the entropy term.
+    kl_pool: pool code k over codebooks, as the reference does.
+  """
+
+  pixel: float = 1.0
+  pixel_kind: str = 'mse'
+  perceptual: float = 1.0
+  perceptual_warmup: float = 0.04
+  adversarial: float = 0.2
+  adversarial_start: float = 0.08
+  adaptive_weight: bool = False
+  hinge: float = 0.2
+  lecam: float = 0.001
+  consistency: float = 4.0
+  augment: float = 0.5
+  align: float = 0.1
+  repa_global: float = 1.0
+  repa_local: float = 1.0
+  transport: float = 1.0
+  repa_mode: str = 'repeat'
+  repa_input: str = 'continuous'
+  repa_local_on: str = 'local1d'
+  projector_width: int = 1024
+  ot_loss: str = 'transport'
+  ot_epsilon: float = 0.05
+  ot_iterations: int = 50
+  kl: float = 0.01
+  kl_temperature: float = 0.01
+  kl_pool: bool = False
+
+  def __post_init__(self):
+    """Refuses choices that no branch below knows."""
+    for name, choices in (
+      ('pixel_kind', tuple(pixel.PIXEL_LOSSES)),
+      ('repa_mode', tuple(alignment.ALIGNMENTS)),
+      ('repa_input', INPUTS),
+      ('repa_local_on', LOCAL_GROUPS),
+      ('ot_loss', tuple(transport.OT_LOSSES)),
+    ):
+      value = getattr(self, name)
+      if value not in choices:
+        raise errors.ConfigError(
+          f'loss.{name}={value!r}; wanted one of {", ".join(choices)}'
+        )
+
+
+def active_terms(
+  model: tokenizer_lib.Tokenizer,
+  objective: Objective,
+  trainable: tuple[str, ...] | None = None,
+) -> tuple[str, ...]:
+  """The terms that need a frozen network, for this model and these weights.
+
+  `trainable`: the modules that are trained, None for all. A term on tokens that
+  none of them changes is a constant, and left out.
+  """
+  wanted = {
+    'perceptual': objective.perceptual > 0,
+    'repa_global': objective.align * objective.repa_global > 0,
+    'repa_local': objective.align * objective.repa_local > 0
+    and objective.repa_local_on in model.groups,
+    'transport': objective.align * objective.transport > 0
+    and 'local2d' in model.groups,
+  }
+  if trainable is not None:
+    groups = {
+      'repa_global': 'global',
+      'repa_local': objective.repa_local_on,
+      'transport': 'local2d',
+    }
+    for term, group in groups.items():
+      makers = {MAKERS[group], tokenizer_params.PROJECTOR + term}
+      if objective.repa_input == 'quantized' and term != 'transport':
+        makers.add(f'quantizer_{group}')
+      wanted[term] &= bool(makers & set(trainable))
+  return tuple(term for term, active in wanted.items() if active)

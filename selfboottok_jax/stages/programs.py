@@ -1,0 +1,187 @@
+"""The train step of a task as compiled programs, one for each of its phases."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from selfboottok_jax.evaluation import cost
+from selfboottok_jax.stages import task
+from selfboottok_jax.training import optim, sharding
+from selfboottok_jax.training import state as state_lib
+
+
+class TrainPrograms:
+  """Traced when it is made, compiled when it is first needed.
+
+  A program that is compiled refuses other shapes: nothing is traced again. What
+  does not fit together is found in the trace, without a number in memory and
+  before anything is written. The state of a call is donated.
+
+  Attributes:
+    state: shapes, types and shardings of the state.
+    frozen: those of the frozen parameters.
+    batch: those of a batch.
+    compile_seconds: by first step of a compiled phase; None where the program
+      was read back from the compilation cache.
+    on_compile: called whenever a program was compiled.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    task: task.Task,
+    optimizers: Mapping[str, optim.Optimizer],
+    mesh: Mesh,
+  ):
+    """Traces the step of every phase."""
+    self._task, self._optimizers, self._mesh = task, optimizers, mesh
+    self._seed, self._ema_limit = config.train.seed, config.train.ema
+    self._batch_size = config.data.batch_size
+    abstract = jax.eval_shape(self._init)
+    self.state = sharding.place_abstractly(abstract, mesh)
+    self._shardings = sharding.tree_shardings(abstract, mesh)
+    self.frozen = sharding.place_abstractly(task.frozen, mesh)
+    self.batch = abstract_batch(task, config.data.batch_size, mesh)
+    with jax.set_mesh(mesh):
+      self._traced = {
+        first: self._jit(first).trace(self.state, self.frozen, self.batch)
+        for first in task.milestones
+      }
+    self._compiled: dict[int, Any] = {}
+    self._called: set[int] = set()
+    self.compile_seconds: dict[int, float | None] = {}
+    self.on_compile: Callable[[], None] = lambda: None
+
+  def init(self) -> state_lib.TrainState:
+    """A fresh state, on its devices."""
+    return jax.jit(self._init, out_shardings=self._shardings)()
+
+  def __call__(
+    self, state: state_lib.TrainState, frozen: PyTree, batch: PyTree, step: int
+  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+    """One update; `step` is the number of those made so far, as counted here.
+
+    From a program's second call on nothing crosses between host and device.
+    """
+    first = max(first for first in self._traced if first <= step)
+    program = self.compile(first)
+    # The first one puts constants on the device.
+    guard = 'disallow' if first in self._called else 'allow'
+    self._called.add(first)
+    with jax.transfer_guard(guard):
+      return program(state, frozen, batch)
+
+  def compile(self, first: int) -> Any:
+    """The program of the phase from step `first` on."""
+    if first not in self._compiled:
+      with jax.set_mesh(self._mesh):
+        lowered = self._traced[first].lower()
+        hits, began = _CacheHits.count, time.monotonic()
+        self._compiled[first] = lowered.compile()
+        seconds = time.monotonic() - began
+        was_read = _CacheHits.count > hits
+        self.compile_seconds[first] = None if was_read else seconds
+      self.on_compile()
+    return self._compiled[first]
+
+  def card(self) -> cost.Card:
+    """The cost of the newest phase that is compiled, else of the last one.
+
+    Raises:
+      ValueError: something in the program cannot be counted, see `flops`.
+    """
+    first = max(self._compiled or self._traced)
+    rows = cost.count(
+      self._traced[first].jaxpr,
+      self._task.components(self.state.params),
+      self._batch_size,
+    )
+    card = cost.Card(rows, first)
+    if first not in self._compiled:
+      return card
+    memory = cost.measure_memory(
+      self._compiled[first], self.state, self.frozen, self.batch
+    )
+    return dataclasses.replace(
+      card,
+      memory=memory,
+      compile_seconds=self.compile_seconds[first],
+      devices=describe_devices(self._mesh),
+    )
+
+  def _init(self) -> state_lib.TrainState:
+    params, stats = self._task.init(jax.random.key(self._seed))
+    return state_lib.init_state(
+      params, stats, self._optimizers, self._task.ema_groups
+    )
+
+  def _jit(self, first: int):
+    step = state_lib.make_train_step(
+      self._task.losses(first),
+      self._optimizers,
+      seed=self._seed,
+      ema_limit=self._ema_limit,
+    )
+    return jax.jit(
+      step,
+      out_shardings=(self._shardings, sharding.replicated(self._mesh)),
+      donate_argnums=0,
+    )
+
+
+class _CacheHits:
+  """How many programs this process read back from the compilation cache."""
+
+  count = 0
+
+  @classmethod
+  def listen(cls, event: str, **_: Any) -> None:
+    cls.count += event == '/jax/compilation_cache/cache_hits'
+
+
+jax.monitoring.register_event_listener(_CacheHits.listen)
+
+
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+  """Neither reads nor writes it: what is read back was not compiled."""
+  before = jax.config.jax_enable_compilation_cache
+
+  def use(enabled):
+    jax.config.update('jax_enable_compilation_cache', enabled)
+    # Whether there is one is remembered from the first program on.
+    compilation_cache.reset_cache()
+
+  use(False)
+  try:
+    yield
+  finally:
+    use(before)
+
+
+def abstract_batch(
+  task: task.Task, batch_size: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What the pipeline will yield, placed."""
+  rows = sharding.batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (batch_size, *leaf.shape), leaf.dtype, sharding=rows
+    )
+    for name, leaf in task.example.items()
+  }
+
+
+def describe_devices(mesh: Mesh) -> str:
+  """Number, kind and arrangement of the devices."""
+  kind = mesh.devices.flat[0].device_kind
+  shape = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  return f'{mesh.size} x {kind} (mesh: {shape})'

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax import pixels
+from selfboottok_jax.evaluation import reconstruction, scores
+from selfboottok_jax.training import sharding
+from selfboottok_jax.training import state as state_lib
+from tests import tiny
+
+SIZE, CLASSES = tiny.TOKENIZER['image_size'], 3
+
+
+@pytest.fixture(scope='module')
+def batches():
+  """Two batches of 8 with 13 images, the rest padding of another kind."""
+  images = np.random.default_rng(0).integers(
+    0, 256, (16, SIZE, SIZE, 3), np.uint8
+  )
+  images[13:] = 255
+  mask, label = np.arange(16) < 13, np.arange(16, dtype=np.int32) % CLASSES
+  return [
+    {'image': images[s], 'label': label[s], 'mask': mask[s]}
+    for s in (slice(8), slice(8, 16))
+  ]
+
+
+@pytest.fixture(scope='module')
+def params():
+  model = tiny.make_tokenizer()
+  return tiny.awake(
+    jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+  )
+
+
+def _state(params, ema, stats):
+  return state_lib.TrainState(jnp.int32(0), params, ema, {}, stats)
+
+
+def test_reconstruction_scores_the_means_without_the_padding(batches, params):
+  model = tiny.make_tokenizer()
+  evaluator = reconstruction.Reconstruction(
+    model, batches, sharding.make_mesh()
+  )
+  other = jax.tree.map(jnp.zeros_like, params)
+  state = _state({'tokenizer': other}, {'tokenizer': params}, {})
+  measured = dict(evaluator.run(state))
+  images = np.concatenate([b['image'] for b in batches])[:13]
+  output = jax.jit(model.apply)({'params': params}, images / 127.5 - 1.0)
+  made = pixels.to_uint8(output.reconstruction, 'round')
+  mean = scores.mean_image([images])
+  expected = scores.image_scores(jnp.asarray(images), made)
+  expected |= scores.baseline_scores(jnp.asarray(images), jnp.asarray(mean))
+  for name, values in expected.items():
+    np.testing.assert_allclose(
+      measured[name], np.mean(values), rtol=1e-3, err_msg=name
+    )
+  for group, quantized in output.quantized.items():
+    used = [
+      len(np.unique(quantized.indices[:, i])) / model.codebook_size
+      for i in range(model.num_codebooks)
+    ]
+    np.testing.assert_allclose(
+      measured[f'codes_used_{group}'], np.mean(used), rtol=1e-6
+    )
+    assert 1 <= measured[f'perplexity_{group}'] <= model.codebook_size
+  # The same parameters again, without a state.
+  assert dict(evaluator.run_params(params)) == measured

@@ -1,0 +1,114 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfboottok_jax.stages import outline, programs
+from selfboottok_jax.training import sharding
+from selfboottok_jax.training import state as state_lib
+from tests.launch import tiny
+
+
+def _programs(task, **fields):
+  config = tiny.get_config(task)
+  config.data.batch_size = 8
+  if task == 'tokenizer':
+    config.loss.adversarial_start = 0.5
+  config.model.update(fields)
+  sketch = outline.outline(config)
+  return config, programs.TrainPrograms(
+    config, sketch.task, sketch.optimizers, sharding.make_mesh()
+  )
+
+
+def test_recomputation_is_no_part_of_the_model():
+  plain, other = (
+    _programs('tokenizer', decoder_depth=3, remat=remat)[1].card()
+    for remat in (False, True)
+  )
+  assert other.flops.model == plain.flops.model
+  assert plain.flops.recompute == 0
+  assert other.flops.recompute > 0
+
+
+@pytest.fixture(scope='module')
+def of_tokenizer():
+  return _programs('tokenizer')
+
+
+def test_each_phase_is_compiled_when_it_begins(of_tokenizer):
+  config, step_fn = of_tokenizer
+  cards = []
+  step_fn.on_compile = lambda: cards.append(step_fn.card())
+  state = step_fn.init()
+  batch = jax.tree.map(
+    lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding),
+    step_fn.batch,
+  )
+  assert not step_fn.compile_seconds
+  for step in range(config.train.steps):
+    state, metrics = step_fn(state, step_fn.frozen, batch, step)
+    assert int(state.step) == step + 1
+    assert ('discriminator_loss' in metrics) == (step >= 1)
+    assert len(step_fn.compile_seconds) == step + 1
+  # Each is of the phase that has begun.
+  assert [card.first_step for card in cards] == [0, 1]
+  assert cards[0].flops.model < cards[1].flops.model
+  for card in cards:
+    assert card.memory.temporary > 0
+    assert card.devices == '8 x cpu (mesh: data 8 x fsdp 1)'
+
+
+def test_no_phase_is_traced_twice(monkeypatch):
+  make = state_lib.make_train_step
+  chex.clear_trace_counter()
+  monkeypatch.setattr(
+    state_lib,
+    'make_train_step',
+    lambda *args, **kwargs: chex.assert_max_traces(make(*args, **kwargs), n=1),
+  )
+  _, step_fn = _programs('generator')
+  state = step_fn.init()
+  batch = jax.tree.map(
+    lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding),
+    step_fn.batch,
+  )
+  frozen = outline.materialise(step_fn.frozen, sharding.make_mesh())
+  for step in range(3):
+    state, _ = step_fn(state, frozen, batch, step)
+  assert int(state.step) == 3
+
+
+def test_compile_time_is_not_that_of_reading_a_cache():
+  _, cached = _programs('generator', mlp_ratio=2.0)
+  cached.compile(0)
+  _, again = _programs('generator', mlp_ratio=2.0)
+  again.compile(0)
+  assert again.compile_seconds == {0: None}
+  assert again.card().compile_seconds is None
+  _, fresh = _programs('generator', mlp_ratio=2.0)
+  with programs.no_compilation_cache():
+    fresh.compile(0)
+  assert fresh.compile_seconds[0] > 0
+  _, last = _programs('generator', mlp_ratio=2.0)
+  last.compile(0)
+  assert last.compile_seconds == {0: None}
+
+
+def test_other_shapes_are_an_error_not_another_program(of_tokenizer):
+  _, step_fn = of_tokenizer
+  batch = jax.tree.map(lambda x: jnp.zeros((16, *x.shape[1:])), step_fn.batch)
+  with pytest.raises(TypeError, match='compiled'):
+    step_fn(step_fn.init(), step_fn.frozen, batch, 0)
+
+
+def test_a_hidden_transfer_is_an_error_from_the_second_call_on(of_tokenizer):
+  _, step_fn = of_tokenizer
+  on_host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), step_fn.batch)
+  placed = jax.tree.map(
+    lambda x, like: jax.device_put(x, like.sharding), on_host, step_fn.batch
+  )
+  state, _ = step_fn(step_fn.init(), step_fn.frozen, placed, 0)
+  with pytest.raises(Exception, match='Disallowed host-to-device'):
+    step_fn(state, step_fn.frozen, on_host, 0)
