@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CACHE = ROOT / '.cache' / 'jax'
 # What the mains import, but no main: each defines flags of the same names.
 _PRELOAD = [
-  'selfboottok_jax.presets.evaluate',
+  'configs.evaluate',
   'selfboottok_jax.stages.train',
   'selfboottok_jax.evaluation.evaluate',
   'selfboottok_jax.evaluation.report',
