@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.models import sit
-from selfboottok_jax.pretrained import autoencoder
+from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.stages import (
   encoding_builder,
   frozen_encoders,
@@ -90,7 +90,7 @@ def load_tokenizer(
       'tokenizer is empty; wanted the workdir of a tokenizer run, as in '
       '--config.tokenizer=runs/tok'
     )
-  if autoencoder.is_autoencoder(config.tokenizer):
+  if autoencoders.is_autoencoder(config.tokenizer):
     return inference.load_autoencoder(config.tokenizer, config.data.image_size)
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
@@ -278,7 +278,7 @@ def load_frechet(spec: str, patch_size: int) -> pretrained.FeatureNetwork:
 
   Those without weights are taken on the tokenizer's patches.
   """
-  bare = spec in encoding_builder.WEIGHTLESS
+  bare = spec in pretrained.BUILTIN
   return pretrained.load_network(
     spec, **({'patch_size': patch_size} if bare else {})
   )

@@ -8,11 +8,11 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, pretrained
 from selfboottok_jax.inference import tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.presets import tokenizer as tokenizer_config
-from selfboottok_jax.pretrained import autoencoder
+from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.stages import (
   encoding_builder,
   generator_stage,
@@ -111,13 +111,16 @@ def _count_classes(config, assumed) -> int:
 
 def _generator(config, assumed, num_classes) -> generator_task.GeneratorTask:
   spec = config.tokenizer or config.assumed.tokenizer
-  if autoencoder.is_autoencoder(spec):
+  if autoencoders.is_autoencoder(spec):
     if not config.tokenizer:
       assumed.append(f'the autoencoder {spec} (tokenizer is empty)')
-    network = autoencoder.load_network(
+    network = pretrained.load_latents(
       spec, config.data.image_size, abstract=True
     )
-    codec, patch_size = autoencoder.codec_of(network), autoencoder.PATCH_SIZE
+    codec, patch_size = (
+      autoencoders.encoder_of(network),
+      autoencoders.PATCH_SIZE,
+    )
   else:
     stage1 = _stage1(config, assumed)
     model = tokenizer_lib.Tokenizer(
