@@ -35,7 +35,7 @@ class Encoder:
     everywhere = sharding.replicated(self._mesh)
     rows = sharding.batch_sharding(self._mesh)
     self._params = jax.device_put(encoding.params, everywhere)
-    size = encoding.codec.image_size
+    size = encoding.tokenizer.image_size
     shape = (batch_size, size, size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     self._resident = sharding.put_batch(noise, self._mesh)

@@ -69,7 +69,7 @@ def test_what_fails_in_the_writing_thread_ends_the_command(
     params = broken
 
   bad = Broken(
-    encoding.codec, encoding.teacher, encoding.has_cls, encoding.align_mode
+    encoding.tokenizer, encoding.teacher, encoding.has_cls, encoding.align_mode
   )
   with pytest.raises(errors.DataError, match='codes of image 0 of val are not'):
     _write_in_process(bad, tokenizer, config, tmp_path, 8)
