@@ -13,6 +13,11 @@ import signal
 from importlib import metadata
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Commands that tests start read it too.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax'),
+)
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     # Tests compile much and compute little: a quarter less time without LLVM's
@@ -38,11 +43,8 @@ import pytest
 
 from tests.launch import commands
 
-_CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
-
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
