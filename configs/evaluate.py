@@ -1,5 +1,26 @@
-"""What launch.evaluate scores a run on."""
+"""What to score a run on; empty values are those of its training."""
 
-from selfboottok_jax.presets.evaluate import get_config
+import ml_collections
 
-__all__ = ['get_config']
+
+def get_config() -> ml_collections.ConfigDict:
+  """The configuration of launch.evaluate."""
+  config = ml_collections.ConfigDict()
+  config.data = ml_collections.ConfigDict()
+  config.data.source = ''
+  config.data.path = ''
+  config.data.split = 'val'
+  config.data.num_images = 0  # 0 is all
+  config.data.batch_size = 64
+  config.data.num_threads = 4
+  config.networks = ml_collections.ConfigDict()
+  # A distance to measure besides, as 'lpips_squeeze:PATH'; '' is none.
+  config.networks.perceptual = ''
+  # Features of the Frechet distance of samples, as 'mobilenet_v2:PATH'.
+  config.networks.frechet = 'hog'
+  # Of a generator.
+  config.num_samples = 1_000
+  # Scales of guidance, each with a score; () is that of the training.
+  config.guidance_scales = ()
+  config.seed = 0
+  return config

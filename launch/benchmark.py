@@ -30,7 +30,7 @@ from ml_collections import config_flags
 from launch import cli
 from selfboottok_jax import errors, files
 from selfboottok_jax.evaluation import cost, tables
-from selfboottok_jax.stages import inputs, outline, registry, timing
+from selfboottok_jax.stages import checks, dry_run, inputs, timing
 from selfboottok_jax.stages.programs import (
   TrainPrograms,
   describe_devices,
@@ -84,20 +84,20 @@ def measure(
   """
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
-  registry.check(config)
+  checks.check(config)
   source = None
-  if outline.has_data(config):
+  if inputs.has_data(config):
     source = inputs.open_data(config, 'train')
-  sketch = outline.outline(config)
+  sketch = dry_run.abstract_task(config)
   began = time.monotonic()
-  step_fn = TrainPrograms(config, sketch.task, sketch.optimizers, mesh)
+  step_fn = TrainPrograms(config, sketch.task, mesh)
   trace_seconds = time.monotonic() - began
   # The last phase: everything is on.
   first = max(sketch.task.milestones)
   with no_compilation_cache():
     step_fn.compile(first)
   card = step_fn.card()
-  frozen = outline.materialise(sketch.task.frozen, mesh)
+  frozen = dry_run.materialise(sketch.task.frozen, mesh)
   state = step_fn.init()
   state = state.replace(step=_scalar(first, state.step))
   timed = timing.Timed(config, step_fn, frozen, mesh, steps)

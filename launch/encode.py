@@ -21,13 +21,12 @@ from launch import cli
 from selfboottok_jax import data, errors, files
 from selfboottok_jax.data import latent_files, latent_index, latent_writer
 from selfboottok_jax.stages import (
+  checks,
   encode_rates,
   encode_shards,
-  encoding_builder,
+  frozen_encoders,
   generator_stage,
   inputs,
-  provenance,
-  registry,
 )
 from selfboottok_jax.stages import encoder as encoder_lib
 from selfboottok_jax.training import processes
@@ -62,21 +61,21 @@ def main(argv) -> None:
   _check(config)
   files.check_folder('out', out)
   cli.start_jax(multihost=_MULTIHOST.value)
-  registry.check(config)
+  checks.check(config)
   with processes.all_or_none():
     sources = {s: inputs.open_data(config, s) for s in _SPLITS.value}
     for source in sources.values():
-      generator_stage.check_classes(source, config)
+      generator_stage.check_classes(source)
   tokenizer = generator_stage.load_tokenizer(config)
-  encoding = encoding_builder.build_encoding(
-    config, tokenizer.codec, tokenizer.patch_size
+  encoding = frozen_encoders.from_config(
+    config, tokenizer.image_encoder, tokenizer.patch_size
   )
   given = latent_index.Index(
     config.data.image_size,
     _DTYPE.value,
     {name: leaf.shape for name, leaf in encoding.shapes.items()},
     sources[_SPLITS.value[0]].class_names,
-    provenance.made_by(config, encoding, tokenizer.fingerprint),
+    frozen_encoders.provenance(config, encoding, tokenizer.fingerprint),
     _splits(out, sources),
   )
   # Nothing is written before all have seen that they may.

@@ -17,7 +17,7 @@ from selfboottok_jax.models import (
   stylegan_discriminator,
 )
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.presets import evaluate as evaluate_config
+from configs import evaluate as evaluate_config
 from selfboottok_jax.presets import generator, scaling, tokenizer
 from selfboottok_jax.stages import generator as generator_task
 from selfboottok_jax.stages import objective

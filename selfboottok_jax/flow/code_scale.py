@@ -1,4 +1,4 @@
-"""Codes to the scale of a generator, whose noise has unit deviation, and back."""
+"""Scales codes to unit deviation, as a generator models them, and back."""
 
 from jaxtyping import Array, Float, PyTree
 

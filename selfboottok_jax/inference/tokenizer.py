@@ -50,7 +50,7 @@ class ImageTokenizer:
     self.image_size, self.patch_size = model.image_size, model.patch_size
     self.num_tokens, self.token_dim = model.num_tokens, model.token_dim
     self.latent_dim = model.token_dim
-    self.codec = tokenizer.image_encoder_of(model, self.params)
+    self.image_encoder = tokenizer.image_encoder_of(model, self.params)
     self.fingerprint = fingerprint(model, params)
     self.step, self.config = step, config or {}
     self._encode = jax.jit(functools.partial(model.apply, method='encode'))

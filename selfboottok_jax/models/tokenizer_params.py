@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors
@@ -43,49 +42,3 @@ def served_params(
 def encoding_params(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
   """The modules that a tokenizer's `encode` reads."""
   return {k: params[k] for k in ('encoder', 'quantizer_global')}
-
-
-def adopt(
-  fresh: Mapping[str, PyTree],
-  stored: Mapping[str, PyTree],
-  *,
-  what: str,
-  may_differ: tuple[str, ...] = (),
-) -> dict[str, PyTree]:
-  """Takes the stored modules over, placed like the fresh ones.
-
-  Args:
-    fresh: parameters by module, as initialised.
-    stored: parameters by module, from another run.
-    what: names the other run in errors.
-    may_differ: modules that stay fresh when their shapes are others.
-
-  Returns:
-    Parameters by module.
-
-  Raises:
-    CheckpointError: a module is missing there, or shaped otherwise.
-  """
-  taken, misfits = {}, []
-  for name, module in fresh.items():
-    if name in stored and _shapes(module) == _shapes(stored[name]):
-      taken[name] = jax.tree.map(
-        lambda new, old: jax.device_put(old, new.sharding),
-        module,
-        stored[name],
-      )
-    elif name in may_differ:
-      taken[name] = module
-    else:
-      misfits.append(name)
-  if misfits:
-    raise errors.CheckpointError(
-      f'{what} does not fit: {", ".join(misfits)} absent or of other shapes '
-      'there; wanted a run with the same model.*, loss.*, networks.* and '
-      'discriminator.*'
-    )
-  return taken
-
-
-def _shapes(tree: PyTree):
-  return jax.tree.map(lambda leaf: leaf.shape, tree)

@@ -1,11 +1,23 @@
-"""Presets by name: plain ml_collections, importable without jax."""
+"""Presets by name: plain ml_collections, importable without jax.
+
+A configuration has a section for each thing that is built from it, and the
+section has that thing's fields: `model` those of `models.tokenizer.Tokenizer`
+or `models.sit.SiT`, `loss` those of a stage's `Objective`, and so on. Their
+defaults stand once, in the class; `fields_of` reads them there.
+"""
+
+import ast
+import importlib
+import importlib.resources
+from collections.abc import Callable, Collection, Mapping
 
 import ml_collections
 
 from selfboottok_jax import errors
-from selfboottok_jax.presets import generator, scaling, tokenizer
 
-STAGES = {'tokenizer': tokenizer, 'scaling': scaling, 'generator': generator}
+Preset = Callable[[ml_collections.ConfigDict], None]
+
+STAGES = ('tokenizer', 'scaling', 'generator')
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:
@@ -15,7 +27,7 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     name: 'STAGE:PRESET', as 'tokenizer:photos64'.
 
   Raises:
-    ConfigError: no such stage or preset; lists those that there are.
+    ConfigError: no such stage or preset; lists those that exist.
   """
   stage, _, preset = name.partition(':')
   if stage not in STAGES:
@@ -23,8 +35,106 @@ def get_config(name: str) -> ml_collections.ConfigDict:
       f'no stage {stage!r} in {name!r}; wanted STAGE:PRESET with one of '
       f'{", ".join(STAGES)}, as tokenizer:photos64'
     )
+  module = importlib.import_module(f'{__name__}.{stage}')
   try:
-    config = STAGES[stage].get_config(preset)
+    return module.get_config(preset).lock()
   except ValueError as error:
     raise errors.ConfigError(str(error)) from error
-  return config.lock()
+
+
+def choose(presets: Mapping[str, Preset], preset: str, file: str) -> Preset:
+  """The function of a preset; ValueError with the names that exist."""
+  if preset not in presets:
+    raise ValueError(
+      f'{file} has no preset {preset!r}; choose one of {", ".join(presets)}'
+    )
+  return presets[preset]
+
+
+def fields_of(
+  module: str, name: str, *, without: Collection[str] = ()
+) -> ml_collections.ConfigDict:
+  """The fields of a class, or parameters of a function, that have defaults.
+
+  They are read from the source, not from the imported object: importing a
+  model would import jax, which takes seconds and may claim an accelerator on a
+  machine that only launches trainings. So a default must be a literal.
+
+  Args:
+    module: path below the package, as 'models/sit.py'.
+    name: of the class or function.
+    without: fields that a configuration does not choose.
+  """
+  source = importlib.resources.files('selfboottok_jax').joinpath(module)
+  tree = ast.parse(source.read_text('utf-8'))
+  node = next(n for n in tree.body if getattr(n, 'name', None) == name)
+  defaults: dict[str, ast.expr | None]
+  if isinstance(node, ast.FunctionDef):
+    names, count = node.args.args, len(node.args.defaults)
+    pairs = zip(names[len(names) - count :], node.args.defaults, strict=True)
+    keyword_only = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    defaults = {a.arg: value for a, value in (*pairs, *keyword_only)}
+  else:
+    assert isinstance(node, ast.ClassDef)
+    defaults = {
+      statement.target.id: statement.value
+      for statement in node.body
+      if isinstance(statement, ast.AnnAssign)
+      and isinstance(statement.target, ast.Name)
+    }
+  return ml_collections.ConfigDict(
+    {
+      field: ast.literal_eval(value)
+      for field, value in defaults.items()
+      if value is not None and field not in without
+    }
+  )
+
+
+def get_base(task: str) -> ml_collections.ConfigDict:
+  """The keys that all stages read, with the values that most share."""
+  config = ml_collections.ConfigDict()
+  config.task = task
+  # Workdir of a tokenizer run; stage 1 has none.
+  config.tokenizer = ''
+  # Workdir of a run of the same task to fine-tune from; '' starts fresh.
+  config.init_from = ''
+
+  config.data = ml_collections.ConfigDict()
+  config.data.source = 'auto'  # folder, tar, procedural; auto goes by the path
+  config.data.path = ''
+  config.data.batch_size = 256  # global, over all processes and devices
+  config.data.image_size = 256
+  config.data.random_crop = True  # of a random scale; else the centre
+  config.data.flip = True  # mirror every other picture
+  config.data.num_threads = 4  # decoding threads of each process
+  config.data.num_workers = 0  # decoding processes beside them
+
+  config.train = ml_collections.ConfigDict()
+  config.train.steps = 250_000
+  config.train.seed = 0
+  config.train.ema = 0.9999
+  config.train.log_every = 100
+
+  config.optimizer = fields_of('training/optim.py', 'build_optimizer')
+  config.optimizer.learning_rate = 1e-4
+
+  config.evaluation = ml_collections.ConfigDict()
+  config.evaluation.every = 5_000
+  config.evaluation.num_images = 5_000  # 0 is all
+  config.evaluation.batch_size = 64
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every = 5_000
+  config.checkpoint.max_to_keep = 2
+
+  # What a dry run or a benchmark supposes where nothing is given.
+  config.assumed = ml_collections.ConfigDict()
+  config.assumed.num_classes = 1_000
+  config.assumed.tokenizer = ''  # a preset of stage 1
+
+  # data: -1 takes all devices that fsdp leaves.
+  config.mesh = fields_of(
+    'training/sharding.py', 'make_mesh', without=('devices',)
+  )
+  return config

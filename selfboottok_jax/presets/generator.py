@@ -1,76 +1,46 @@
 """The generator of global tokens. Use as configs/generator.py:PRESET."""
 
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
-from selfboottok_jax.presets import base
+from selfboottok_jax import presets
+
+# Widths of SiT's paper; REPA aligns deeper in the larger two.
+SIZES = {
+  's': {'width': 384, 'depth': 12, 'heads': 6, 'align_depth': 4},
+  'b': {'width': 768, 'depth': 12, 'heads': 12, 'align_depth': 4},
+  'l': {'width': 1024, 'depth': 24, 'heads': 16, 'align_depth': 8},
+  'xl': {'width': 1152, 'depth': 28, 'heads': 16, 'align_depth': 8},
+}
+# Fields of SiT that the codes, the data and the teacher decide.
+NOT_CHOSEN = ('positions', 'cls_dim', 'align_dim')
 
 
 def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   """The configuration of a preset; `config.tokenizer` names a tokenizer run."""
-  config = base.get_base('generator')
+  config = presets.get_base('generator')
   # A folder that launch.encode wrote: codes in place of images.
   config.data.cache = ''
   config.data.random_crop = False
-  # Fields of models.sit.SiT; tokens, classes and what a teacher's features
-  # measure are not chosen here.
-  config.model = ml_collections.ConfigDict()
-  config.model.width = 768
-  config.model.depth = 12
-  config.model.heads = 12
-  config.model.mlp_ratio = 4.0
-  config.model.align_depth = 4
-  config.model.projector_width = 2048
-  config.model.norm = 'layer'
-  config.model.mlp = 'gelu'
-  config.model.qk_norm = False
-  config.model.rope = False
-  config.model.shift = True
-  config.model.label_dropout = 0.1
-  config.model.attention = 'xla'
-  config.model.remat = False
-  config.model.unroll = 1
-  config.model.dtype = 'float32'
-  # Fields of tasks.generator.Objective.
-  config.loss = ml_collections.ConfigDict()
-  config.loss.path = 'linear'
-  config.loss.times = 'uniform'
-  config.loss.velocity_cosine = 0.0
-  # Weights of REG's class token and of REPA; with a weight of 0, and without a
-  # teacher, there is none.
-  config.loss.cls = 0.03
-  config.loss.align = 0.5
-  config.loss.align_mode = 'repeat'
-  config.loss.latent_statistics = 'scalar'
-  config.loss.statistics_images = 10_000  # 0 is all
+  config.model = presets.fields_of('models/sit.py', 'SiT', without=NOT_CHOSEN)
+  config.model.update(SIZES['b'])
+  config.loss = presets.fields_of('stages/generator.py', 'Objective')
   config.networks = ml_collections.ConfigDict()
   # Its class vector and patches make SiT a REG; '' is plain SiT.
   config.networks.teacher = 'dinov2_b'
-  # Of evaluation.num_samples samples while it trains.
+  # Features of the distance of evaluation.num_samples samples.
   config.networks.frechet = 'hog'
   config.optimizer.schedule = 'constant'
   config.optimizer.b2 = 0.999
   config.optimizer.warmup = 0.0
   config.train.steps = 800_000
-  config.evaluation.num_samples = 0  # 0 samples none
+  config.evaluation.num_samples = 0  # samples at each evaluation; 0 makes none
   # How samples are made where flags say nothing else.
-  config.sampling = ml_collections.ConfigDict()
-  config.sampling.sampler = 'sde'
-  config.sampling.num_steps = 250
-  config.sampling.last_step = 0.04
-  config.sampling.time_shift = 1.0
-  config.sampling.guidance_scale = 2.3
-  # Of the class token; -1 is that of the tokens.
-  config.sampling.cls_guidance_scale = -1.0
-  config.sampling.guidance_low = 0.0
-  config.sampling.guidance_high = 0.85
-  # Channels of a latent that are guided; 0 is all.
-  config.sampling.guided_channels = 0
+  config.sampling = presets.fields_of('inference/sampling.py', 'Sampling')
   # The tokenizer whose codes it models.
   config.assumed.tokenizer = _tokenizer_of(preset)
-  base.choose(PRESETS, preset, 'configs/generator.py')(config)
+  presets.choose(PRESETS, preset, 'configs/generator.py')(config)
   return config
 
 
@@ -122,17 +92,9 @@ def photos64(config: ml_collections.ConfigDict) -> None:
   config.sampling.guidance_scale = 1.5
 
 
-SIZES = {
-  's': {'width': 384, 'depth': 12, 'heads': 6, 'align_depth': 4},
-  'b': {'width': 768, 'depth': 12, 'heads': 12, 'align_depth': 4},
-  'l': {'width': 1024, 'depth': 24, 'heads': 16, 'align_depth': 8},
-  'xl': {'width': 1152, 'depth': 28, 'heads': 16, 'align_depth': 8},
-}
-
-
 def _imagenet256(
   size: str, changes: dict[str, Any] | None = None
-) -> Callable[[ml_collections.ConfigDict], None]:
+) -> presets.Preset:
   def preset(config: ml_collections.ConfigDict) -> None:
     config.model.update(SIZES[size])
     config.model.dtype = 'bfloat16'

@@ -2,7 +2,11 @@
 
 import ml_collections
 
-from selfboottok_jax.presets import base, tokenizer
+from selfboottok_jax import presets
+from selfboottok_jax.presets import tokenizer
+
+# How a model is computed, which is no part of what stage 1 has fixed.
+HOW = ('attention', 'remat', 'unroll', 'dtype')
 
 
 def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
@@ -11,20 +15,16 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   The model is stage 1's but for the local 2D aligner: `model` here holds only
   what changes.
   """
-  base.choose(PRESETS, preset, 'configs/scaling.py')
+  presets.choose(PRESETS, preset, 'configs/scaling.py')
   stage1 = preset if preset in tokenizer.PRESETS else preset.split('_')[0]
   config = tokenizer.get_config(stage1)
   config.task = 'scaling'
   # The encoder stays as stage 1 left it.
   del config.encoder_from
   config.assumed.tokenizer = stage1
-  config.model = ml_collections.ConfigDict()
-  config.model.local2d_width = 384
-  config.model.local2d_depth = 6
-  config.model.attention = 'xla'
-  config.model.remat = False
-  config.model.unroll = 1
-  config.model.dtype = 'float32'
+  chosen = ('local2d_width', 'local2d_depth', *HOW)
+  model = presets.fields_of('models/tokenizer.py', 'Tokenizer')
+  config.model = ml_collections.ConfigDict({k: model[k] for k in chosen})
   # Modules that are trained; fusion, decoder and local1d may be added.
   config.trainable = ('local2d', 'quantizer_local2d')
   # The discriminator goes on where stage 1 left it.
@@ -53,7 +53,7 @@ def photos64(config: ml_collections.ConfigDict) -> None:
   config.loss.adversarial = 0.005
 
 
-def _imagenet256(width: int, depth: int):
+def _imagenet256(width: int, depth: int) -> presets.Preset:
   def preset(config: ml_collections.ConfigDict) -> None:
     config.model.local2d_width = width
     config.model.local2d_depth = depth

@@ -4,17 +4,19 @@ from typing import Any
 
 import ml_collections
 
-from selfboottok_jax.presets import base
+from selfboottok_jax import presets
 
 
 def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   """The configuration of a preset."""
-  config = base.get_base('tokenizer')
-  config.model = _model()
+  config = presets.get_base('tokenizer')
+  # SelfBootTok-B with 64 tokens.
+  config.model = presets.fields_of('models/tokenizer.py', 'Tokenizer')
+  # Eq. (4) and (5).
+  config.loss = presets.fields_of('stages/objective.py', 'Objective')
   # The transformer that a fresh encoder starts from, as 'dinov2_b' (with
   # model.layer_scale=1e-5); '' starts it from scratch.
   config.encoder_from = ''
-  config.loss = _loss()
   config.networks = ml_collections.ConfigDict()
   # 'name', 'name:SOURCE' or 'name:random', see selfboottok_jax.pretrained.
   config.networks.perceptual = 'hog'
@@ -25,81 +27,16 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.networks.discriminator = 'dino_s16'
   config.discriminator = ml_collections.ConfigDict()
   config.discriminator.kind = 'dino'
-  config.discriminator.dino = ml_collections.ConfigDict()
-  config.discriminator.dino.kernel = 9
-  config.discriminator.stylegan = ml_collections.ConfigDict()
-  config.discriminator.stylegan.width = 64
-  config.discriminator.stylegan.max_width = 512
-  config.discriminator.stylegan.min_resolution = 4
-  base.choose(PRESETS, preset, 'configs/tokenizer.py')(config)
+  config.discriminator.dino = presets.fields_of(
+    'models/dino_discriminator.py', 'DinoDiscriminator', without=('dtype',)
+  )
+  config.discriminator.stylegan = presets.fields_of(
+    'models/stylegan_discriminator.py',
+    'StyleGanDiscriminator',
+    without=('dtype', 'group'),
+  )
+  presets.choose(PRESETS, preset, 'configs/tokenizer.py')(config)
   return config
-
-
-def _model() -> ml_collections.ConfigDict:
-  """SelfBootTok-B with 64 tokens; fields of models.tokenizer.Tokenizer."""
-  model = ml_collections.ConfigDict()
-  model.patch_size = 16
-  model.num_tokens = 64
-  model.token_dim = 32
-  model.encoder_width = 768
-  model.encoder_depth = 12
-  model.decoder_width = 768
-  model.decoder_depth = 12
-  model.head_dim = 64
-  model.mlp_ratio = 4.0
-  model.layer_scale = 0.0
-  model.codebook_size = 8192
-  model.num_codebooks = 4
-  model.assignment = 'cosine'
-  model.tau = 0.07
-  # Tokens per codebook whose logits are in memory at a time; 0 is all.
-  model.quantizer_chunk = 0
-  model.unit_rms = True
-  model.local1d_width = 1024
-  model.local2d_width = 384
-  model.local2d_depth = 6
-  model.causal = True
-  model.share_codebooks = False
-  model.fusion = 'residual'
-  model.cross_attend = 'locals'
-  model.bootstrap_from = 'continuous'
-  model.group_dropout = 0.0
-  model.attention = 'xla'
-  model.remat = False
-  model.unroll = 1
-  model.dtype = 'float32'
-  return model
-
-
-def _loss() -> ml_collections.ConfigDict:
-  """Eq. (4) and (5); fields of tasks.objective.Objective."""
-  loss = ml_collections.ConfigDict()
-  loss.pixel = 1.0
-  loss.pixel_kind = 'mse'
-  loss.perceptual = 1.0
-  loss.perceptual_warmup = 0.04  # 10k of 250k steps
-  loss.adversarial = 0.2
-  loss.adversarial_start = 0.08  # 20k of 250k steps
-  loss.adaptive_weight = False
-  loss.hinge = 0.2
-  loss.lecam = 0.001
-  loss.consistency = 4.0
-  loss.augment = 0.5
-  loss.align = 0.1
-  loss.repa_global = 1.0
-  loss.repa_local = 1.0
-  loss.transport = 1.0
-  loss.repa_mode = 'repeat'
-  loss.repa_input = 'continuous'
-  loss.repa_local_on = 'local1d'
-  loss.projector_width = 1024
-  loss.ot_loss = 'transport'
-  loss.ot_epsilon = 0.05
-  loss.ot_iterations = 50
-  loss.kl = 0.01
-  loss.kl_temperature = 0.01
-  loss.kl_pool = False
-  return loss
 
 
 def quickstart(config: ml_collections.ConfigDict) -> None:
@@ -228,7 +165,7 @@ def rehearsal(config: ml_collections.ConfigDict) -> None:
   config.checkpoint.every = 25
 
 
-def _imagenet256(changes: dict[str, Any]):
+def _imagenet256(changes: dict[str, Any]) -> presets.Preset:
   def preset(config: ml_collections.ConfigDict) -> None:
     imagenet256(config)
     config.update_from_flattened_dict(changes)

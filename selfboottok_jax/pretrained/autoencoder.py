@@ -38,7 +38,7 @@ class ImageAutoencoder:
     self.image_size = network.side * PATCH_SIZE
     self.num_tokens, self.token_dim = network.side**2, network.dim
     self.latent_dim = network.autoencoder.latent_dim
-    self.codec = codec_of(network)
+    self.image_encoder = codec_of(network)
     name = network.name
     self.fingerprint = fingerprint(name, self.image_size)
     self.step = 0
@@ -47,7 +47,7 @@ class ImageAutoencoder:
       'network': name,
       'data': {'image_size': self.image_size},
     }
-    self._encode = jax.jit(self.codec.encode)
+    self._encode = jax.jit(self.image_encoder.encode)
     self._decode = jax.jit(self.decode_with)
 
   def encode(
@@ -55,7 +55,7 @@ class ImageAutoencoder:
   ) -> Float[Array, 'b k e']:
     """Codes of images, uint8 or float in [-1, 1]."""
     images = pixels.as_images(images, self.image_size)
-    return self._encode(self.codec.params, images)
+    return self._encode(self.image_encoder.params, images)
 
   def decode(
     self, codes: Float[Array, 'b k e'] | Float[np.ndarray, 'b k e']

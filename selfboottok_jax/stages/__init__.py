@@ -1,5 +1,87 @@
 """The three trainings: the tokenizer, its larger local aligner, the generator.
 
-Each stage has its loss, what it is built from a configuration, how its state
-starts and what is measured while it trains; `train` runs any of them.
+Each stage has its loss (a `Task`), what it is built from a configuration, how
+its state starts and what is measured while it trains (a `Stage`).
+`stages.train.train` runs any of them, from its configuration to its last
+checkpoint.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from selfboottok_jax.evaluation import cost
+from selfboottok_jax.training import loop
+from selfboottok_jax.training import state as state_lib
+
+
+@runtime_checkable
+class Task(Protocol):
+  """What is trained and on what loss.
+
+  A task names its groups of parameters in the order of their updates, each with
+  its loss; `training.state` takes the gradients and applies the updates.
+
+  Attributes:
+    groups: the trained groups, in update order.
+    milestones: steps at which the losses change, beginning with 0. Each phase
+      is a program of its own: what has not started costs nothing, and a branch
+      inside one program would run convolutions on a single thread of a CPU.
+    ema_groups: groups of which a running mean is kept, for use after training.
+    frozen: parameters of networks that are arguments of every step, are never
+      trained and never saved.
+    example: shapes and types of the entries of a batch, for one example.
+  """
+
+  groups: tuple[str, ...]
+  milestones: tuple[int, ...]
+  ema_groups: tuple[str, ...]
+  frozen: dict[str, PyTree]
+  example: dict[str, jax.ShapeDtypeStruct]
+
+  def losses(self, first_step: int) -> Mapping[str, state_lib.Loss]:
+    """The loss of each group that learns in the phase from `first_step` on."""
+    ...
+
+  def init(self, rng: jax.Array) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Parameters by group and statistics of a fresh training; traceable."""
+    ...
+
+  def components(self, params: Mapping[str, PyTree]) -> list[cost.Component]:
+    """All modules and networks that compute, given the groups' parameters."""
+    ...
+
+
+@runtime_checkable
+class Stage(Protocol):
+  """A training, built from a configuration and ready to run.
+
+  Attributes:
+    task: its losses, groups and frozen networks.
+    model_fields: the fields of its model, complete, for config.json.
+    meta: what is saved beside every checkpoint; a run that continues must have
+      the same.
+  """
+
+  task: Task
+  model_fields: dict[str, Any]
+  meta: dict[str, Any]
+
+  def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
+    """The state that training begins with, from a freshly initialised one."""
+    ...
+
+  def evaluators(self, frozen: PyTree) -> Sequence[loop.Evaluator]:
+    """Evaluators to run while training; `frozen` is placed on the devices."""
+    ...
+
+
+def image_example(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """The example of tasks that learn from images and labels."""
+  return {
+    'image': jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
+    'label': jax.ShapeDtypeStruct((), jnp.int32),
+  }

@@ -1,4 +1,4 @@
-"""The tokenizer's adversary: a discriminator, its trunk, what it sees."""
+"""The tokenizer's adversary: a discriminator, its loss, its frozen trunk."""
 
 import dataclasses
 from typing import Any
@@ -17,18 +17,18 @@ from selfboottok_jax.pretrained import dino
 from selfboottok_jax.stages import objective as objective_lib
 from selfboottok_jax.training import state as state_lib
 
-# Of the trained parameters and their statistics, and of the frozen ones.
+# Keys of the trained parameters and their statistics, and of the frozen ones.
 GROUP, TRUNK = 'discriminator', 'discriminator_trunk'
 
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-  """Judges images.
+  """A discriminator that is trained against the tokenizer.
 
   Attributes:
-    module: what is trained.
-    objective: its weights, and how strongly images are augmented.
-    trunk: the frozen network whose activations `module` reads; None where it
+    module: the trained network.
+    objective: weights of the losses, and the strength of augmentations.
+    trunk: the frozen network whose activations `module` reads; None if it
       reads images.
   """
 
@@ -47,7 +47,7 @@ class Critic:
   def init(
     self, key: Any, image: Float[Array, '1 h w 3']
   ) -> tuple[PyTree, dict[str, PyTree]]:
-    """Fresh parameters, and statistics: LeCAM's means, and of the norms."""
+    """Fresh parameters and statistics: LeCAM's means, the norms' own."""
     seen = image if self.trunk is None else self.trunk.examples()
     variables = self.module.init(key, seen)
     stats = {'lecam': adversarial.init_lecam()}
@@ -55,13 +55,16 @@ class Critic:
       stats[GROUP] = variables[normalization.NORMS]
     return variables['params'], stats
 
-  def generator_loss(
+  def fooling_loss(
     self,
     reconstruction: Float[Array, 'b h w 3'],
     inputs: state_lib.LossInputs,
     key: Any,
   ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
-    """What fooling the discriminator costs, and the statistics after it."""
+    """The tokenizer's adversarial loss, and the statistics after it.
+
+    Low where the discriminator takes reconstructions for images.
+    """
     logits, stats = self._judge(
       inputs.params[GROUP], inputs.stats, inputs.frozen, reconstruction, key,
       self._weak,
@@ -71,13 +74,14 @@ class Critic:
   def loss(
     self, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
-    """Hinge, LeCAM and consistency, on images and what was made of them.
+    """The discriminator's own loss: hinge, LeCAM and consistency.
 
-    Forwards follow each other as in the reference: real, fake, and both again
-    under strong augmentation, each with draws of its own. Every one of them
-    normalises by its own batch, and moves the statistics on.
+    Forwards follow each other as in the reference: images, reconstructions,
+    and both again under strong augmentation, each with draws of its own. Every
+    forward normalises by its own batch and updates the norms' statistics.
     """
-    o, stats, logits = self.objective, inputs.stats, []
+    o, stats = self.objective, inputs.stats
+    logits: list[Array] = []
     pair = (inputs.batch['image'], inputs.carry['reconstruction'])
     strengths = (self._weak, diffaug.STRONG)[: 2 if o.consistency else 1]
     for strength in strengths:
@@ -103,10 +107,19 @@ class Critic:
 
   @property
   def _weak(self) -> diffaug.Strength:
+    """The augmentation that images and reconstructions always get."""
     return dataclasses.replace(diffaug.WEAK, probability=self.objective.augment)
 
-  def _judge(self, params, stats, frozen, images, key, strength):
-    """Logits of one training forward, and the statistics it leaves."""
+  def _judge(
+    self,
+    params: PyTree,
+    stats: dict[str, PyTree],
+    frozen: dict[str, PyTree],
+    images: Float[Array, 'b h w 3'],
+    key: Any,
+    strength: diffaug.Strength,
+  ) -> tuple[Float[Array, 'b *n'], dict[str, PyTree]]:
+    """As `judge`, of augmented images."""
     view_key, draw_key = jax.random.split(key)
     if strength.probability:
       draws = diffaug.draw(draw_key, images.shape, strength)
@@ -123,17 +136,20 @@ class Critic:
   ) -> tuple[Float[Array, 'b *n'], dict[str, PyTree]]:
     """Logits of images in one training forward, and the new statistics.
 
-    `key` draws the trunk's view of them.
+    `key` draws the trunk's view of the images.
     """
+    module: Any = self.module
     if self.trunk is None:
       with jax.named_scope(GROUP):
-        return self.module.apply({'params': params}, images), stats
-    # Beside the heads' scope, not in it: their costs are told apart.
+        return module.apply({'params': params}, images), stats
+    # A scope beside that of the heads, not inside it: the cost card has a row
+    # for each.
     with jax.named_scope(TRUNK):
-      view = self.trunk.draw(key, images.shape[1:3])
+      _, height, width, _ = images.shape
+      view = self.trunk.draw(key, (height, width))
       activations = self.trunk(frozen[TRUNK], images, view)
     with jax.named_scope(GROUP):
-      logits, variables = self.module.apply(
+      logits, variables = module.apply(
         {'params': params, normalization.NORMS: stats[GROUP]},
         activations,
         train=True,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from selfboottok_jax.data import latent_index
-from selfboottok_jax.stages import frozen_encoders as encoding_lib
+from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import sharding
 
 # Batches that are started and not fetched: one is encoded while another is
@@ -25,7 +25,7 @@ class Encoder:
   """
 
   def __init__(
-    self, encoding: encoding_lib.Encoding, dtype: str, batch_size: int
+    self, encoding: frozen_encoders.FrozenEncoders, dtype: str, batch_size: int
   ):
     """Places the parameters and compiles; ConfigError for an uneven batch."""
     # Every process encodes shards of its own, on a mesh of its own.
@@ -65,7 +65,7 @@ class Encoder:
 
 
 def encode_sides(
-  encoding: encoding_lib.Encoding,
+  encoding: frozen_encoders.FrozenEncoders,
   params: PyTree,
   images: UInt8[Array, 'b h w 3'],
   dtype: str,

@@ -2,8 +2,8 @@
 
 Images become the codes that it models and, with a teacher, the class vector
 that is entangled with them (REG) and the targets of its alignment (REPA). The
-same object encodes inside a train step, for an evaluation and for a cache, so
-that all of them see the same numbers.
+same object encodes inside a train step, for an evaluation and for a token
+cache, so that all of them see the same numbers.
 """
 
 import dataclasses
@@ -12,42 +12,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, pretrained, trees
 from selfboottok_jax.objectives import alignment
-from selfboottok_jax.pretrained import contract
+from selfboottok_jax.pretrained import contract, vision
 
-# How tokens are paired with a teacher's patches; the last two with none.
+# Pairings of tokens with a teacher's patches; the last two pair none.
 ALIGN_MODES = (*alignment.ALIGNMENTS, 'cls_only', 'off')
+# Networks that take patches of any size.
+WEIGHTLESS = ('hog', 'dct', 'random')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoding:
-  """Images to a dict of 'codes' and, where they are wanted, 'cls', 'targets'.
+class FrozenEncoders:
+  """Encodes images into 'codes' and, where wanted, 'cls' and 'targets'.
 
   Attributes:
-    codec: makes the codes.
-    teacher: makes the others; None where nothing else is wanted.
-    has_cls: whether the class vector is wanted.
+    tokenizer: makes the codes.
+    teacher: makes the class vector and the targets; None if neither is wanted.
+    has_cls: make the class vector.
     align_mode: one of ALIGN_MODES; 'cls_only' and 'off' want no targets.
 
   Raises:
-    ConfigError: something is wanted that the teacher has not.
+    ConfigError: something is wanted that the teacher lacks.
   """
 
-  codec: contract.ImageEncoder
+  tokenizer: contract.ImageEncoder
   teacher: contract.FeatureNetwork | None = None
   has_cls: bool = False
   align_mode: str = 'off'
 
-  def __post_init__(self):
-    """Refuses what cannot be made."""
-    if self.align_mode not in ALIGN_MODES:
-      raise errors.ConfigError(
-        f'loss.align_mode={self.align_mode!r}; wanted one of '
-        f'{", ".join(ALIGN_MODES)}'
-      )
+  def __post_init__(self) -> None:
+    """Raises ConfigError for a combination that cannot be computed."""
+    errors.require_choice('loss.align_mode', self.align_mode, ALIGN_MODES)
     if self.teacher is None and (self.has_cls or self.has_targets):
       raise errors.ConfigError(
         'a class token and an alignment need a teacher; name networks.teacher'
@@ -55,13 +54,13 @@ class Encoding:
 
   @property
   def has_targets(self) -> bool:
-    """Whether targets of alignment are made."""
+    """True if targets of the alignment are made."""
     return self.align_mode in alignment.ALIGNMENTS
 
   @property
   def params(self) -> dict[str, PyTree]:
-    """Parameters by network."""
-    params = {'tokenizer': self.codec.params}
+    """Parameters by network: 'tokenizer' and, if there is one, 'teacher'."""
+    params = {'tokenizer': self.tokenizer.params}
     if self.teacher is not None:
       params['teacher'] = self.teacher.params
     return params
@@ -69,12 +68,15 @@ class Encoding:
   def __call__(
     self, params: PyTree, images: Float[Array, 'b h w 3']
   ) -> dict[str, Float[Array, 'b ...']]:
-    """Encodes images in [-1, 1]; float32.
+    """Encodes images in [-1, 1]; no gradient passes.
 
-    codes [b, k, e], cls [b, c], targets [b, m, d] as `alignment.make_targets`.
+    Returns:
+      float32 'codes' [b, k, e], 'cls' [b, c] and 'targets' [b, m, d], see
+      `alignment.make_targets`.
     """
+    # The scopes are the rows of the cost card.
     with jax.named_scope('tokenizer'):
-      out = {'codes': self.codec.encode(params['tokenizer'], images)}
+      out = {'codes': self.tokenizer.encode(params['tokenizer'], images)}
     if self.teacher is not None:
       with jax.named_scope('teacher'):
         features = self.teacher(params['teacher'], images)
@@ -87,7 +89,7 @@ class Encoding:
         out['cls'] = features.cls
       if self.has_targets:
         out['targets'] = alignment.make_targets(
-          features.patches, self.codec.num_tokens, mode=self.align_mode
+          features.patches, self.tokenizer.num_tokens, mode=self.align_mode
         )
     return {
       k: jax.lax.stop_gradient(v.astype(jnp.float32)) for k, v in out.items()
@@ -95,11 +97,103 @@ class Encoding:
 
   @functools.cached_property
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a call makes of one image, without the batch axis."""
-    size = self.codec.image_size
+    """Shape and type of each output for one image, without the batch axis."""
+    size = self.tokenizer.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     made: dict[str, Any] = jax.eval_shape(self, self.params, image)
     return {
       name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
       for name, leaf in made.items()
     }
+
+
+def from_config(
+  config: ml_collections.ConfigDict,
+  tokenizer: contract.ImageEncoder,
+  patch_size: int,
+  *,
+  abstract: bool = False,
+) -> FrozenEncoders:
+  """The frozen encoders that a generator's configuration asks for.
+
+  Args:
+    config: of a generator.
+    tokenizer: makes the codes.
+    patch_size: of the tokenizer; teachers without weights take patches of it.
+    abstract: give the teacher shapes in place of parameters, and read no file.
+  """
+  has_cls, mode = _wanted(config)
+  teacher = None
+  if has_cls or mode != 'off':
+    teacher = load_teacher(
+      config.networks.teacher,
+      tokenizer.image_size,
+      patch_size,
+      dtype=config.model.dtype,
+      abstract=abstract,
+    )
+  return FrozenEncoders(tokenizer, teacher, has_cls, mode)
+
+
+def wanted_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The names of what the encoders of a configuration make."""
+  has_cls, mode = _wanted(config)
+  names = ['codes', *(['cls'] if has_cls else [])]
+  if mode in alignment.ALIGNMENTS:
+    names.append('targets')
+  return tuple(names)
+
+
+def provenance(
+  config: ml_collections.ConfigDict, encoders: FrozenEncoders, fingerprint: str
+) -> dict[str, str]:
+  """Everything that the encoders' outputs depend on, for a cache's index.
+
+  `fingerprint` is that of the tokenizer.
+  """
+  teacher = encoders.teacher
+  return {
+    'tokenizer': fingerprint,
+    'teacher': config.networks.teacher if teacher else '',
+    'teacher_weights': trees.weights_hash(teacher.params) if teacher else '',
+    'teacher_dtype': config.model.dtype if teacher else '',
+    'align_mode': encoders.align_mode if encoders.has_targets else 'off',
+  }
+
+
+def load_teacher(
+  spec: str,
+  image_size: int,
+  patch_size: int,
+  *,
+  dtype: str,
+  abstract: bool = False,
+) -> contract.FeatureNetwork:
+  """A teacher on the tokenizer's grid of patches.
+
+  Transformers see patches of the size that they were trained with: DINOv2 at
+  256 pixels is shown 16 x 16 patches of 14, as in REPA and REG.
+  """
+  import inspect
+
+  name = spec.partition(':')[0]
+  side = image_size // patch_size
+  offered = {'patch_size': patch_size, 'dim': 64}
+  if name in vision.VARIANTS:
+    native = vision.VARIANTS[name].family.patch_size
+    offered = {'grid': side, 'patch_size': native, 'dtype': dtype}
+  elif name not in WEIGHTLESS:
+    # MobileNet's maps have stride 16.
+    offered = {'grid': side, 'dtype': dtype, 'image_size': 16 * side}
+  build = pretrained.NETWORKS.get(name)
+  known = inspect.signature(build).parameters if build else ()
+  options = {key: value for key, value in offered.items() if key in known}
+  return pretrained.load_network(spec, abstract=abstract, **options)
+
+
+def _wanted(config: ml_collections.ConfigDict) -> tuple[bool, str]:
+  """(class vector wanted, mode of the alignment) of a configuration."""
+  if not config.networks.teacher:
+    return False, 'off'
+  goal = config.loss
+  return goal.cls > 0, goal.align_mode if goal.align else 'off'

@@ -1,7 +1,7 @@
-"""Training SiT, or REG, on the global tokens of a frozen tokenizer."""
+"""The loss of the generator: SiT, or REG, on codes of a frozen tokenizer."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,20 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, stages
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.flow import code_scale
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.flow import times as times_lib
 from selfboottok_jax.models import sit, transformer
 from selfboottok_jax.objectives import alignment, velocity
-from selfboottok_jax.stages import frozen_encoders as encoding_lib
-from selfboottok_jax.stages import task
+from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import state as state_lib
 
+GROUP = 'generator'
+# Where a state keeps mean and deviation of the codes; checkpoints have the key.
+CODE_STATISTICS = 'latents'
 STATISTICS = ('scalar', 'channel')
-# What a fine-tuned generator need not find in the other run: other classes have
-# other embeddings, plain SiT no class token, and projectors serve one teacher.
+# Modules that a fine-tuned generator need not find in the other run: other
+# classes have other embeddings, plain SiT has no class token, and projectors
+# serve one teacher.
 MAY_START_FRESH = (
   *('label_table', 'cls_embed', 'cls_norm', 'to_cls_velocity'),
   *('projector', 'cls_projector'),
@@ -31,18 +34,18 @@ MAY_START_FRESH = (
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """How the velocity is learnt.
+  """Weights and switches of the generator's loss.
 
   Attributes:
-    path: interpolation between data and noise.
+    path: interpolation between data and noise, a key of `flow.path.PATHS`.
     times: distribution of the training times, a key of `flow.times.TIMES`.
     velocity_cosine: weight of 1 - cosine of the tokens' velocity.
     cls: weight of the class token's velocity loss (REG: 0.03).
     align: weight of the alignment with the teacher (REPA and REG: 0.5).
-    align_mode: how tokens are paired with patches, one of
-      `encoding.ALIGN_MODES`.
-    latent_statistics: mean and deviation over everything ('scalar') or per
-      channel ('channel').
+    align_mode: pairing of tokens with patches, one of
+      `frozen_encoders.ALIGN_MODES`.
+    latent_statistics: normalise codes by one mean and deviation ('scalar') or
+      by those of each channel ('channel').
     statistics_images: images over which they are measured; 0 is all.
   """
 
@@ -55,62 +58,76 @@ class Objective:
   latent_statistics: str = 'scalar'
   statistics_images: int = 10_000
 
-  def __post_init__(self):
-    """Refuses choices that no branch below knows."""
+  def __post_init__(self) -> None:
+    """Raises ConfigError for values that no training can use."""
     for name, choices in (
-      ('path', tuple(path_lib.PATHS)),
-      ('times', tuple(times_lib.TIMES)),
-      ('align_mode', encoding_lib.ALIGN_MODES),
+      ('path', path_lib.PATHS),
+      ('times', times_lib.TIMES),
+      ('align_mode', frozen_encoders.ALIGN_MODES),
       ('latent_statistics', STATISTICS),
     ):
+      errors.require_choice(f'loss.{name}', getattr(self, name), choices)
+    for name in ('velocity_cosine', 'cls', 'align', 'statistics_images'):
       value = getattr(self, name)
-      if value not in choices:
-        raise errors.ConfigError(
-          f'loss.{name}={value!r}; wanted one of {", ".join(choices)}'
-        )
-    if self.statistics_images < 0:
-      raise errors.ConfigError(
-        f'loss.statistics_images={self.statistics_images}; wanted 0 (all) or '
-        'more'
-      )
+      errors.require(value >= 0, f'loss.{name}', value, '0 or more')
 
 
 class GeneratorTask:
   """Flow matching on normalised codes; tokenizer and teacher are frozen.
 
-  The one trained group is 'generator'. Statistics of the codes lie in
+  The one trained group is 'generator'. Mean and deviation of the codes lie in
   `stats['latents']`, so that a checkpoint can undo the normalisation. Batches
-  hold images, or what a cache kept of them: then nothing frozen computes.
+  hold images, or the outputs of the frozen encoders as a token cache keeps
+  them: then nothing frozen computes.
   """
 
   def __init__(
     self,
     model: sit.SiT,
     objective: Objective,
-    encoding: encoding_lib.Encoding,
+    encoders: frozen_encoders.FrozenEncoders,
     *,
     cached: bool = False,
   ):
-    """Takes what encodes images, or encoded those of the cache."""
-    self.model, self.objective, self.encoding = model, objective, encoding
+    """Takes the network, its loss and what encodes images.
+
+    Args:
+      model: the generator; its widths fit the encoders' outputs.
+      objective: weights of the loss.
+      encoders: the frozen networks.
+      cached: batches hold the encoders' outputs in place of images.
+
+    Raises:
+      ConfigError: an alignment that the model cannot compute.
+    """
+    self.model, self.objective, self.encoders = model, objective, encoders
     self.path = path_lib.PATHS[objective.path]
-    self.frozen = {} if cached else encoding.params
-    self.groups = ('generator',)
-    self.milestones = (0,)
-    self.ema_groups = ('generator',)
-    self.example = task.image_example(encoding.codec.image_size)
+    self.frozen = {} if cached else encoders.params
+    self.groups: tuple[str, ...] = (GROUP,)
+    self.ema_groups: tuple[str, ...] = (GROUP,)
+    self.milestones: tuple[int, ...] = (0,)
+    self.example = stages.image_example(encoders.tokenizer.image_size)
     if cached:
       del self.example['image']
-      self.example |= encoding.shapes
-    self._check()
+      self.example |= encoders.shapes
+    if model.align_dim and not 0 < model.align_depth <= model.depth:
+      raise errors.ConfigError(
+        f'model.align_depth={model.align_depth}; wanted 1 to model.depth='
+        f'{model.depth}'
+      )
+    if objective.align_mode == 'cls_only' and not model.cls_dim:
+      raise errors.ConfigError(
+        'loss.align_mode=cls_only aligns the class token, and there is none; '
+        'wanted networks.teacher and loss.cls above 0, or another mode'
+      )
 
   def losses(self, first_step: int) -> dict[str, state_lib.Loss]:
-    """The same from the first step to the last."""
+    """The one loss, the same from the first step to the last."""
     del first_step
-    return {'generator': self._loss}
+    return {GROUP: self._loss}
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """Fresh parameters; statistics of 0 and 1, until they are measured."""
+    """Fresh parameters; code statistics of 0 and 1 until they are measured."""
     model = self.model
     params = model.init(
       rng,
@@ -120,26 +137,26 @@ class GeneratorTask:
       jnp.zeros((1, model.cls_dim)) if model.cls_dim else None,
     )['params']
     one = jnp.ones((model.token_dim,))
-    return {'generator': params}, {'latents': {'mean': 0 * one, 'std': one}}
+    return {GROUP: params}, {CODE_STATISTICS: {'mean': 0 * one, 'std': one}}
 
   def components(self, params: Mapping[str, PyTree]) -> list[cost.Component]:
-    """The generator's modules, and what of other networks makes its inputs."""
+    """The generator's modules, and the frozen networks that run beside it."""
     return [
-      *(cost.Component(m, p, True) for m, p in params['generator'].items()),
+      *(cost.Component(m, p, True) for m, p in params[GROUP].items()),
       *(cost.Component(m, p, False) for m, p in self.frozen.items()),
     ]
 
   def encode(
     self, frozen: PyTree, batch: Mapping[str, Array]
   ) -> dict[str, Float[Array, 'b ...']]:
-    """Codes and what else is learnt, of images or as the cache has them.
+    """The encoders' outputs for a batch of images, or those of a cached batch.
 
-    Images are float in [-1, 1]. What an evaluation does not read may be absent
-    from a cached batch.
+    Images are float in [-1, 1]. A cached batch may lack what its reader does
+    not use.
     """
     if 'image' in batch:
-      return self.encoding(frozen, batch['image'])
-    return {k: batch[k] for k in self.encoding.shapes if k in batch}
+      return self.encoders(frozen, batch['image'])
+    return {k: batch[k] for k in self.encoders.shapes if k in batch}
 
   def terms(
     self,
@@ -148,25 +165,36 @@ class GeneratorTask:
     labels: Array,
     t: Float[Array, ' b'],
     rng: Any,
-    latents: PyTree,
+    statistics: PyTree,
     *,
     train: bool,
   ) -> dict[str, Float[Array, ' b'] | Float[Array, '']]:
     """The terms of the loss, unweighted, at times `t`.
 
-    'velocity' of the tokens and, where they are wanted, 'cosine' and 'cls', of
-    each image; and in training 'alignment', of the batch.
+    Args:
+      params: of the generator.
+      encoded: what `encode` returns.
+      labels: classes.
+      t: time of each image, 0 is data and 1 is noise.
+      rng: key of the noise and of the dropped labels.
+      statistics: 'mean' and 'std' of the codes.
+      train: drop labels, and compute the alignment.
+
+    Returns:
+      'velocity' of the tokens [b] and, where the objective has them, 'cosine'
+      [b] and 'cls' [b]; in training also 'alignment', a mean over the batch.
     """
     token_key, cls_key, label_key = jax.random.split(rng, 3)
-    x = code_scale.normalise(encoded['codes'], latents)
+    # The path's noise has unit deviation, so the codes get it too.
+    x = code_scale.normalise(encoded['codes'], statistics)
     noise = jax.random.normal(token_key, x.shape)
     cls = cls_noise = noisy_cls = None
     if self.model.cls_dim:
-      # The class token has the times of its image and noise of its own.
+      # REG: the class token shares its image's time, with noise of its own.
       cls = encoded['cls']
       cls_noise = jax.random.normal(cls_key, cls.shape)
       noisy_cls = self.path.interpolate(cls, cls_noise, t)
-    out = self.model.apply(
+    out: Any = self.model.apply(
       {'params': params},
       self.path.interpolate(x, noise, t),
       t,
@@ -179,7 +207,7 @@ class GeneratorTask:
     terms = {'velocity': velocity.velocity_loss(out.tokens, *args)}
     if self.objective.velocity_cosine:
       terms['cosine'] = velocity.velocity_cosine(out.tokens, *args)
-    if cls is not None:
+    if cls is not None and cls_noise is not None:
       terms['cls'] = velocity.velocity_loss(
         out.cls, cls, cls_noise, t, self.path
       )
@@ -192,7 +220,7 @@ class GeneratorTask:
   def _loss(
     self, trained: PyTree, inputs: state_lib.LossInputs
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
-    """The weighted sum of the terms at random times."""
+    """The weighted sum of the terms, at one random time for each image."""
     encoded = self.encode(inputs.frozen, inputs.batch)
     time_key, key = jax.random.split(inputs.rng)
     count = inputs.batch['label'].shape[0]
@@ -203,7 +231,7 @@ class GeneratorTask:
       inputs.batch['label'],
       t,
       key,
-      inputs.stats['latents'],
+      inputs.stats[CODE_STATISTICS],
       train=True,
     )
     terms = {name: jnp.mean(term) for name, term in terms.items()}
@@ -214,30 +242,19 @@ class GeneratorTask:
       'cls': o.cls,
       'alignment': o.align,
     }
-    loss = sum(weights[name] * term for name, term in terms.items())
+    loss = sum(
+      (weights[name] * term for name, term in terms.items()), jnp.zeros(())
+    )
     return loss, state_lib.LossOutputs(terms, inputs.stats, inputs.carry)
-
-  def _check(self) -> None:
-    """Raises ConfigError for a model that is not of these codes."""
-    model = self.model
-    if model.align_dim and not 0 < model.align_depth <= model.depth:
-      raise errors.ConfigError(
-        f'model.align_depth={model.align_depth}; wanted 1 to model.depth='
-        f'{model.depth}'
-      )
-    if self.objective.align_mode == 'cls_only' and not model.cls_dim:
-      raise errors.ConfigError(
-        'loss.align_mode=cls_only aligns the class token, and there is none; '
-        'wanted networks.teacher and loss.cls above 0, or another mode'
-      )
 
 
 def cut_blocks(
   params: Mapping[str, PyTree], model: sit.SiT
 ) -> dict[str, PyTree]:
-  """Parameters whose stacks of blocks are cut where `model` has them cut.
+  """Regroups the stacked blocks of another run as `model` groups them.
 
-  Where tokens are aligned decides; the blocks are the same.
+  A stack ends where tokens are aligned, so runs with another `align_depth`
+  hold the same blocks in stacks of other lengths.
   """
   stacks = {
     name: stack for name, stack in params.items() if name.startswith('blocks_')
@@ -252,20 +269,3 @@ def cut_blocks(
       lambda leaf, rows=slice(begin, end): leaf[rows], whole
     )
   return kept
-
-
-def measure_latents(
-  codes: Iterable[Float[np.ndarray, 'b k e']], kind: str
-) -> dict[str, Float[np.ndarray, ' e']]:
-  """Mean and deviation of batches of codes, per channel or over all."""
-  count, total, square = 0, 0.0, 0.0
-  for batch in codes:
-    wide = np.asarray(batch, np.float64)
-    count += wide.shape[0] * wide.shape[1]
-    total = total + wide.sum(axis=(0, 1))
-    square = square + np.square(wide).sum(axis=(0, 1))
-  mean, power = total / count, square / count
-  if kind == 'scalar':
-    mean, power = (np.full_like(a, a.mean()) for a in (mean, power))
-  std = np.sqrt(np.maximum(power - mean**2, 1e-12))
-  return {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}

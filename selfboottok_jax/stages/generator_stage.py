@@ -1,89 +1,162 @@
-"""The task that trains a generator."""
+"""The generator's stage: how it is built, starts and is measured."""
 
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Array, Float, Int, PyTree
 
-from selfboottok_jax import data, errors, inference, pretrained
+from selfboottok_jax import data, errors, inference, pixels, pretrained
+from selfboottok_jax.evaluation import evaluate, frechet
+from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.models import sit
 from selfboottok_jax.pretrained import autoencoder
 from selfboottok_jax.stages import (
-  encoding_builder,
   frozen_encoders,
   generator,
-  generator_evaluators,
+  initialization,
   inputs,
 )
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import state as state_lib
 
+Tokenizer = inference.ImageTokenizer | inference.ImageAutoencoder
+# Mean and deviation of the codes, [e] each.
+CodeStatistics = Mapping[str, Float[Array, ' e'] | Float[np.ndarray, ' e']]
 
-def build_generator(
-  config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
-) -> inputs.Built:
-  """A generator of the codes of `config.tokenizer`."""
-  check_classes(train, config)
-  tokenizer = load_tokenizer(config)
-  cached = bool(config.data.cache)
-  encoder = encoding_builder.build_encoding(
-    config, tokenizer.codec, tokenizer.patch_size, abstract=cached
-  )
-  if cached:
-    train.check(
-      tokenizer.fingerprint,
-      config.networks.teacher,
-      config.model.dtype,
-      encoder,
+
+class GeneratorStage:
+  """A generator of the codes of another run's tokenizer.
+
+  Attributes are those of `stages.Stage`.
+  """
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
+  ):
+    """Loads tokenizer and teacher, and opens the held-out images."""
+    check_classes(train)
+    self._config, self._train = config, train
+    tokenizer = load_tokenizer(config)
+    self._fingerprint = tokenizer.fingerprint
+    cached = bool(config.data.cache)
+    # A cache has the teacher's outputs already, so its weights stay unread.
+    encoders = frozen_encoders.from_config(
+      config, tokenizer.image_encoder, tokenizer.patch_size, abstract=cached
     )
-  task = make_generator_task(
-    config, encoder, len(train.class_names), cached=cached
-  )
-
-  def start(state):
-    latents = None
-    if config.init_from:
-      state, latents = _fine_tune(
-        config, task.model, state, tokenizer.fingerprint
+    if cached:
+      assert isinstance(train, data.LatentSource)
+      train.check(
+        tokenizer.fingerprint,
+        config.networks.teacher,
+        config.model.dtype,
+        encoders,
       )
-    if latents is None:
-      latents = _measure(config, task, train)
+    num_classes = len(train.class_names)
+    self.task = make_generator_task(
+      config, encoders, num_classes, cached=cached
+    )
+    self.model_fields = model_fields(config, encoders)
+    self.meta: dict[str, Any] = {
+      'class_names': list(train.class_names),
+      'tokenizer_fingerprint': tokenizer.fingerprint,
+    }
+    self._mesh, val = mesh, inputs.open_data(config, 'val')
+    self._batches = inputs.eval_batches(config, val, mesh)
+    self._distances: list[loop.Evaluator] = []
+    if config.evaluation.num_samples:
+      self._distances.append(
+        _sample_distance(config, self.task, tokenizer, val, mesh)
+      )
+
+  def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
+    """Starts fresh or from another run, with the statistics of the codes.
+
+    They are measured, unless the other run has them for the same codes.
+    """
+    state, statistics = fresh, None
+    if self._config.init_from:
+      state, statistics = self._fine_tune(fresh)
+    if statistics is None:
+      statistics = self._measure_codes()
+    key = generator.CODE_STATISTICS
     placed = jax.tree.map(
       lambda new, old: jax.device_put(np.asarray(new), old.sharding),
-      dict(latents),
-      state.stats['latents'],
+      dict(statistics),
+      state.stats[key],
     )
-    return state.replace(stats={**state.stats, 'latents': placed})
+    return dataclasses.replace(state, stats={**state.stats, key: placed})
 
-  val, distances = inputs.open_data(config, 'val'), []
-  batches = inputs.eval_batches(config, val, mesh)
-  if config.evaluation.num_samples:
-    distances.append(_distance(config, task, tokenizer, val))
+  def evaluators(self, frozen: PyTree) -> list[loop.Evaluator]:
+    """Velocity losses on held-out images and, if asked for, FD of samples."""
+    velocity = Velocity(self.task, self._batches, self._mesh, frozen)
+    return [velocity, *self._distances]
 
-  return inputs.assemble(
-    config,
-    task,
-    train,
-    start=start,
-    evaluators=lambda frozen: [
-      generator_evaluators.Velocity(task, batches, mesh, frozen),
-      *distances,
-    ],
-    model_fields=model_fields(config, encoder),
-    tokenizer_fingerprint=tokenizer.fingerprint,
-  )
+  def _fine_tune(
+    self, fresh: state_lib.TrainState
+  ) -> tuple[state_lib.TrainState, CodeStatistics | None]:
+    """A state from another run, and its statistics if they fit our codes."""
+    config = self._config
+    run = checkpointing.read_run(
+      config.init_from, what='init_from', task='generator'
+    )
+    state = initialization.fine_tune(
+      fresh,
+      generator.GROUP,
+      generator.cut_blocks(run.ema[generator.GROUP], self.task.model),
+      config.init_from,
+      may_differ=generator.MAY_START_FRESH,
+    )
+    kind = config.loss.latent_statistics
+    same_kind = run.config['loss']['latent_statistics'] == kind
+    same_codes = run.meta['tokenizer_fingerprint'] == self._fingerprint
+    if same_kind and same_codes:
+      return state, run.stats[generator.CODE_STATISTICS]
+    return state, None
+
+  def _measure_codes(self) -> CodeStatistics:
+    """Statistics of the codes of centre crops of the training images."""
+    task, train, config = self.task, self._train, self._config
+    kind = task.objective.latent_statistics
+    count = task.objective.statistics_images or len(train)
+    if not task.objective.statistics_images and isinstance(
+      train, data.LatentSource
+    ):
+      # A cache knows the statistics of all its images.
+      return _cached_statistics(train.statistics, kind, task.model.token_dim)
+    batches = data.make_eval_dataset(
+      train,
+      batch_size=config.data.batch_size,
+      image_size=config.data.image_size,
+      num_images=min(count, len(train)),
+      num_threads=config.data.num_threads,
+    )
+    encoder = task.encoders.tokenizer
+    encode = jax.jit(encoder.encode)
+
+    def codes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      if 'codes' in batch:
+        return batch['codes']
+      images = pixels.to_float(batch['image'])
+      return np.asarray(encode(encoder.params, images))
+
+    return measure_codes(
+      (codes(batch)[batch['mask']] for batch in batches), kind
+    )
 
 
-def load_tokenizer(
-  config: ml_collections.ConfigDict,
-) -> inference.ImageTokenizer | inference.ImageAutoencoder:
+def load_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
   """The tokenizer that `config.tokenizer` names, for images of the data's size.
 
   Raises:
-    ConfigError: none is named, or it is of another size.
+    ConfigError: none is named, or it has another image size.
   """
   if not config.tokenizer:
     raise errors.ConfigError(
@@ -99,10 +172,8 @@ def load_tokenizer(
   return inference.tokenizer_of(run)
 
 
-def check_classes(
-  source: data.Source, config: ml_collections.ConfigDict
-) -> None:
-  """DataError for images without classes."""
+def check_classes(source: data.Source) -> None:
+  """Raises DataError for images without classes."""
   if not source.class_names:
     raise errors.DataError(
       f'{source!r} has no class folders; a generator wanted '
@@ -112,45 +183,49 @@ def check_classes(
 
 def make_generator_task(
   config: ml_collections.ConfigDict,
-  encoder: frozen_encoders.Encoding,
+  encoders: frozen_encoders.FrozenEncoders,
   num_classes: int,
   *,
   cached: bool = False,
 ) -> generator.GeneratorTask:
-  """A generator without data; the encoding's parameters may be shapes."""
-  codec = encoder.codec
+  """The task of a generator; needs no data.
+
+  The encoders may have shapes in place of parameters; `cached` as of
+  `generator.GeneratorTask`.
+  """
+  tokenizer = encoders.tokenizer
   model = sit.SiT(
-    num_tokens=codec.num_tokens,
-    token_dim=codec.token_dim,
+    num_tokens=tokenizer.num_tokens,
+    token_dim=tokenizer.token_dim,
     num_classes=num_classes,
-    **model_fields(config, encoder),
+    **model_fields(config, encoders),
   )
   _check_widths(model)
   goal = generator.Objective(**config.loss)
-  return generator.GeneratorTask(model, goal, encoder, cached=cached)
+  return generator.GeneratorTask(model, goal, encoders, cached=cached)
 
 
 def model_fields(
-  config: ml_collections.ConfigDict, encoder: frozen_encoders.Encoding
+  config: ml_collections.ConfigDict, encoders: frozen_encoders.FrozenEncoders
 ) -> dict[str, Any]:
   """The model's fields, with those that tokenizer and teacher decide."""
-  shapes = encoder.shapes
+  shapes = encoders.shapes
   cls_dim = shapes['cls'].shape[-1] if 'cls' in shapes else 0
   align_dim = 0
   if 'targets' in shapes:
     align_dim = shapes['targets'].shape[-1]
-  elif encoder.align_mode == 'cls_only':
+  elif encoders.align_mode == 'cls_only':
     align_dim = cls_dim
   return {
     **config.model.to_dict(),
-    'positions': encoder.codec.positions,
+    'positions': encoders.tokenizer.positions,
     'cls_dim': cls_dim,
     'align_dim': align_dim,
   }
 
 
 def _check_widths(model: sit.SiT) -> None:
-  """ConfigError for a width that cannot be shared."""
+  """Raises ConfigError for a width that heads or positions cannot share."""
   heads = f'model.heads={model.heads}'
   if model.width % model.heads:
     raise errors.ConfigError(
@@ -170,75 +245,49 @@ def _check_widths(model: sit.SiT) -> None:
     )
 
 
-def _fine_tune(
-  config: ml_collections.ConfigDict,
-  model: sit.SiT,
-  state: state_lib.TrainState,
-  fingerprint: str,
-) -> tuple[state_lib.TrainState, PyTree | None]:
-  """A state from another run, and its statistics if they are of our codes."""
-  source = checkpointing.read_run(
-    config.init_from, what='init_from', task='generator'
-  )
-  state = inputs.fine_tune(
-    state,
-    'generator',
-    generator.cut_blocks(source.ema['generator'], model),
-    config.init_from,
-    may_differ=generator.MAY_START_FRESH,
-  )
-  kind = config.loss.latent_statistics
-  if (
-    source.config['loss']['latent_statistics'] == kind
-    and source.meta['tokenizer_fingerprint'] == fingerprint
-  ):
-    return state, source.stats['latents']
-  return state, None
+def measure_codes(
+  codes: Iterable[Float[np.ndarray, 'b k e']], kind: str
+) -> dict[str, Float[np.ndarray, ' e']]:
+  """Mean and deviation of batches of codes.
+
+  Args:
+    codes: batches.
+    kind: 'channel', or 'scalar' for the same two numbers in every channel.
+  """
+  count, total, square = 0, 0.0, 0.0
+  for batch in codes:
+    wide = np.asarray(batch, np.float64)
+    count += wide.shape[0] * wide.shape[1]
+    total = total + wide.sum(axis=(0, 1))
+    square = square + np.square(wide).sum(axis=(0, 1))
+  mean, power = total / count, square / count
+  if kind == 'scalar':
+    mean, power = (np.full_like(a, a.mean()) for a in (mean, power))
+  std = np.sqrt(np.maximum(power - mean**2, 1e-12))
+  return {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}
 
 
-def _measure(config, task, train):
-  """Statistics of the codes of centre crops of the training images."""
-  kind, count = task.objective.latent_statistics, len(train)
-  if not task.objective.statistics_images and isinstance(
-    train, data.LatentSource
-  ):
-    # Of all images a cache knows them.
-    return _as_measured(train.statistics, kind, task.model.token_dim)
-  count = task.objective.statistics_images or count
-  batches = data.make_eval_dataset(
-    train,
-    batch_size=config.data.batch_size,
-    image_size=config.data.image_size,
-    num_images=min(count, len(train)),
-    num_threads=config.data.num_threads,
-  )
-  codec = task.encoding.codec
-  encode = jax.jit(codec.encode)
-
-  def codes(batch):
-    if 'codes' in batch:
-      return batch['codes']
-    images = batch['image'].astype(np.float32) / np.float32(127.5) - 1
-    return np.asarray(encode(codec.params, images))
-
-  return generator.measure_latents(
-    (codes(batch)[batch['mask']] for batch in batches), kind
-  )
-
-
-def _as_measured(statistics: data.Statistics, kind: str, width: int):
-  """What `generator.measure_latents` would say of all codes of a cache."""
+def _cached_statistics(
+  statistics: data.Statistics, kind: str, width: int
+) -> dict[str, Float[np.ndarray, ' e']]:
+  """The result of `measure_codes` for all codes of a cache."""
   mean, std = statistics.channel_mean, statistics.channel_std
   if kind == 'scalar':
-    mean, std = [statistics.mean] * width, [statistics.std] * width
+    mean, std = (statistics.mean,) * width, (statistics.std,) * width
   return {
     'mean': np.asarray(mean, np.float32),
     'std': np.maximum(np.asarray(std, np.float32), np.float32(1e-6)),
   }
 
 
-def _distance(config, task, tokenizer, val):
-  """What measures samples while a generator trains."""
+def _sample_distance(
+  config: ml_collections.ConfigDict,
+  task: generator.GeneratorTask,
+  tokenizer: Tokenizer,
+  val: data.Source,
+  mesh: Mesh,
+) -> 'SampleDistance':
+  """The evaluator that compares samples with held-out images."""
   if config.data.cache and not config.data.path:
     raise errors.ConfigError(
       f'evaluation.num_samples={config.evaluation.num_samples} compares '
@@ -253,20 +302,12 @@ def _distance(config, task, tokenizer, val):
       f'data.path={config.data.path} has other images than those of data.cache='
       f'{config.data.cache}; wanted the ones that were encoded'
     )
-  images = data.make_eval_dataset(
-    source,
-    batch_size=config.evaluation.batch_size,
-    image_size=config.data.image_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_threads=config.data.num_threads,
-  )
-  return generator_evaluators.SampleDistance(
+  return SampleDistance(
     task,
     tokenizer,
     inference.Sampling(**config.sampling),
     load_frechet(config.networks.frechet, tokenizer.patch_size),
-    images,
+    inputs.eval_batches(config, source, mesh, num_images=0),
     num_samples=config.evaluation.num_samples,
     batch_size=config.evaluation.batch_size,
     class_names=val.class_names,
@@ -274,11 +315,192 @@ def _distance(config, task, tokenizer, val):
 
 
 def load_frechet(spec: str, patch_size: int) -> pretrained.FeatureNetwork:
-  """The features of a Frechet distance.
+  """The feature network of a Frechet distance.
 
-  Those without weights are taken on the tokenizer's patches.
+  Networks without weights see the tokenizer's patches.
   """
-  bare = spec in encoding_builder.WEIGHTLESS
+  bare = spec in frozen_encoders.WEIGHTLESS
   return pretrained.load_network(
     spec, **({'patch_size': patch_size} if bare else {})
   )
+
+
+class Velocity:
+  """Velocity losses on held-out images, at fixed times and noise.
+
+  Beside the loss of the tokens stands that of a trivial predictor, the best one
+  for Gaussian codes, which knows their mean and deviation and nothing else: the
+  mean over t of (alpha d_sigma - d_alpha sigma)^2 / (alpha^2 + sigma^2), which
+  is pi / 2 on the linear path.
+  """
+
+  def __init__(
+    self,
+    task: generator.GeneratorTask,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    frozen: PyTree,
+  ):
+    """Takes batches that can be read again, and placed frozen parameters."""
+    self._task, self._batches, self._mesh = task, batches, mesh
+    self._frozen = frozen
+    self._measure = jax.jit(self._sums, out_shardings=sharding.replicated(mesh))
+
+  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
+    """Yields the losses of the running means of the parameters."""
+    totals = None
+    for index, batch in enumerate(self._batches):
+      placed = sharding.put_batch(dict(batch), self._mesh)
+      sums = self._measure(
+        state.ema[generator.GROUP],
+        state.stats[generator.CODE_STATISTICS],
+        self._frozen,
+        placed,
+        index,
+      )
+      totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+    totals = jax.device_get(totals)
+    count = totals.pop('count')
+    for name, total in totals.items():
+      yield name, float(total / count)
+
+  def _sums(
+    self,
+    params: PyTree,
+    statistics: PyTree,
+    frozen: PyTree,
+    batch: Mapping[str, Array],
+    index: Int[Array, ''],
+  ) -> dict[str, Float[Array, '']]:
+    """Sums of the losses over a batch, and the count of its images."""
+    task, batch = self._task, dict(batch)
+    if 'image' in batch:
+      batch['image'] = pixels.to_float(batch['image'])
+    encoded = task.encode(frozen, batch)
+    time_key, noise_key = jax.random.split(
+      jax.random.fold_in(jax.random.key(0), index)
+    )
+    # One time for each of b strata: far less noise than b free draws.
+    b = batch['label'].shape[0]
+    t = (jnp.arange(b) + jax.random.uniform(time_key, (b,))) / b
+    t = jnp.maximum(t, task.path.min_time)
+    terms = task.terms(
+      params, encoded, batch['label'], t, noise_key, statistics, train=False
+    )
+    measured = {f'{name}_loss': term for name, term in terms.items()}
+    measured['velocity_loss_gaussian'] = _gaussian_loss(task.path, t)
+    weight = batch['mask'].astype(jnp.float32)
+    sums = {name: jnp.sum(term * weight) for name, term in measured.items()}
+    return {**sums, 'count': jnp.sum(weight)}
+
+
+def _gaussian_loss(
+  path: path_lib.Path, t: Float[Array, ' b']
+) -> Float[Array, ' b']:
+  """Residual of the best linear predictor of the velocity for unit data."""
+  power = path.alpha(t) ** 2 + path.sigma(t) ** 2
+  determinant = path.alpha(t) * path.d_sigma(t) - path.d_alpha(t) * path.sigma(
+    t
+  )
+  return determinant**2 / power
+
+
+class SampleDistance:
+  """Frechet distance of samples to held-out images.
+
+  Samples are those of the parameters' running means. Sample i has index i and
+  label i modulo the classes in every evaluation, so a curve shows the training
+  and not the draw. With several processes each makes its share.
+  """
+
+  def __init__(
+    self,
+    task: generator.GeneratorTask,
+    tokenizer: inference.ImageTokenizer | inference.ImageAutoencoder,
+    sampling: inference.Sampling,
+    network: Any,
+    images: Iterable[dict[str, np.ndarray]],
+    *,
+    num_samples: int,
+    batch_size: int,
+    class_names: Sequence[str],
+  ):
+    """Takes this process's share of the images, readable again and again."""
+    self._task, self._tokenizer = task, tokenizer
+    self._sampling, self._network, self._images = sampling, network, images
+    self._num_samples, self._batch_size = num_samples, batch_size
+    self._class_names = class_names
+    self._features = evaluate.image_features(network)
+    self._generator = None
+    self._mesh = Mesh(
+      np.array(jax.local_devices()), ('data',), axis_types=(AxisType.Auto,)
+    )
+
+  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
+    """Yields the distance, named after the features."""
+    params, latents = _on_host(
+      (state.ema[generator.GROUP], state.stats[generator.CODE_STATISTICS])
+    )
+    mine = np.arange(
+      jax.process_index(), self._num_samples, jax.process_count()
+    )
+    # The training's mesh spans all processes, but each samples by itself.
+    with jax.set_mesh(self._mesh):
+      features = self._sampled(params, latents, mine)
+    sampled = frechet.fit([_gather(features)])
+    name = self._network.name
+    yield f'fd_{name}', frechet.frechet_distance(sampled, self._real)
+
+  def _sampled(
+    self, params: PyTree, latents: PyTree, indices: Int[np.ndarray, ' n']
+  ) -> Float[np.ndarray, 'n d']:
+    """Features of the samples with these indices."""
+    if self._generator is None:
+      self._generator = inference.ImageGenerator(
+        self._task.model,
+        params,
+        latents,
+        self._tokenizer,
+        path=self._task.objective.path,
+        sampling=self._sampling,
+        class_names=self._class_names,
+      )
+    self._generator.params = params
+    labels = evaluate.balanced_labels(self._num_samples, len(self._class_names))
+    batches = evaluate.sample_batches(
+      self._generator, labels, self._batch_size, indices=indices
+    )
+    features = [np.asarray(self._features(images)) for images in batches]
+    # A whole model on every device is in the way of the training.
+    self._generator.params = None
+    return np.concatenate(features)
+
+  @functools.cached_property
+  def _real(self) -> frechet.Gaussian:
+    """The Gaussian of the images, measured once."""
+    with jax.set_mesh(self._mesh):
+      features = [
+        np.asarray(self._features(batch['image']))[batch['mask']]
+        for batch in self._images
+      ]
+    return frechet.fit([_gather(np.concatenate(features))])
+
+
+def _gather(own: Float[np.ndarray, 'n d']) -> Float[np.ndarray, 'm d']:
+  """Features of all processes, from this one's own."""
+  if jax.process_count() == 1:
+    return own
+  # Gathered arrays must have one shape; shares may differ by a row.
+  counts = multihost_utils.process_allgather(np.asarray(len(own)))
+  padded = np.resize(own, (int(counts.max()), own.shape[1]))
+  every = multihost_utils.process_allgather(padded)
+  return np.concatenate(
+    [rows[:count] for rows, count in zip(every, counts, strict=True)]
+  )
+
+
+def _on_host(tree: PyTree) -> PyTree:
+  """Fetches a tree; from a mesh of several hosts by gathering its shards."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,4 +1,4 @@
-"""The frozen networks that a configuration names."""
+"""Loads the frozen networks that a tokenizer's configuration names."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,21 +9,20 @@ import ml_collections
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import dino
-from selfboottok_jax.stages import encoder_init, objective
 
 # Networks without weights, which take patches of any size.
 BUILTIN = ('hog', 'dct', 'random')
 
 
 class Loader:
-  """Loads one network after the other, and tells of all that lack at once.
-
-  A network of which only shapes are wanted (`abstract`) is not read, and not
-  fetched.
-  """
+  """Loads networks one by one, and reports all that lack weights at once."""
 
   def __init__(self, *, abstract: bool):
-    """Starts with nothing loaded."""
+    """Starts with nothing loaded.
+
+    With `abstract`, networks get shapes in place of parameters, and no file is
+    read or fetched.
+    """
     self._abstract = abstract
     self._loaded: dict[Any, Any] = {}
     self._lacking: list[str] = []
@@ -34,7 +33,7 @@ class Loader:
     model: tokenizer_lib.Tokenizer,
     active: tuple[str, ...],
   ) -> dict[str, Any]:
-    """Networks of these terms, on the tokenizer's grid of patches.
+    """The networks of the `active` terms, on the tokenizer's grid of patches.
 
     Terms that name the same network share it.
     """
@@ -49,13 +48,13 @@ class Loader:
     return networks
 
   def trunk(self, spec: str, dtype: str) -> dino.DinoTrunk:
-    """What a discriminator of kind 'dino' stands on."""
+    """The frozen trunk of a discriminator of kind 'dino'."""
     return self._load(pretrained.load_trunk, spec, dtype=dtype)
 
   def check(self) -> None:
-    """Raises WeightsError if any of them could not be loaded.
+    """Raises WeightsError if any network could not be loaded.
 
-    Until then None stands for it.
+    Until then None stands for such a network.
     """
     if len(self._lacking) == 1:
       raise errors.WeightsError(self._lacking[0])
@@ -74,33 +73,6 @@ class Loader:
       except errors.WeightsError as error:
         self._lacking.append(str(error))
     return self._loaded[key]
-
-
-def check_encoder(
-  config: ml_collections.ConfigDict, model: tokenizer_lib.Tokenizer
-) -> None:
-  """Raises a UserError where a fresh encoder could not start as it should."""
-  spec = config.encoder_from
-  if not spec or config.init_from:
-    return
-  encoder_init.check_gains(model, spec)
-  network, _ = pretrained.load_vit(
-    spec,
-    grid=encoder_init.GRID,
-    patch_size=encoder_init.PATCH_SIZE,
-    abstract=True,
-  )
-  encoder_init.check_sizes(model, network, spec)
-
-
-def active_terms(
-  config: ml_collections.ConfigDict,
-  model: tokenizer_lib.Tokenizer,
-  goal: objective.Objective,
-) -> tuple[str, ...]:
-  """The terms that need a network, of what the task trains."""
-  trainable = tuple(config.trainable) if 'trainable' in config else None
-  return objective.active_terms(model, goal, trainable)
 
 
 def _options(

@@ -8,9 +8,13 @@ from selfboottok_jax.models import tokenizer_params
 from selfboottok_jax.objectives import alignment, pixel, transport
 
 LOCAL_GROUPS = ('local1d', 'local2d')
-# The module that makes the tokens of a group.
+# The module that predicts the tokens of each group.
 MAKERS = {'global': 'encoder', 'local1d': 'local1d', 'local2d': 'local2d'}
 INPUTS = ('continuous', 'quantized')
+WEIGHTS = (
+  *('pixel', 'perceptual', 'adversarial', 'hinge', 'lecam', 'consistency'),
+  *('align', 'repa_global', 'repa_local', 'transport', 'kl'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +79,30 @@ class Objective:
   kl_temperature: float = 0.01
   kl_pool: bool = False
 
-  def __post_init__(self):
-    """Refuses choices that no branch below knows."""
+  def __post_init__(self) -> None:
+    """Raises ConfigError for values that no training can use."""
     for name, choices in (
-      ('pixel_kind', tuple(pixel.PIXEL_LOSSES)),
-      ('repa_mode', tuple(alignment.ALIGNMENTS)),
+      ('pixel_kind', pixel.PIXEL_LOSSES),
+      ('repa_mode', alignment.ALIGNMENTS),
       ('repa_input', INPUTS),
       ('repa_local_on', LOCAL_GROUPS),
-      ('ot_loss', tuple(transport.OT_LOSSES)),
+      ('ot_loss', transport.OT_LOSSES),
     ):
+      errors.require_choice(f'loss.{name}', getattr(self, name), choices)
+    for name in WEIGHTS:
       value = getattr(self, name)
-      if value not in choices:
-        raise errors.ConfigError(
-          f'loss.{name}={value!r}; wanted one of {", ".join(choices)}'
-        )
+      errors.require(value >= 0, f'loss.{name}', value, '0 or more')
+    for name in ('projector_width', 'ot_iterations'):
+      value = getattr(self, name)
+      errors.require(value >= 1, f'loss.{name}', value, '1 or more')
+    for name in ('kl_temperature', 'ot_epsilon'):
+      value = getattr(self, name)
+      errors.require(value > 0, f'loss.{name}', value, 'a number above 0')
+    for name in ('adversarial_start', 'augment', 'perceptual_warmup'):
+      value = getattr(self, name)
+      errors.require(
+        0 <= value <= 1, f'loss.{name}', value, 'a number from 0 to 1'
+      )
 
 
 def active_terms(
@@ -98,8 +112,11 @@ def active_terms(
 ) -> tuple[str, ...]:
   """The terms that need a frozen network, for this model and these weights.
 
-  `trainable`: the modules that are trained, None for all. A term on tokens that
-  none of them changes is a constant, and left out.
+  Args:
+    model: the tokenizer; a term on a group that it lacks is left out.
+    objective: the weights; a term of weight 0 is left out.
+    trainable: names of the trained modules, None for all. A term on tokens
+      that none of them changes is a constant, and left out.
   """
   wanted = {
     'perceptual': objective.perceptual > 0,

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,37 +12,47 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from selfboottok_jax import stages
 from selfboottok_jax.evaluation import cost
-from selfboottok_jax.stages import task
 from selfboottok_jax.training import optim, sharding
 from selfboottok_jax.training import state as state_lib
 
 
 class TrainPrograms:
-  """Traced when it is made, compiled when it is first needed.
+  """The train step, traced when this is made and compiled when first needed.
 
-  A program that is compiled refuses other shapes: nothing is traced again. What
-  does not fit together is found in the trace, without a number in memory and
-  before anything is written. The state of a call is donated.
+  A compiled program refuses other shapes, so nothing is ever traced again by
+  accident. What does not fit together is found in the trace: nothing is
+  allocated and nothing written by then.
 
   Attributes:
     state: shapes, types and shardings of the state.
     frozen: those of the frozen parameters.
     batch: those of a batch.
-    compile_seconds: by first step of a compiled phase; None where the program
-      was read back from the compilation cache.
+    compile_seconds: seconds of compilation by first step of a phase; None where
+      the program was read back from the compilation cache.
     on_compile: called whenever a program was compiled.
   """
 
   def __init__(
     self,
     config: ml_collections.ConfigDict,
-    task: task.Task,
-    optimizers: Mapping[str, optim.Optimizer],
+    task: stages.Task,
     mesh: Mesh,
   ):
-    """Traces the step of every phase."""
-    self._task, self._optimizers, self._mesh = task, optimizers, mesh
+    """Traces the step of every phase.
+
+    Args:
+      config: gives the optimizer's settings, seed and batch size.
+      task: the losses; its frozen parameters may be shapes alone.
+      mesh: the devices.
+    """
+    self._task, self._mesh = task, mesh
+    # The same settings for every group, each with a state of its own.
+    self._optimizers = {
+      group: optim.build_optimizer(steps=config.train.steps, **config.optimizer)
+      for group in task.groups
+    }
     self._seed, self._ema_limit = config.train.seed, config.train.ema
     self._batch_size = config.data.batch_size
     abstract = jax.eval_shape(self._init)
@@ -61,26 +71,28 @@ class TrainPrograms:
     self.on_compile: Callable[[], None] = lambda: None
 
   def init(self) -> state_lib.TrainState:
-    """A fresh state, on its devices."""
+    """Initialises a state, each leaf on the devices that will hold it."""
     return jax.jit(self._init, out_shardings=self._shardings)()
 
   def __call__(
     self, state: state_lib.TrainState, frozen: PyTree, batch: PyTree, step: int
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """One update; `step` is the number of those made so far, as counted here.
+    """Makes one update; `state` is donated, its buffers are reused.
 
-    From a program's second call on nothing crosses between host and device.
+    `step` is the number of updates made so far. The caller counts it: reading
+    it from the state would make the host wait for the device.
     """
     first = max(first for first in self._traced if first <= step)
     program = self.compile(first)
-    # The first one puts constants on the device.
+    # The first call puts the program's constants on the device. From then on a
+    # transfer in the step would be a bug that slows every update.
     guard = 'disallow' if first in self._called else 'allow'
     self._called.add(first)
     with jax.transfer_guard(guard):
       return program(state, frozen, batch)
 
   def compile(self, first: int) -> Any:
-    """The program of the phase from step `first` on."""
+    """Compiles the phase that begins at step `first`, unless that is done."""
     if first not in self._compiled:
       with jax.set_mesh(self._mesh):
         lowered = self._traced[first].lower()
@@ -93,10 +105,10 @@ class TrainPrograms:
     return self._compiled[first]
 
   def card(self) -> cost.Card:
-    """The cost of the newest phase that is compiled, else of the last one.
+    """The cost card of the newest compiled phase, else of the last phase.
 
     Raises:
-      ValueError: something in the program cannot be counted, see `flops`.
+      ValueError: the program has an operation that `flops` cannot count.
     """
     first = max(self._compiled or self._traced)
     rows = cost.count(
@@ -123,7 +135,7 @@ class TrainPrograms:
       params, stats, self._optimizers, self._task.ema_groups
     )
 
-  def _jit(self, first: int):
+  def _jit(self, first: int) -> Any:
     step = state_lib.make_train_step(
       self._task.losses(first),
       self._optimizers,
@@ -133,12 +145,13 @@ class TrainPrograms:
     return jax.jit(
       step,
       out_shardings=(self._shardings, sharding.replicated(self._mesh)),
+      # Old and new state never exist side by side in memory.
       donate_argnums=0,
     )
 
 
 class _CacheHits:
-  """How many programs this process read back from the compilation cache."""
+  """Counts the programs that this process read back from the cache."""
 
   count = 0
 
@@ -152,12 +165,12 @@ jax.monitoring.register_event_listener(_CacheHits.listen)
 
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
-  """Neither reads nor writes it: what is read back was not compiled."""
+  """Compiles anew inside the block, so that compile times are true."""
   before = jax.config.jax_enable_compilation_cache
 
-  def use(enabled):
+  def use(enabled: bool) -> None:
     jax.config.update('jax_enable_compilation_cache', enabled)
-    # Whether there is one is remembered from the first program on.
+    # JAX decides once, at the first program, whether it uses the cache.
     compilation_cache.reset_cache()
 
   use(False)
@@ -168,9 +181,9 @@ def no_compilation_cache() -> Iterator[None]:
 
 
 def abstract_batch(
-  task: task.Task, batch_size: int, mesh: Mesh
+  task: stages.Task, batch_size: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """What the pipeline will yield, placed."""
+  """Shapes, types and shardings of a batch."""
   rows = sharding.batch_sharding(mesh)
   return {
     name: jax.ShapeDtypeStruct(
@@ -181,7 +194,7 @@ def abstract_batch(
 
 
 def describe_devices(mesh: Mesh) -> str:
-  """Number, kind and arrangement of the devices."""
+  """Number, kind and arrangement of the devices, in words."""
   kind = mesh.devices.flat[0].device_kind
   shape = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
   return f'{mesh.size} x {kind} (mesh: {shape})'

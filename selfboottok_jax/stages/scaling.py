@@ -1,5 +1,6 @@
 """Stage 2 (Sec. 3.4): a larger local 2D aligner behind a frozen tokenizer."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,25 +9,25 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer_params
-from selfboottok_jax.stages import tokenizer
+from selfboottok_jax.stages import critic, initialization, tokenizer
 from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import state as state_lib
 
-# What a block adds to the residual stream, by path.
+# The last layers of a block's two residual branches, by path.
 RESIDUAL_OUTPUTS = ("['attn']['out']", "['mlp']['down']")
-# Their values are the contract with the generator: it never retrains.
+# Modules that decide the codes. Generators rely on them: they never retrain.
 CONTRACT = ('encoder', 'quantizer_global')
 
 
 class ScalingTask(tokenizer.TokenizerTask):
   """Eq. (4) again, differentiated in the `trainable` modules only.
 
-  All else is carried in the state's 'base' group, which no loss names: bit for
-  bit what stage 1 left, and part of every checkpoint.
+  All other modules are carried in the state's 'base' group, which has no loss:
+  they stay bit for bit as stage 1 left them, and are in every checkpoint.
   """
 
   def __init__(self, *args: Any, trainable: tuple[str, ...], **kwargs: Any):
-    """Takes TokenizerTask's arguments; `trainable` are the modules to train."""
+    """Takes TokenizerTask's arguments, and the names of modules to train."""
     super().__init__(*args, trainable=trainable, **kwargs)
     if self.model.share_codebooks and 'quantizer_local2d' in trainable:
       raise errors.ConfigError(
@@ -43,7 +44,7 @@ class ScalingTask(tokenizer.TokenizerTask):
     self.trainable = trainable
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """Fresh parameters, cut into 'tokenizer' (trained) and 'base'."""
+    """Fresh parameters, split into 'tokenizer' (trained) and 'base'."""
     params, stats = super().init(rng)
     trained, base = tokenizer_params.split_trainable(
       params['tokenizer'], self.trainable
@@ -56,7 +57,7 @@ def start_from(
   run: checkpointing.Run,
   optimizer: Mapping[str, PyTree],
 ) -> state_lib.TrainState:
-  """A fresh state that continues stage 1.
+  """Continues stage 1 in a fresh state of stage 2.
 
   The base is stage 1's running mean. Trained modules start from it too where
   they have kept their shape, and an aligner that is only deeper starts as the
@@ -65,12 +66,12 @@ def start_from(
   """
   what = f'tokenizer={run.workdir}'
   stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
-  base = tokenizer_params.adopt(state.params['base'], stored, what=what)
+  base = initialization.adopt(state.params['base'], stored, what=what)
   fresh = state.params['tokenizer']
   grown = 'local2d' in fresh and 'local2d' in stored
   if grown and can_deepen(fresh['local2d'], stored['local2d']):
     stored['local2d'] = deepen(fresh['local2d'], stored['local2d'])
-  trained = tokenizer_params.adopt(
+  trained = initialization.adopt(
     fresh,
     stored,
     what=what,
@@ -78,23 +79,23 @@ def start_from(
   )
   params = {**state.params, 'base': base, 'tokenizer': trained}
   opt, stats = dict(state.opt), dict(state.stats)
-  if 'discriminator' in params and 'discriminator' in run.params:
-    params['discriminator'] = tokenizer_params.adopt(
-      params['discriminator'], run.params['discriminator'], what=what
+  if critic.GROUP in params and critic.GROUP in run.params:
+    params[critic.GROUP] = initialization.adopt(
+      params[critic.GROUP], run.params[critic.GROUP], what=what
     )
-    opt['discriminator'] = _like(
-      opt['discriminator'], optimizer['discriminator']
-    )
+    opt[critic.GROUP] = _like(opt[critic.GROUP], optimizer[critic.GROUP])
     for name in stats:
-      stats[name] = tokenizer_params.adopt(
+      stats[name] = initialization.adopt(
         stats[name], run.stats[name], what=what
       )
   ema = {'tokenizer': jax.tree.map(jax.numpy.copy, trained)}
-  return state.replace(params=params, opt=opt, stats=stats, ema=ema)
+  return dataclasses.replace(
+    state, params=params, opt=opt, stats=stats, ema=ema
+  )
 
 
 def can_deepen(fresh: PyTree, stored: PyTree) -> bool:
-  """Whether two aligners differ in nothing but the number of blocks."""
+  """True if two aligners differ in nothing but the number of blocks."""
   if jax.tree.structure(fresh) != jax.tree.structure(stored):
     return False
   pairs = zip(
@@ -111,10 +112,10 @@ def can_deepen(fresh: PyTree, stored: PyTree) -> bool:
 
 
 def deepen(fresh: PyTree, stored: PyTree) -> PyTree:
-  """The stored aligner with further blocks, which change nothing at first.
+  """Appends fresh blocks to the stored aligner without changing its function.
 
-  What a new block adds to the stream passes through its two output matrices;
-  they start at zero, all else of the block as initialised.
+  A block adds to the residual stream through two output matrices only. In the
+  new blocks these start at zero, everything else as initialised.
   """
 
   def join(path, new, old):
@@ -129,12 +130,17 @@ def deepen(fresh: PyTree, stored: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(join, fresh, stored)
 
 
-def _in_blocks(path) -> bool:
+def _in_blocks(path: Any) -> bool:
+  """True for a leaf with a leading layer axis."""
   return sharding.STACKED in jax.tree_util.keystr(path)
 
 
 def _like(fresh: PyTree, stored: PyTree) -> PyTree:
-  """The stored leaves in the containers and on the devices of the fresh."""
+  """Puts the stored leaves into the containers and placement of the fresh.
+
+  A checkpoint that is read without its training has plain dicts and lists in
+  place of optax's named tuples; the order of the leaves is the same.
+  """
   leaves = jax.tree.leaves(stored)
   placed = [
     jax.device_put(leaf, like.sharding)

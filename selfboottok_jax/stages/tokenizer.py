@@ -1,13 +1,14 @@
-"""Training the tokenizer, whole (stage 1) or in part (stage 2), on Eq. (4)."""
+"""The loss of the tokenizer, Eq. (4): of all of it (stage 1) or of a part."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from selfboottok_jax import stages
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.models import (
   aligners,
@@ -24,14 +25,25 @@ from selfboottok_jax.objectives import (
   pixel,
   transport,
 )
+from selfboottok_jax.pretrained import contract
 from selfboottok_jax.stages import critic as critic_lib
 from selfboottok_jax.stages import objective as objective_lib
-from selfboottok_jax.stages import task
 from selfboottok_jax.training import state as state_lib
+
+Scalar = Float[Array, '']
+Images = Float[Array, 'b h w 3']
+Statistics = dict[str, PyTree]
+# By name a weight and a loss of the reconstruction; a loss returns its value
+# and the statistics after it.
+PixelTerms = dict[
+  str, tuple[float, Callable[[Images], tuple[Scalar, Statistics]]]
+]
+# By name a weight and a value.
+Terms = dict[str, tuple[float | Scalar, Scalar]]
 
 
 class TokenizerTask:
-  """Eq. (4) for a tokenizer, against frozen networks and a critic.
+  """Eq. (4) for a tokenizer, against frozen networks and a discriminator.
 
   Parameter groups: 'tokenizer' (trained, with the heads to the teachers),
   'base' (parts of the tokenizer that stay as they are; absent in stage 1),
@@ -49,19 +61,21 @@ class TokenizerTask:
     steps: int,
     trainable: tuple[str, ...] | None = None,
   ):
-    """Fixes what is computed.
+    """Decides which terms, groups and phases the training has.
 
-    `steps` scales warm-ups and starts; `trainable`: the modules that learn,
-    None for all.
+    Args:
+      model: the tokenizer.
+      objective: weights of the terms.
+      networks: feature networks and the perceptual distance, by term.
+      critic: the discriminator, or None without an adversarial term.
+      steps: length of the training; warm-ups and starts are fractions of it.
+      trainable: names of the modules that learn, None for all.
     """
     self.model, self.objective, self.critic = model, objective, critic
-    self.networks = {
-      term: network
-      for term, network in networks.items()
-      if term in objective_lib.active_terms(model, objective, trainable)
-    }
-    # By term the first one of the same network: it is one argument of the step
-    # however many terms it serves.
+    active = objective_lib.active_terms(model, objective, trainable)
+    self.networks = {t: n for t, n in networks.items() if t in active}
+    # Two terms may name the same network: it is one argument of the step, under
+    # the first term's name, and runs once.
     self._owner = {
       term: next(t for t, n in self.networks.items() if n is network)
       for term, network in self.networks.items()
@@ -69,44 +83,36 @@ class TokenizerTask:
     self.frozen = {t: self.networks[t].params for t in self._owner.values()}
     self.warmup_steps = round(objective.perceptual_warmup * steps)
     self.start_step = round(objective.adversarial_start * steps)
-    self.groups = ('tokenizer',)
-    self.milestones = (0,)
+    self.groups: tuple[str, ...] = ('tokenizer',)
+    self.milestones: tuple[int, ...] = (0,)
     if critic is not None:
-      self.groups += ('discriminator',)
+      self.groups += (critic_lib.GROUP,)
       self.frozen |= critic.frozen
       starts = sorted({0, self.start_step})
-      # A critic that would start at the end never does.
+      # A discriminator that would start at the end never does.
       self.milestones = tuple(m for m in starts if m < max(steps, 1))
-    self.ema_groups = ('tokenizer',)
-    self.example = task.image_example(model.image_size)
+    self.ema_groups: tuple[str, ...] = ('tokenizer',)
+    self.example = stages.image_example(model.image_size)
     self._projectors = {
       tokenizer_params.PROJECTOR + term: aligners.Projector(
         self.networks[term].dim, objective.projector_width, model.dtype
       )
-      for term in ('repa_global', 'repa_local')
-      if term in self.networks
+      for term in ('repa_global', 'repa_local', 'transport')
+      if term in self.networks and self._needs_projector(term)
     }
-    if (
-      'transport' in self.networks
-      and self.networks['transport'].dim != model.token_dim
-    ):
-      # On the tokens' side: were the latents' side trained, zero would win.
-      self._projectors[tokenizer_params.PROJECTOR + 'transport'] = (
-        aligners.Projector(
-          self.networks['transport'].dim, objective.projector_width, model.dtype
-        )
-      )
 
   def losses(self, first_step: int) -> dict[str, state_lib.Loss]:
-    """Of the phase from `first_step` on: with the critic, or before it."""
-    active = self.critic is not None and first_step >= self.start_step
-    losses = {'tokenizer': functools.partial(self._tokenizer_loss, active)}
-    if active:
-      losses['discriminator'] = self.critic.loss
+    """The losses of a phase: with the discriminator, or before its start."""
+    critic = self.critic if first_step >= self.start_step else None
+    losses: dict[str, state_lib.Loss] = {
+      'tokenizer': functools.partial(self._tokenizer_loss, critic)
+    }
+    if critic is not None:
+      losses[critic_lib.GROUP] = critic.loss
     return losses
 
-  def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """Fresh parameters of both groups, and the critic's statistics."""
+  def init(self, rng: Any) -> tuple[dict[str, PyTree], Statistics]:
+    """Fresh parameters of both groups, and the discriminator's statistics."""
     model_key, head_key, critic_key = jax.random.split(rng, 3)
     image = jnp.zeros((1, self.model.image_size, self.model.image_size, 3))
     group = dict(self.model.init(model_key, image)['params'])
@@ -114,32 +120,37 @@ class TokenizerTask:
     for index, (name, head) in enumerate(self._projectors.items()):
       key = jax.random.fold_in(head_key, index)
       group[name] = head.init(key, tokens)['params']
-    params, stats = {'tokenizer': group}, {}
+    params: dict[str, PyTree] = {'tokenizer': group}
+    stats: Statistics = {}
     if self.critic is not None:
-      params['discriminator'], stats = self.critic.init(critic_key, image)
+      params[critic_lib.GROUP], stats = self.critic.init(critic_key, image)
     return params, stats
 
   def components(self, params: Mapping[str, PyTree]) -> list[cost.Component]:
-    """The tokenizer's modules, the heads, the critic, the frozen networks."""
+    """The tokenizer's modules, heads, discriminator and frozen networks."""
     found = [
       cost.Component(module, of_module, group == 'tokenizer')
       for group in ('tokenizer', 'base')
       for module, of_module in params.get(group, {}).items()
     ]
     if self.critic is not None:
-      found.append(
-        cost.Component('discriminator', params['discriminator'], True)
-      )
+      name = critic_lib.GROUP
+      found.append(cost.Component(name, params[name], True))
     return found + [
-      cost.Component(name, params, False)
-      for name, params in self.frozen.items()
+      cost.Component(name, frozen, False)
+      for name, frozen in self.frozen.items()
     ]
 
   def _tokenizer_loss(
-    self, critic_active: bool, trained: PyTree, inputs: state_lib.LossInputs
-  ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
-    """Eq. (4)."""
+    self,
+    critic: critic_lib.Critic | None,
+    trained: PyTree,
+    inputs: state_lib.LossInputs,
+  ) -> tuple[Scalar, state_lib.LossOutputs]:
+    """Eq. (4); `critic` is None before the discriminator's start."""
     o = self.objective
+    output: tokenizer_lib.TokenizerOutput
+    # The base comes first, so that a trained module replaces its namesake.
     params = inputs.params.get('base', {}) | trained
     output, variables = self.model.apply(
       {'params': tokenizer_params.model_params(params)},
@@ -148,61 +159,79 @@ class TokenizerTask:
       rngs={'groups': inputs.rng},
       mutable=['intermediates'],
     )
-    losses = self._losses_of_pixels(critic_active, inputs)
-    if critic_active and o.adaptive_weight:
+    pixel_terms = self._pixel_terms(critic, inputs)
+    terms: Terms = {}
+    stats = inputs.stats
+    if critic is not None and o.adaptive_weight:
       (features,) = variables['intermediates']['decoder']['features']
-      terms, stats = self._balance(losses, output.reconstruction, features)
+      terms, stats = self._balance(pixel_terms, output.reconstruction, features)
     else:
-      terms, stats = {}, inputs.stats
-      for name, (weight, loss) in losses.items():
+      for name, (weight, loss) in pixel_terms.items():
         value, stats = loss(output.reconstruction)
         terms[name] = weight, value
     align_terms, diagnostics = self._align(params, inputs, output)
     terms |= align_terms
     if o.kl:
       terms['kl'] = o.kl, self._kl(output)
-    total = sum(weight * value for weight, value in terms.values())
+    total = sum((w * value for w, value in terms.values()), jnp.zeros(()))
     metrics = {name: value for name, (_, value) in terms.items()}
-    if critic_active and o.adaptive_weight:
-      metrics['adversarial_weight'] = terms['adversarial'][0]
+    if critic is not None and o.adaptive_weight:
+      metrics['adversarial_weight'] = jnp.asarray(terms['adversarial'][0])
     return total, state_lib.LossOutputs(
       metrics=metrics | diagnostics | _fusion_weights(params),
       stats=stats,
+      # The discriminator sees the reconstruction of this very step: handing it
+      # on saves a second forward of the tokenizer.
       carry={'reconstruction': jax.lax.stop_gradient(output.reconstruction)},
     )
 
-  def _losses_of_pixels(self, critic_active, inputs):
-    """The terms that see the reconstruction alone, the critic's last.
+  def _pixel_terms(
+    self, critic: critic_lib.Critic | None, inputs: state_lib.LossInputs
+  ) -> PixelTerms:
+    """The terms that see the reconstruction alone, the adversarial one last.
 
-    By name (weight, reconstruction -> (value, statistics)).
+    Only the last may change the statistics: the others return them as given.
     """
     o, images, stats = self.objective, inputs.batch['image'], inputs.stats
-    losses = {}
+    terms: PixelTerms = {}
     if o.pixel:
-      losses['pixel'] = (
+      terms['pixel'] = (
         o.pixel,
         lambda x: (pixel.pixel_loss(images, x, kind=o.pixel_kind), stats),
       )
     if 'perceptual' in self.networks:
-      losses['perceptual'] = (
+      terms['perceptual'] = (
         o.perceptual,
         lambda x: (self._perceptual(inputs, x), stats),
       )
-    if critic_active:
-      # Group dropout draws from the key itself.
+    if critic is not None:
+      # Group dropout draws from inputs.rng itself, so this needs another key.
       key = jax.random.fold_in(inputs.rng, 1)
-      losses['adversarial'] = (
+      terms['adversarial'] = (
         o.adversarial,
-        lambda x: self.critic.generator_loss(x, inputs, key),
+        lambda x: critic.fooling_loss(x, inputs, key),
       )
-    return losses
+    return terms
 
-  def _balance(self, losses, reconstruction, features):
-    """Terms with the adaptive weight: lambda_2 in the proportion of pulls."""
-    terms, gradients = {}, {}
-    for name, (weight, loss) in losses.items():
+  def _balance(
+    self,
+    pixel_terms: PixelTerms,
+    reconstruction: Images,
+    features: Float[Array, 'b n d'],
+  ) -> tuple[Terms, Statistics]:
+    """Scales lambda_2 so that both sides pull equally at the last layer.
+
+    As VQGAN's adaptive weight, but without a backward pass of its own: the
+    gradient of each loss in the reconstruction is all that is needed, and the
+    training's own backward pass uses it again.
+    """
+    terms: Terms = {}
+    gradients = {}
+    stats: Statistics = {}
+    for name, (weight, loss) in pixel_terms.items():
       value, stats, gradient = adversarial.pull(loss, reconstruction)
       terms[name] = weight, value
+      # The last layer makes patches, so its gradients are cut the same way.
       gradients[name] = layers.patchify(gradient, self.model.patch_size)
     away = gradients.pop('adversarial')
     towards = sum(
@@ -210,11 +239,13 @@ class TokenizerTask:
       jnp.zeros_like(away),
     )
     ratio = adversarial.adaptive_weight(features, towards, away)
-    weight, value = terms['adversarial']
-    return terms | {'adversarial': (weight * ratio, value)}, stats
+    unscaled, value = terms['adversarial']
+    return terms | {'adversarial': (unscaled * ratio, value)}, stats
 
-  def _perceptual(self, inputs, reconstruction):
-    """The gated distance; the raw one would hide the warm-up in the log."""
+  def _perceptual(
+    self, inputs: state_lib.LossInputs, reconstruction: Images
+  ) -> Scalar:
+    """The distance times its warm-up, so that the log shows the warm-up."""
     with jax.named_scope('perceptual'):
       weighted, _ = perceptual.perceptual_loss(
         self.networks['perceptual'],
@@ -226,13 +257,22 @@ class TokenizerTask:
       )
     return weighted
 
-  def _align(self, params, inputs, output):
-    """Eq. (5): the weighted terms, and what tells whether they are healthy."""
+  def _align(
+    self,
+    params: PyTree,
+    inputs: state_lib.LossInputs,
+    output: tokenizer_lib.TokenizerOutput,
+  ) -> tuple[Terms, dict[str, Scalar]]:
+    """Eq. (5): the weighted terms, and diagnostics of the transport."""
     o = self.objective
-    group_of = {'repa_global': 'global', 'repa_local': o.repa_local_on}
-    terms, diagnostics = {}, {}
+    terms: Terms = {}
+    diagnostics: dict[str, Scalar] = {}
+    # A network that serves two terms runs once.
     see = functools.cache(functools.partial(self._features, inputs))
-    for term, group in group_of.items():
+    for term, group in (
+      ('repa_global', 'global'),
+      ('repa_local', o.repa_local_on),
+    ):
       if term not in self.networks:
         continue
       features = see(self._owner[term])
@@ -241,7 +281,7 @@ class TokenizerTask:
       else:
         tokens = output.quantized[group].codes
       if o.repa_mode == 'global':
-        # The reference projects the mean token, not the tokens.
+        # The reference projects the mean token, not each token.
         tokens = jnp.mean(tokens, axis=1, keepdims=True)
       projected = self._project(params, term, tokens)
       terms[term] = (
@@ -263,25 +303,47 @@ class TokenizerTask:
       diagnostics['transport_marginal_error'] = result.marginal_error
     return terms, diagnostics
 
-  def _project(self, params, term, tokens):
+  def _needs_projector(self, term: str) -> bool:
+    """Tells whether a learned head carries tokens to the network's width.
+
+    Always for REPA. For the transport only where the widths differ, and then on
+    the tokens' side: were the latents' side trained, zero would be optimal.
+    """
+    width = self.networks[term].dim
+    return term != 'transport' or width != self.model.token_dim
+
+  def _project(
+    self, params: PyTree, term: str, tokens: Float[Array, 'b k e']
+  ) -> Float[Array, 'b k d']:
     name = tokenizer_params.PROJECTOR + term
     if name not in self._projectors:
       return tokens
     with jax.named_scope(name):
-      return self._projectors[name].apply({'params': params[name]}, tokens)
+      head: Any = self._projectors[name]
+      return head.apply({'params': params[name]}, tokens)
 
-  def _features(self, inputs, term):
-    """What a teacher sees in the images."""
+  def _features(
+    self, inputs: state_lib.LossInputs, term: str
+  ) -> contract.Features:
+    """A teacher's features of the images."""
     with jax.named_scope(term):
       return self.networks[term](inputs.frozen[term], inputs.batch['image'])
 
-  def _kl(self, output):
-    """Mean over groups: a model's weight on its codebooks' use is one."""
+  def _kl(self, output: tokenizer_lib.TokenizerOutput) -> Scalar:
+    """The entropy term of the codebooks, a mean over the token groups.
+
+    A mean and not a sum: the weight of the term is then the same for models
+    with one, two or three groups.
+    """
     o, chunk = self.objective, self.model.quantizer_chunk
-    options = {'temperature': o.kl_temperature, 'pool': o.kl_pool}
+    options: dict[str, Any] = {
+      'temperature': o.kl_temperature,
+      'pool': o.kl_pool,
+    }
     values = []
     for quantized in output.quantized.values():
       if chunk:
+        # Logits of a few tokens at a time, see `Tokenizer.quantizer_chunk`.
         sample, average = entropy.chunked_assignment_entropy(
           quantized.logits_of,
           quantizers.split_tokens(quantized.segments, chunk),
@@ -292,13 +354,10 @@ class TokenizerTask:
           quantized.logits, **options
         )
       values.append(sample - average)
-    return sum(values) / len(values)
+    return sum(values, jnp.zeros(())) / len(values)
 
 
-def _fusion_weights(
-  params: Mapping[str, PyTree],
-) -> dict[str, Float[Array, '']]:
-  """Alpha and beta of Eq. (11), for the log."""
+def _fusion_weights(params: Mapping[str, PyTree]) -> dict[str, Scalar]:
+  """The learned weights alpha and beta of Eq. (11), for the log."""
   weights = params.get('fuse', {}).get('weights', ())
-  names: tuple[str, ...] = ('fusion_alpha', 'fusion_beta')
-  return dict(zip(names, list(weights), strict=False))
+  return dict(zip(('fusion_alpha', 'fusion_beta'), list(weights), strict=False))

@@ -1,25 +1,31 @@
-"""The two tasks that train a tokenizer: stage 1 and local scaling."""
+"""Stages 1 and 2, which train a tokenizer, from their configurations."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from selfboottok_jax import data, errors, inference, pretrained
+from selfboottok_jax import data, errors, pretrained
 from selfboottok_jax.evaluation import reconstruction
-from selfboottok_jax.models import dino_discriminator, stylegan_discriminator
+from selfboottok_jax.inference import tokenizer as inference_tokenizer
+from selfboottok_jax.models import (
+  dino_discriminator,
+  stylegan_discriminator,
+  tokenizer_params,
+)
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import critic as critic_lib
 from selfboottok_jax.stages import (
-  encoder_init,
+  initialization,
   inputs,
   networks,
   objective,
   scaling,
+  tokenizer,
 )
-from selfboottok_jax.stages import tokenizer as tokenizer_task
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import checkpointing, loop
 from selfboottok_jax.training import state as state_lib
 
 DISCRIMINATORS = {
@@ -28,87 +34,129 @@ DISCRIMINATORS = {
 }
 
 
-def build_tokenizer(
-  config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
-) -> inputs.Built:
-  """Stage 1."""
-  if config.tokenizer:
-    raise errors.ConfigError(
-      f'tokenizer={config.tokenizer}, but stage 1 starts from none; wanted '
-      '--config.init_from to fine-tune, or configs/scaling.py for stage 2'
+class TokenizerStage:
+  """Stage 1: the whole tokenizer. Attributes are those of `stages.Stage`."""
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
+  ):
+    """Loads the frozen networks and opens the held-out images."""
+    if config.tokenizer:
+      raise errors.ConfigError(
+        f'tokenizer={config.tokenizer}, but stage 1 starts from none; wanted '
+        '--config.init_from to fine-tune, or configs/scaling.py for stage 2'
+      )
+    self._config = config
+    self.task = make_tokenizer_task(config)
+    self.model_fields = config.model.to_dict()
+    self.meta: dict[str, Any] = {'class_names': list(train.class_names)}
+    self._evaluator = _evaluator(config, self.task.model, mesh)
+
+  def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
+    """Starts fresh, from another run (`init_from`) or from a teacher's encoder.
+
+    A run to fine-tune brings an encoder, so `encoder_from` counts only without
+    one.
+    """
+    config = self._config
+    if config.init_from:
+      run = checkpointing.read_run(
+        config.init_from, what='init_from', task='tokenizer'
+      )
+      stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
+      return initialization.fine_tune(
+        fresh, 'tokenizer', stored, config.init_from
+      )
+    if not config.encoder_from:
+      return fresh
+    network, params = pretrained.load_vit(
+      config.encoder_from,
+      grid=initialization.GRID,
+      patch_size=initialization.PATCH_SIZE,
     )
-  task = make_tokenizer_task(config)
-  batches = inputs.eval_batches(config, inputs.open_data(config, 'val'), mesh)
-
-  def start(state):
-    if not config.init_from:
-      return _start_encoder(config, task.model, state)
-    run = checkpointing.read_run(
-      config.init_from, what='init_from', task='tokenizer'
+    return initialization.start_encoder(
+      fresh, self.task.model, network, params, config.encoder_from
     )
-    stored = {**run.params.get('base', {}), **run.ema['tokenizer']}
-    return inputs.fine_tune(state, 'tokenizer', stored, config.init_from)
 
-  return inputs.assemble(
-    config,
-    task,
-    train,
-    start=start,
-    evaluators=lambda _: [
-      reconstruction.Reconstruction(task.model, batches, mesh)
-    ],
-    model_fields=config.model.to_dict(),
-  )
+  def evaluators(self, frozen: PyTree) -> list[loop.Evaluator]:
+    """PSNR, SSIM and codebook use on held-out images."""
+    del frozen
+    return [self._evaluator]
 
 
-def build_scaling(
-  config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
-) -> inputs.Built:
-  """Stage 2, from the tokenizer that `config.tokenizer` names."""
-  if not config.tokenizer:
-    raise errors.ConfigError(
-      'tokenizer is empty; wanted the workdir of a stage 1 run, as in '
-      '--config.tokenizer=runs/tok'
+class ScalingStage:
+  """Stage 2: a larger local aligner for the tokenizer of another run.
+
+  Attributes are those of `stages.Stage`.
+  """
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
+  ):
+    """Reads stage 1's run, loads frozen networks, opens held-out images."""
+    if not config.tokenizer:
+      raise errors.ConfigError(
+        'tokenizer is empty; wanted the workdir of a stage 1 run, as in '
+        '--config.tokenizer=runs/tok'
+      )
+    self._config = config
+    self._stage1 = checkpointing.read_run(
+      config.tokenizer, what='tokenizer', task='tokenizer'
     )
-  run = checkpointing.read_run(
-    config.tokenizer, what='tokenizer', task='tokenizer'
-  )
-  inputs.check_image_size(config, run.config)
-  task = make_scaling_task(config, run.config)
-  batches = inputs.eval_batches(config, inputs.open_data(config, 'val'), mesh)
-  tokenizer = inference.tokenizer_of(run)
-  stage2 = None
-  if config.init_from:
-    stage2 = _read_scaled(config, tokenizer.fingerprint)
+    inputs.check_image_size(config, self._stage1.config)
+    self.task = make_scaling_task(config, self._stage1.config)
+    self.model_fields = scaled_fields(config, self._stage1.config)
+    self._evaluator = _evaluator(config, self.task.model, mesh)
+    fingerprint = _fingerprint(self._stage1)
+    self.meta: dict[str, Any] = {
+      'class_names': list(train.class_names),
+      'tokenizer_fingerprint': fingerprint,
+    }
+    self._stage2 = None
+    if config.init_from:
+      self._stage2 = _read_scaled(config, fingerprint)
 
-  def start(state):
-    optimizer = checkpointing.read_optimizer(config.tokenizer, run.step)
-    state = scaling.start_from(state, run, optimizer)
+  def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
+    """Continues stage 1 and, with `init_from`, a stage 2 of the same one."""
+    config, stage2 = self._config, self._stage2
+    optimizer = checkpointing.read_optimizer(
+      config.tokenizer, self._stage1.step
+    )
+    state = scaling.start_from(fresh, self._stage1, optimizer)
     if stage2 is None:
       return state
     stored = {**stage2.params['base'], **stage2.ema['tokenizer']}
-    return inputs.fine_tune(state, 'tokenizer', stored, config.init_from)
+    return initialization.fine_tune(
+      state, 'tokenizer', stored, config.init_from
+    )
 
-  return inputs.assemble(
-    config,
-    task,
-    train,
-    start=start,
-    evaluators=lambda _: [
-      reconstruction.Reconstruction(task.model, batches, mesh)
-    ],
-    model_fields=scaled_fields(config, run.config),
-    tokenizer_fingerprint=tokenizer.fingerprint,
-  )
+  def evaluators(self, frozen: PyTree) -> list[loop.Evaluator]:
+    """PSNR, SSIM and codebook use on held-out images."""
+    del frozen
+    return [self._evaluator]
 
 
 def make_tokenizer_task(
   config: ml_collections.ConfigDict, *, abstract: bool = False
-) -> tokenizer_task.TokenizerTask:
-  """Stage 1, without data; `abstract`: frozen networks have shapes alone."""
-  model, *others = _tokenizer_parts(config, config.model.to_dict(), abstract)
-  networks.check_encoder(config, model)
-  return tokenizer_task.TokenizerTask(model, *others, steps=config.train.steps)
+) -> tokenizer.TokenizerTask:
+  """The task of stage 1; needs no data.
+
+  With `abstract`, frozen networks have shapes in place of parameters, and no
+  file is read.
+  """
+  parts = _parts(config, config.model.to_dict(), abstract)
+  model = parts[0]
+  spec = config.encoder_from
+  if spec and not config.init_from:
+    initialization.check_gains(model, spec)
+    network, _ = pretrained.load_vit(
+      spec,
+      grid=initialization.GRID,
+      patch_size=initialization.PATCH_SIZE,
+      abstract=True,
+    )
+    initialization.check_sizes(model, network, spec)
+  return tokenizer.TokenizerTask(*parts, steps=config.train.steps)
 
 
 def make_scaling_task(
@@ -117,16 +165,20 @@ def make_scaling_task(
   *,
   abstract: bool = False,
 ) -> scaling.ScalingTask:
-  """Stage 2, without data; `stage1` is the configuration of stage 1's run."""
-  fields = scaled_fields(config, stage1)
-  model, *others = _tokenizer_parts(config, fields, abstract)
-  if 'local2d' not in model.groups:
+  """The task of stage 2; needs no data.
+
+  Args:
+    config: of stage 2.
+    stage1: the configuration of stage 1's run.
+    abstract: as of `make_tokenizer_task`.
+  """
+  parts = _parts(config, scaled_fields(config, stage1), abstract)
+  if 'local2d' not in parts[0].groups:
     raise errors.ConfigError(
       'model.local2d_depth=0; wanted the depth of the larger aligner'
     )
   return scaling.ScalingTask(
-    model,
-    *others,
+    *parts,
     steps=config.train.steps,
     trainable=tuple(config.trainable),
   )
@@ -135,26 +187,22 @@ def make_scaling_task(
 def scaled_fields(
   config: ml_collections.ConfigDict, stage1: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Stage 1's model, but for the larger aligner."""
+  """The fields of stage 1's model, with those that stage 2 changes."""
   return {**stage1['model'], **config.model.to_dict()}
 
 
-def _start_encoder(
-  config: ml_collections.ConfigDict,
-  model: tokenizer_lib.Tokenizer,
-  state: state_lib.TrainState,
-) -> state_lib.TrainState:
-  """A fresh state, its encoder from the transformer that is named, if any."""
-  spec = config.encoder_from
-  if not spec:
-    return state
-  network, params = pretrained.load_vit(
-    spec, grid=encoder_init.GRID, patch_size=encoder_init.PATCH_SIZE
+def _fingerprint(run: checkpointing.Run) -> str:
+  """The fingerprint of a tokenizer's run; nothing goes to a device."""
+  model = tokenizer_lib.Tokenizer(
+    image_size=run.config['data']['image_size'], **run.config['model']
   )
-  return encoder_init.start(state, model, network, params, spec)
+  params = tokenizer_params.served_params(run.params, run.ema)
+  return inference_tokenizer.fingerprint(model, params)
 
 
-def _read_scaled(config, fingerprint: str) -> checkpointing.Run:
+def _read_scaled(
+  config: ml_collections.ConfigDict, fingerprint: str
+) -> checkpointing.Run:
   """The stage 2 run to fine-tune; CheckpointError for another tokenizer's."""
   run = checkpointing.read_run(
     config.init_from, what='init_from', task='scaling'
@@ -169,15 +217,35 @@ def _read_scaled(config, fingerprint: str) -> checkpointing.Run:
   return run
 
 
-def _tokenizer_parts(config, model_fields, abstract):
+def _evaluator(
+  config: ml_collections.ConfigDict, model: tokenizer_lib.Tokenizer, mesh: Mesh
+) -> reconstruction.Reconstruction:
+  val = inputs.open_data(config, 'val')
+  batches = inputs.eval_batches(config, val, mesh)
+  return reconstruction.Reconstruction(model, batches, mesh)
+
+
+def _parts(
+  config: ml_collections.ConfigDict,
+  model_fields: Mapping[str, Any],
+  abstract: bool,
+) -> tuple[
+  tokenizer_lib.Tokenizer,
+  objective.Objective,
+  dict[str, Any],
+  critic_lib.Critic | None,
+]:
+  """Model, objective, networks by term and discriminator of either stage."""
   model = tokenizer_lib.Tokenizer(
     image_size=config.data.image_size, **model_fields
   )
   model.check()
   goal = objective.Objective(**config.loss)
+  trainable = tuple(config.trainable) if 'trainable' in config else None
+  # One error names all networks that lack weights, not just the first.
   loader = networks.Loader(abstract=abstract)
   terms = loader.terms(
-    config, model, networks.active_terms(config, model, goal)
+    config, model, objective.active_terms(model, goal, trainable)
   )
   critic = None
   if goal.adversarial:
@@ -192,12 +260,9 @@ def _critic(
   dtype: str,
   loader: networks.Loader,
 ) -> critic_lib.Critic:
-  """The discriminator of `config.discriminator.kind`, with its trunk if any."""
+  """The discriminator of `discriminator.kind`, with its trunk if any."""
   kind = config.discriminator.kind
-  if kind not in DISCRIMINATORS:
-    raise errors.ConfigError(
-      f'discriminator.kind={kind!r}; wanted one of {", ".join(DISCRIMINATORS)}'
-    )
+  errors.require_choice('discriminator.kind', kind, DISCRIMINATORS)
   module = DISCRIMINATORS[kind](**config.discriminator[kind], dtype=dtype)
   trunk = None
   if kind == 'dino':

@@ -1,16 +1,24 @@
-"""A training from its configuration to its last checkpoint."""
+"""A training, from its configuration to its last checkpoint."""
 
 import contextlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
-from jaxtyping import PyTree
 
 from selfboottok_jax import errors, files
+from selfboottok_jax import stages as stages_lib
 from selfboottok_jax.evaluation import cost
-from selfboottok_jax.stages import inputs, registry
-from selfboottok_jax.stages.programs import TrainPrograms
+from selfboottok_jax.stages import (
+  checks,
+  generator_stage,
+  inputs,
+  programs,
+  tokenizer_stage,
+)
 from selfboottok_jax.training import (
   checkpointing,
   loop,
@@ -21,68 +29,106 @@ from selfboottok_jax.training import (
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
 
+STAGES: dict[str, Callable[..., stages_lib.Stage]] = {
+  'tokenizer': tokenizer_stage.TokenizerStage,
+  'scaling': tokenizer_stage.ScalingStage,
+  'generator': generator_stage.GeneratorStage,
+}
+
 
 def train(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
 ) -> state_lib.TrainState:
-  """Trains, or continues to train, in `workdir`.
+  """Trains, or continues to train, in a workdir.
 
-  Everything that can be wrong with the configuration, the data and the workdir
-  is found before anything is written.
+  A run that was stopped at any step continues from its last checkpoint, and
+  ends with the same bits as one that was not. Everything that can be wrong with
+  the configuration, the data and the workdir is found before anything is
+  written.
+
+  Args:
+    config: of a preset, see `selfboottok_jax.get_config`.
+    workdir: folder of the run; made if it is absent.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    UserError: a value, data, weights or a workdir that cannot be used.
+    DivergedError: the loss is no longer finite.
+    Interrupted: SIGINT or SIGTERM, after the state was saved.
   """
+  workdir = str(workdir)
+  checks.check(config)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
   with processes.all_or_none():
     source = inputs.open_data(config, 'train')
-  built = registry.build(config, source, mesh)
-  meta = built.meta | {
+  stage = STAGES[config.task](config, source, mesh)
+  meta = stage.meta | {
     'seed': config.train.seed,
     'batch_size': config.data.batch_size,
     'data_fingerprint': source.fingerprint,
   }
-  resolved = config.to_dict() | {'model': built.model_fields}
+  # Fields that the tokenizer and the data decided are stored with the others.
+  resolved = config.to_dict() | {'model': stage.model_fields}
   with processes.all_or_none():
     latest = _check_workdir(config, resolved, workdir)
-  programs = TrainPrograms(config, built.task, built.optimizers, mesh)
+  # Traced before the workdir is touched: what does not fit together, as a depth
+  # that no head divides, must not leave a workdir that refuses the right value.
+  step_fn = programs.TrainPrograms(config, stage.task, mesh)
   if latest is None:
-    state = built.start(programs.init())
+    state = stage.start(step_fn.init())
   checkpointer = checkpointing.Checkpointer(
     workdir, max_to_keep=config.checkpoint.max_to_keep
   )
   with contextlib.closing(checkpointer):
     if latest is not None:
-      state = _resume(programs.state, checkpointer, latest, meta)
+      state = _resume(step_fn.state, checkpointer, latest, meta)
     if jax.process_index() == 0:
       workdirs.write_config(workdir, resolved)
-      _keep_card(programs, workdir)
-      programs.on_compile = lambda: _keep_card(programs, workdir)
-    frozen = place(built.task.frozen, mesh)
-    return _run(
-      config, built, state, programs, frozen, source, mesh, checkpointer,
-      meta, workdir,
-    )  # fmt: skip
+      _keep_card(step_fn, workdir)
+      step_fn.on_compile = lambda: _keep_card(step_fn, workdir)
+    frozen = jax.device_put(
+      stage.task.frozen, sharding.tree_shardings(stage.task.frozen, mesh)
+    )
+    with (
+      contextlib.closing(
+        inputs.train_batches(config, source, start_step=int(state.step))
+      ) as batches,
+      jax.set_mesh(mesh),
+      # Closed on errors too: TensorBoard's thread outlives the main one, and
+      # would follow the error with a traceback of its own.
+      _writer(workdir, int(state.step)) as writer,
+    ):
+      return loop.run(
+        state,
+        step_fn,
+        frozen,
+        batches,
+        name=config.task,
+        schedule=loop.Schedule(
+          steps=config.train.steps,
+          log_every=config.train.log_every,
+          evaluate_every=config.evaluation.every,
+          save_every=config.checkpoint.every,
+        ),
+        mesh=mesh,
+        checkpointer=checkpointer,
+        meta=meta,
+        evaluators=stage.evaluators(frozen),
+        writer=writer,
+      )
 
 
-def place(tree: PyTree, mesh) -> PyTree:
-  """Puts frozen parameters where the shape rule says."""
-  return jax.device_put(tree, sharding.tree_shardings(tree, mesh))
+def _check_workdir(
+  config: ml_collections.ConfigDict, resolved: dict[str, Any], workdir: str
+) -> int | None:
+  """The step to continue from, or None for a fresh run.
 
-
-def _keep_card(programs: TrainPrograms, workdir: str) -> None:
-  """Writes what the training costs; what was known before stays."""
-  try:
-    card = programs.card()
-  except ValueError as error:
-    # Of no consequence to the training itself.
-    logging.warning('no cost card: %s', error)
-    return
-  with contextlib.suppress(errors.UserError):
-    card = cost.complete(card, cost.read(workdir))
-  cost.write(card, workdir)
-
-
-def _check_workdir(config, resolved, workdir) -> int | None:
-  """The step to continue from, or None; raises where training cannot."""
+  Raises:
+    UserError: the workdir cannot be written, or belongs to another run.
+  """
   files.check_folder('workdir', workdir)
   workdirs.check_config(workdir, resolved)
   latest = workdirs.latest_step(workdir)
@@ -95,8 +141,13 @@ def _check_workdir(config, resolved, workdir) -> int | None:
   return latest
 
 
-def _resume(abstract, checkpointer, latest, meta):
-  """The saved state."""
+def _resume(
+  abstract: state_lib.TrainState,
+  checkpointer: checkpointing.Checkpointer,
+  latest: int,
+  meta: dict[str, Any],
+) -> state_lib.TrainState:
+  """Restores a state; CheckpointError for one of other data or another seed."""
   state, saved = checkpointer.restore(abstract, latest)
   for key, value in meta.items():
     if saved.get(key) != value:
@@ -108,37 +159,25 @@ def _resume(abstract, checkpointer, latest, meta):
   return state
 
 
-def _run(
-  config, built, state, programs, frozen, source, mesh, checkpointer, meta,
-  workdir,
-):  # fmt: skip
-  step = int(state.step)
-  first = jax.process_index() == 0
-  batches = inputs.train_batches(config, source, start_step=step)
-  # Closed on errors too: TensorBoard's thread outlives the main one, and
-  # would follow the error with a traceback of its own.
-  writer = (
-    contextlib.closing(logging_lib.MetricsWriter(workdir, start_step=step))
-    if first
-    else contextlib.nullcontext()
+def _keep_card(step_fn: programs.TrainPrograms, workdir: str) -> None:
+  """Writes the cost card; what only an earlier card knows stays in it."""
+  try:
+    card = step_fn.card()
+  except ValueError as error:
+    # A program that cannot be counted can still be trained.
+    logging.warning('no cost card: %s', error)
+    return
+  with contextlib.suppress(errors.UserError):
+    card = cost.complete(card, cost.read(workdir))
+  cost.write(card, workdir)
+
+
+def _writer(
+  workdir: str, start_step: int
+) -> contextlib.AbstractContextManager[logging_lib.MetricsWriter | None]:
+  """The metrics' writer on the first process, None on the others."""
+  if jax.process_index():
+    return contextlib.nullcontext()
+  return contextlib.closing(
+    logging_lib.MetricsWriter(workdir, start_step=start_step)
   )
-  schedule = loop.Schedule(
-    steps=config.train.steps,
-    log_every=config.train.log_every,
-    evaluate_every=config.evaluation.every,
-    save_every=config.checkpoint.every,
-  )
-  with contextlib.closing(batches), jax.set_mesh(mesh), writer as log:
-    return loop.run(
-      state,
-      programs,
-      frozen,
-      batches,
-      name=config.task,
-      schedule=schedule,
-      mesh=mesh,
-      checkpointer=checkpointer,
-      meta=meta,
-      evaluators=built.evaluators(frozen),
-      writer=log,
-    )

@@ -1,4 +1,4 @@
-"""Agreement among the processes of one run, each of which may fail by itself."""
+"""Agreement among the processes of one run, each of which may fail alone."""
 
 import contextlib
 import hashlib

@@ -108,7 +108,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """Stands for a tasks.encoding.Encoding."""
+  """Stands for a tasks.frozen_encoders.FrozenEncoders."""
 
   shapes: dict[str, Shape]
   align_mode: str = 'repeat'

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from selfboottok_jax.pretrained import vit, vit_weights
-from selfboottok_jax.stages import encoder_init
+from selfboottok_jax.stages import initialization
 from tests.golden import fixtures
 
 pytestmark = pytest.mark.golden
@@ -28,11 +28,11 @@ def test_is_what_the_reference_starts_from(suffix, layout):
   width, p = meta['embed_dim'], meta['patch_size']
   side = meta['image_size'] // p
   network = vit.Vit(
-    encoder_init.GRID, encoder_init.PATCH_SIZE, width, meta['depth'],
+    initialization.GRID, initialization.PATCH_SIZE, width, meta['depth'],
     meta['num_heads'], 4 * width, layer_scale=True,
   )  # fmt: skip
   params = vit_weights.read(weights, network, layout, 'test')
-  mapped = encoder_init.encoder_params(network, params, side, p)
+  mapped = initialization.encoder_params(network, params, side, p)
 
   kernel = mapped['patch_embed']['kernel'].reshape(p, p, 3, width)
   check(

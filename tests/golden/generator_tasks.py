@@ -56,7 +56,9 @@ def make_task(network: networks.Network, meta: dict[str, Any]):
     cls=meta['beta_cls'],
     align=meta['proj_coeff'],
   )
-  encoder = frozen_encoders.Encoding(codec, teacher, True, goal.align_mode)
+  encoder = frozen_encoders.FrozenEncoders(
+    codec, teacher, True, goal.align_mode
+  )
   return generator.GeneratorTask(model, goal, encoder, cached=True)
 
 

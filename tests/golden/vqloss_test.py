@@ -117,7 +117,7 @@ def _check_generator(case, monkeypatch, phase, step, params, stats):
       step=step, warmup_steps=meta['perceptual_warmup'],
     )  # fmt: skip
     mse = pixel.pixel_loss(case.images, reconstruction, kind='mse')
-    game, after = case.critic.generator_loss(
+    game, after = case.critic.fooling_loss(
       reconstruction, case.inputs(params, stats), jax.random.key(0)
     )
     return mse + distance + weight * game, after

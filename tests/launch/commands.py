@@ -20,7 +20,7 @@ from tests.launch import tiny
 ROOT = pathlib.Path(__file__).parents[2]
 # What the mains import, but no main: each defines flags of the same names.
 _PRELOAD = [
-  'selfboottok_jax.presets.evaluate',
+  'configs.evaluate',
   'selfboottok_jax.stages.train',
   'selfboottok_jax.evaluation.evaluate',
   'selfboottok_jax.evaluation.report',

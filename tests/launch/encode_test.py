@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import data, errors
-from selfboottok_jax.stages import inputs, provenance
+from selfboottok_jax.stages import frozen_encoders, inputs
 from tests.launch import encodes, pictures
 
 
@@ -45,7 +45,7 @@ def test_cache_holds_what_a_training_would_compute(split, cache, runs, photos):
   source.check(
     tokenizer.fingerprint, config.networks.teacher, 'float32', encoding
   )
-  assert source.index.made_by == provenance.made_by(
+  assert source.index.made_by == frozen_encoders.provenance(
     config, encoding, tokenizer.fingerprint
   )
 

@@ -8,7 +8,7 @@ import pytest
 
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.pretrained import vit
-from selfboottok_jax.stages import encoder_init, inputs, registry
+from selfboottok_jax.stages import initialization, inputs, registry
 from selfboottok_jax.training import checkpointing, sharding, workdirs
 from selfboottok_jax.training import state as state_lib
 from tests import tiny as models
@@ -64,10 +64,10 @@ def test_a_fresh_training_starts_from_it(config, loads):
   assert spec == 'dinov2_b'
   # As trained; the model's are 2 x 2 patches of 8 pixels.
   assert (network.grid, network.patch_size) == ((37, 37), 14)
-  mapped = encoder_init.encoder_params(network, params, 2, 8)
+  mapped = initialization.encoder_params(network, params, 2, 8)
   for group in (state.params, state.ema):
     encoder = group['tokenizer']['encoder']
-    assert encoder.keys() - mapped.keys() == set(encoder_init.FRESH)
+    assert encoder.keys() - mapped.keys() == set(initialization.FRESH)
     for name, module in mapped.items():
       models.assert_same(encoder[name], module)
 

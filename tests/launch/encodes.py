@@ -5,7 +5,7 @@ import numpy as np
 
 from selfboottok_jax import data, inference
 from selfboottok_jax.data import transforms
-from selfboottok_jax.stages import encoding_builder
+from selfboottok_jax.stages import frozen_encoders
 from tests.launch import tiny
 
 CONFIG = '--config=tests/launch/tiny.py:generator'
@@ -38,8 +38,8 @@ def config(runs, photos, cache=''):
 
 def encoding(runs, config):
   tokenizer = inference.load_tokenizer(runs / 'tokenizer')
-  return tokenizer, encoding_builder.build_encoding(
-    config, tokenizer.codec, tokenizer.patch_size
+  return tokenizer, frozen_encoders.from_config(
+    config, tokenizer.image_encoder, tokenizer.patch_size
   )
 
 

@@ -1,11 +1,8 @@
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer_params
-from tests import tiny
 
 PARAMS = {
   'encoder': {'w': jnp.ones(2)},
@@ -45,27 +42,3 @@ def test_served_are_the_means_over_what_was_never_trained():
   }
   del params['base']
   assert tokenizer_params.served_params(params, ema) == {'local2d': 3}
-
-
-def test_adopt_takes_over_and_places():
-  stored = jax.tree.map(lambda a: np.asarray(7 * a), PARAMS)
-  device = jax.devices()[3]
-  fresh = jax.device_put(PARAMS, device)
-  taken = tokenizer_params.adopt(fresh, stored | {'other': {}}, what='run')
-  tiny.assert_same(taken, stored)
-  assert {leaf.device for leaf in jax.tree.leaves(taken)} == {device}
-
-
-@pytest.mark.parametrize('other', [{'w': np.ones(5)}, {'v': np.ones(3)}, None])
-def test_adopt_names_what_does_not_fit(other):
-  stored = {k: v for k, v in PARAMS.items() if k != 'local2d'}
-  if other is not None:
-    stored['local2d'] = other
-  with pytest.raises(
-    errors.CheckpointError, match='tokenizer=RUN does not fit: local2d absent'
-  ):
-    tokenizer_params.adopt(PARAMS, stored, what='tokenizer=RUN')
-  taken = tokenizer_params.adopt(
-    PARAMS, stored, what='RUN', may_differ=('local2d',)
-  )
-  tiny.assert_same(taken, PARAMS)

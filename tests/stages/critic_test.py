@@ -115,7 +115,7 @@ def test_every_forward_moves_the_statistics_on():
   assert tiny.changed(
     outputs.stats[critic_lib.GROUP], two.stats[critic_lib.GROUP]
   )
-  _, after = critic.generator_loss(FAKE, inputs, jax.random.key(0))
+  _, after = critic.fooling_loss(FAKE, inputs, jax.random.key(0))
   assert tiny.changed(norms, after[critic_lib.GROUP])
   tiny.assert_same(after['lecam'], inputs.stats['lecam'])
 
@@ -133,7 +133,7 @@ def test_the_generator_is_judged_through_the_augmentation(
   @jax.jit
   @jax.grad
   def slope(x):
-    return critic.generator_loss(x, inputs, jax.random.key(5))[0]
+    return critic.fooling_loss(x, inputs, jax.random.key(5))[0]
 
   gradient = slope(FAKE)
   assert jnp.any(gradient[:, :8] != 0)

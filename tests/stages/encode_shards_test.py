@@ -8,7 +8,12 @@ from selfboottok_jax.data import (
   latent_index,
   latent_writer,
 )
-from selfboottok_jax.stages import encode_shards, encoder, inputs, provenance
+from selfboottok_jax.stages import (
+  encode_shards,
+  encoder,
+  frozen_encoders,
+  inputs,
+)
 from tests.launch import encodes
 
 
@@ -20,7 +25,7 @@ def _write_in_process(encoding, tokenizer, config, out, batch_size):
     'float32',
     {name: leaf.shape for name, leaf in encoding.shapes.items()},
     source.class_names,
-    provenance.made_by(config, encoding, tokenizer.fingerprint),
+    frozen_encoders.provenance(config, encoding, tokenizer.fingerprint),
     {'val': latent_index.Split(len(source), 2, source.fingerprint)},
   )
   latent_files.write_index(out, index)

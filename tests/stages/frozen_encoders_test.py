@@ -69,10 +69,10 @@ def test_nothing_is_learnt_through_it(params):
 def test_what_the_teacher_has_not_is_refused(params):
   codec = tokenizer.image_encoder_of(tiny.make_tokenizer(), params)
   with pytest.raises(errors.ConfigError, match='need a teacher'):
-    frozen_encoders.Encoding(codec, None, has_cls=True)
+    frozen_encoders.FrozenEncoders(codec, None, has_cls=True)
   with pytest.raises(errors.ConfigError, match='wanted one of repeat'):
-    frozen_encoders.Encoding(codec, None, align_mode='each')
+    frozen_encoders.FrozenEncoders(codec, None, align_mode='each')
   teacher = pretrained.load_network('dct', patch_size=4, dim=8)
-  headless = frozen_encoders.Encoding(codec, teacher, has_cls=True)
+  headless = frozen_encoders.FrozenEncoders(codec, teacher, has_cls=True)
   with pytest.raises(errors.ConfigError, match='dct has no class vector'):
     _ = headless.shapes

@@ -9,7 +9,7 @@ from selfboottok_jax import errors
 from selfboottok_jax.flow import code_scale
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.flow import times as times_lib
-from selfboottok_jax.stages import generator
+from selfboottok_jax.stages import generator, generator_stage
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
 from tests.stages import generators, tokenizers
@@ -29,7 +29,7 @@ def test_statistics_against_numpy(codes, kind):
   axes = (0, 1) if kind == 'channel' else None
   # Batches of unequal size weigh by their images.
   batches = (codes[i:j] for i, j in ((0, 32), (32, 49), (49, 50)))
-  measured = generator.measure_latents(batches, kind)
+  measured = generator_stage.measure_codes(batches, kind)
   for name, function in (('mean', np.mean), ('std', np.std)):
     assert measured[name].shape == (E,)
     assert measured[name].dtype == np.float32
@@ -40,12 +40,12 @@ def test_statistics_against_numpy(codes, kind):
 
 
 def test_a_dead_channel_does_not_divide_by_zero():
-  measured = generator.measure_latents([np.zeros((4, K, E))], 'channel')
+  measured = generator_stage.measure_codes([np.zeros((4, K, E))], 'channel')
   assert np.all(measured['std'] > 0)
 
 
 def test_normalise_and_back(codes):
-  measured = generator.measure_latents([codes], 'channel')
+  measured = generator_stage.measure_codes([codes], 'channel')
   x = code_scale.normalise(jnp.asarray(codes), measured)
   np.testing.assert_allclose(np.mean(x, axis=(0, 1)), 0.0, atol=1e-5)
   np.testing.assert_allclose(np.std(x, axis=(0, 1)), 1.0, rtol=1e-4)
@@ -80,7 +80,7 @@ def history(tokenizer_params):
   batch = {'image': tiny.images(32), 'label': jnp.arange(32) % CLASSES}
   state = tokenizers.init_state(task, steps=100)
   codes = task.encode(task.frozen, batch)['codes']
-  latents = generator.measure_latents([np.asarray(codes)], 'scalar')
+  latents = generator_stage.measure_codes([np.asarray(codes)], 'scalar')
   start = state.replace(stats={'latents': jax.tree.map(jnp.asarray, latents)})
   state, losses = start, []
   for _ in range(60):

@@ -20,7 +20,7 @@ def make_encoding(tokenizer_params, *, has_cls=True, align_mode='repeat'):
     teacher = pretrained.load_network(
       'hog', patch_size=tiny.TOKENIZER['patch_size']
     )
-  return frozen_encoders.Encoding(codec, teacher, has_cls, align_mode)
+  return frozen_encoders.FrozenEncoders(codec, teacher, has_cls, align_mode)
 
 
 def make_task(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.stages import outline, programs
+from selfboottok_jax.stages import dry_run, programs
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 from tests.launch import tiny
@@ -16,9 +16,9 @@ def _programs(task, **fields):
   if task == 'tokenizer':
     config.loss.adversarial_start = 0.5
   config.model.update(fields)
-  sketch = outline.outline(config)
+  sketch = dry_run.abstract_task(config)
   return config, programs.TrainPrograms(
-    config, sketch.task, sketch.optimizers, sharding.make_mesh()
+    config, sketch.task, sharding.make_mesh()
   )
 
 
@@ -74,7 +74,7 @@ def test_no_phase_is_traced_twice(monkeypatch):
     lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding),
     step_fn.batch,
   )
-  frozen = outline.materialise(step_fn.frozen, sharding.make_mesh())
+  frozen = dry_run.materialise(step_fn.frozen, sharding.make_mesh())
   for step in range(3):
     state, _ = step_fn(state, frozen, batch, step)
   assert int(state.step) == 3

@@ -100,8 +100,3 @@ def test_what_a_continued_run_may_change(begun, changes):
   workdirs.write_config(str(begun), changed)
   stored = workdirs.read_config(str(begun), '--workdir')
   assert stored == json.loads(json.dumps(changed))
-
-
-def test_flatten():
-  nested = {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
-  assert trees.flatten(nested) == {'a.b': 1, 'a.c.d': 2, 'e': 3}

@@ -6,7 +6,7 @@ import pytest
 from selfboottok_jax import inference, pretrained
 from selfboottok_jax.evaluation import evaluate, frechet
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.stages import generator_evaluators
+from selfboottok_jax.stages import generator_stage
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
@@ -45,7 +45,7 @@ def test_velocity_of_a_fresh_model_is_the_power_of_its_target(batches, params):
   task = generators.make_task(params)
   fresh, stats = jax.jit(task.init)(jax.random.key(0))
   state = _state(fresh, fresh, stats)
-  evaluator = generator_evaluators.Velocity(
+  evaluator = generator_stage.Velocity(
     task, batches, sharding.make_mesh(), task.frozen
   )
   first, second = dict(evaluator.run(state)), dict(evaluator.run(state))
@@ -72,7 +72,7 @@ def test_gaussian_baseline_is_what_regression_leaves(name):
     slope = np.mean(target * seen) / np.mean(seen**2)
     left = np.mean((target - slope * seen) ** 2)
     np.testing.assert_allclose(
-      generator_evaluators._gaussian_loss(path, t)[0], left, rtol=0.03
+      generator_stage._gaussian_loss(path, t)[0], left, rtol=0.03
     )
 
 
@@ -90,7 +90,7 @@ def parts():
   batches = [
     {'image': images, 'mask': np.arange(8) < 7},
   ]
-  evaluator = generator_evaluators.SampleDistance(
+  evaluator = generator_stage.SampleDistance(
     task,
     tokenizer,
     inference.Sampling(num_steps=3),

@@ -1,11 +1,13 @@
-"""The encoder's start from DINOv2 without registers, the paper's stabiliser.
+"""How a state starts: from another run, or its encoder from DINOv2.
 
-Its weights are resampled here, once, to the patches and the grid of the model.
-They are those of a network on ImageNet-normalised images, while the encoder
-sees [-1, 1]: so does the reference.
+DINOv2 without registers is the paper's stabiliser of stage 1. Its weights are
+resampled once to the patches and the grid of the model. They belong to a
+network on ImageNet-normalised images, while the encoder sees [-1, 1]: the
+reference does the same.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,19 +17,88 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.models import tokenizer_params, transformer
+from selfboottok_jax.models import transformer
 from selfboottok_jax.pretrained import resample, vit
 from selfboottok_jax.training import state as state_lib
 
-# What no vision transformer has; they stay as initialised.
+# Modules that no vision transformer has; they stay as initialised.
 FRESH = ('latent_queries', 'to_code')
-# Of DINOv2's own training.
+# Initial gain of the residual branches in DINOv2's own training.
 LAYER_SCALE = 1e-5
+# Position table and patches of the published DINOv2.
 GRID, PATCH_SIZE = (37, 37), 14
 
 
+def adopt(
+  fresh: Mapping[str, PyTree],
+  stored: Mapping[str, PyTree],
+  *,
+  what: str,
+  may_differ: Collection[str] = (),
+) -> dict[str, PyTree]:
+  """Takes modules over from another run, placed like the fresh ones.
+
+  Args:
+    fresh: parameters by module, as initialised.
+    stored: parameters by module, from another run.
+    what: names the other run in errors.
+    may_differ: modules that stay fresh where the other run lacks them or has
+      them in other shapes.
+
+  Returns:
+    Parameters by module.
+
+  Raises:
+    CheckpointError: any other module is missing there or has other shapes.
+  """
+  taken, misfits = {}, []
+  for name, module in fresh.items():
+    if name in stored and _shapes(module) == _shapes(stored[name]):
+      taken[name] = jax.tree.map(
+        lambda new, old: jax.device_put(old, new.sharding),
+        module,
+        stored[name],
+      )
+    elif name in may_differ:
+      taken[name] = module
+    else:
+      misfits.append(name)
+  if misfits:
+    raise errors.CheckpointError(
+      f'{what} does not fit: {", ".join(misfits)} absent or of other shapes '
+      'there; wanted a run with the same model.*, loss.*, networks.* and '
+      'discriminator.*'
+    )
+  return taken
+
+
+def fine_tune(
+  state: state_lib.TrainState,
+  group: str,
+  stored: Mapping[str, PyTree],
+  workdir: str,
+  may_differ: Collection[str] = (),
+) -> state_lib.TrainState:
+  """Takes a group's parameters over from another run.
+
+  Optimiser moments start fresh, and the running mean as a copy. Arguments are
+  those of `adopt`; `workdir` is the other run's.
+  """
+  taken = adopt(
+    state.params[group],
+    stored,
+    what=f'init_from={workdir}',
+    may_differ=may_differ,
+  )
+  return dataclasses.replace(
+    state,
+    params={**state.params, group: taken},
+    ema={**state.ema, group: jax.tree.map(jnp.copy, taken)},
+  )
+
+
 def check_gains(model: tokenizer_lib.Tokenizer, spec: str) -> None:
-  """ConfigError for a model whose blocks have no gains to take over."""
+  """Raises ConfigError if the model's blocks have no gains to take over."""
   if not model.layer_scale:
     raise errors.ConfigError(
       f'encoder_from={spec} with model.layer_scale=0, but its blocks have '
@@ -39,7 +110,7 @@ def check_gains(model: tokenizer_lib.Tokenizer, spec: str) -> None:
 def check_sizes(
   model: tokenizer_lib.Tokenizer, network: vit.Vit, spec: str
 ) -> None:
-  """ConfigError unless the encoder is a transformer of the same sizes."""
+  """Raises ConfigError unless the encoder has the transformer's sizes."""
   ours = {
     'model.encoder_width': (model.encoder_width, network.width),
     'model.encoder_depth': (model.encoder_depth, network.depth),
@@ -68,17 +139,17 @@ def check_sizes(
 def encoder_params(
   network: vit.Vit, params: PyTree, side: int, patch_size: int
 ) -> dict[str, PyTree]:
-  """A transformer's parameters under the names of `models.encoder`.
+  """Renames and resamples a transformer's parameters for `models.encoder`.
 
   Args:
-    network: what the parameters are of, as trained: resampling twice is not
-      resampling once.
-    params: on the host or on devices.
-    side: rows and columns of patches that the encoder has.
+    network: the transformer as it was trained; one that was resampled before
+      would be resampled twice, which is not the same.
+    params: its parameters, on the host or on devices.
+    side: rows and columns of the encoder's patches.
     patch_size: of the encoder.
 
   Returns:
-    Arrays on the host, for all but what `FRESH` names.
+    Arrays on the host for all modules but those in `FRESH`.
   """
   params = jax.device_get(params)
   stacks = [
@@ -103,16 +174,17 @@ def encoder_params(
   }
 
 
-def start(
+def start_encoder(
   state: state_lib.TrainState,
   model: tokenizer_lib.Tokenizer,
   network: vit.Vit,
   params: Mapping[str, Any],
   spec: str,
 ) -> state_lib.TrainState:
-  """A fresh state whose encoder is `network`, but for what that has not.
+  """Replaces the encoder of a fresh state by `network`.
 
   Arrays are placed like the fresh ones; the running mean starts as a copy.
+  Modules that `network` lacks stay fresh.
 
   Raises:
     ConfigError: the model's encoder is of other sizes, see `check_sizes`.
@@ -120,15 +192,20 @@ def start(
   check_sizes(model, network, spec)
   side = model.image_size // model.patch_size
   tokenizer = state.params['tokenizer']
-  encoder = tokenizer_params.adopt(
+  encoder = adopt(
     tokenizer['encoder'],
-    # Of the host: a device's could not be placed on a mesh of several hosts.
+    # From the host: one device's arrays cannot move to a mesh of several hosts.
     encoder_params(network, params, side, model.patch_size),
     what=f'encoder_from={spec}',
     may_differ=FRESH,
   )
   tokenizer = {**tokenizer, 'encoder': encoder}
-  return state.replace(
+  return dataclasses.replace(
+    state,
     params={**state.params, 'tokenizer': tokenizer},
     ema={**state.ema, 'tokenizer': jax.tree.map(jnp.copy, tokenizer)},
   )
+
+
+def _shapes(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda leaf: leaf.shape, tree)

@@ -6,7 +6,7 @@ import pytest
 from selfboottok_jax import errors
 from selfboottok_jax.models import encoder
 from selfboottok_jax.pretrained import vit
-from selfboottok_jax.stages import encoder_init
+from selfboottok_jax.stages import initialization
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
@@ -42,8 +42,10 @@ def test_encoder_is_the_transformer_with_queries_for_registers(params):
   images = tiny.images(2)
   fresh = jax.jit(module.init)(jax.random.key(1), images)['params']
   fresh = tiny.awake(fresh)
-  mapped = encoder_init.encoder_params(NETWORK, params, SIDE, MODEL.patch_size)
-  assert set(mapped) | set(encoder_init.FRESH) == set(fresh)
+  mapped = initialization.encoder_params(
+    NETWORK, params, SIDE, MODEL.patch_size
+  )
+  assert set(mapped) | set(initialization.FRESH) == set(fresh)
   codes = jax.jit(module.apply)({'params': fresh | mapped}, images)
 
   registered = NETWORK.clone(registers=k)
@@ -77,7 +79,7 @@ def test_fresh_state_takes_all_but_queries_and_codes(params, fsdp, monkeypatch):
 
   where = sharding.tree_shardings(jax.eval_shape(init), mesh)
   fresh = jax.jit(init, out_shardings=where)()
-  state = encoder_init.start(fresh, MODEL, NETWORK, params, 'test')
+  state = initialization.start_encoder(fresh, MODEL, NETWORK, params, 'test')
   jax.tree.map(
     lambda new, old: (
       new.sharding.is_equivalent_to(old.sharding, new.ndim)
@@ -89,9 +91,11 @@ def test_fresh_state_takes_all_but_queries_and_codes(params, fsdp, monkeypatch):
   kernel = state.params['tokenizer']['encoder']['patch_embed']['kernel']
   assert kernel.sharding.is_fully_replicated == (fsdp == 1)
   before, after = (s.params['tokenizer'] for s in (fresh, state))
-  mapped = encoder_init.encoder_params(NETWORK, params, SIDE, MODEL.patch_size)
+  mapped = initialization.encoder_params(
+    NETWORK, params, SIDE, MODEL.patch_size
+  )
   for name, module in after['encoder'].items():
-    taken = name not in encoder_init.FRESH
+    taken = name not in initialization.FRESH
     tiny.assert_same(module, mapped[name] if taken else before['encoder'][name])
   for name in before.keys() - {'encoder'}:
     tiny.assert_same(after[name], before[name])
@@ -105,7 +109,7 @@ def test_fresh_state_takes_all_but_queries_and_codes(params, fsdp, monkeypatch):
 def test_all_sizes_that_differ_are_in_one_error():
   model = MODEL.clone(encoder_depth=2, head_dim=4, mlp_ratio=2.0)
   with pytest.raises(errors.ConfigError) as caught:
-    encoder_init.check_sizes(model, NETWORK.clone(registers=4), 'dinov2_b')
+    initialization.check_sizes(model, NETWORK.clone(registers=4), 'dinov2_b')
   for words in (
     'encoder_from=dinov2_b',
     'model.encoder_depth=2, wanted 3',
@@ -115,10 +119,41 @@ def test_all_sizes_that_differ_are_in_one_error():
   ):
     assert words in str(caught.value)
   assert 'encoder_width' not in str(caught.value)
-  encoder_init.check_sizes(MODEL, NETWORK, 'dinov2_b')
+  initialization.check_sizes(MODEL, NETWORK, 'dinov2_b')
 
 
 def test_a_model_without_gains_is_refused():
   with pytest.raises(errors.ConfigError, match=r'--config\.model\.layer_scale'):
-    encoder_init.check_gains(MODEL.clone(layer_scale=0.0), 'dinov2_b')
-  encoder_init.check_gains(MODEL, 'dinov2_b')
+    initialization.check_gains(MODEL.clone(layer_scale=0.0), 'dinov2_b')
+  initialization.check_gains(MODEL, 'dinov2_b')
+
+
+MODULES = {
+  'encoder': {'w': jnp.ones(2)},
+  'local2d': {'w': jnp.ones(3)},
+  'project_transport': {'w': jnp.ones(4)},
+}
+
+
+def test_adopt_takes_over_and_places():
+  stored = jax.tree.map(lambda a: np.asarray(7 * a), MODULES)
+  device = jax.devices()[3]
+  fresh = jax.device_put(MODULES, device)
+  taken = initialization.adopt(fresh, stored | {'other': {}}, what='run')
+  tiny.assert_same(taken, stored)
+  assert {leaf.device for leaf in jax.tree.leaves(taken)} == {device}
+
+
+@pytest.mark.parametrize('other', [{'w': np.ones(5)}, {'v': np.ones(3)}, None])
+def test_adopt_names_what_does_not_fit(other):
+  stored = {k: v for k, v in MODULES.items() if k != 'local2d'}
+  if other is not None:
+    stored['local2d'] = other
+  with pytest.raises(
+    errors.CheckpointError, match='tokenizer=RUN does not fit: local2d absent'
+  ):
+    initialization.adopt(MODULES, stored, what='tokenizer=RUN')
+  taken = initialization.adopt(
+    MODULES, stored, what='RUN', may_differ=('local2d',)
+  )
+  tiny.assert_same(taken, MODULES)

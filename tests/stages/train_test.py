@@ -1,0 +1,25 @@
+import numpy as np
+import pytest
+
+import selfboottok_jax as sbt
+from selfboottok_jax import errors
+from tests.launch import tiny
+
+
+def test_trains_from_python_and_the_run_is_loaded(tmp_path):
+  config = tiny.get_config('tokenizer')
+  config.data.batch_size = config.evaluation.batch_size = 8
+  state = sbt.train(config, tmp_path / 'tok')
+  assert int(state.step) == config.train.steps
+  tokenizer = sbt.load_tokenizer(tmp_path / 'tok')
+  codes = tokenizer.encode(np.zeros((2, 16, 16, 3), np.uint8))
+  assert codes.shape == (2, tokenizer.num_tokens, tokenizer.token_dim)
+  assert tokenizer.decode(codes).shape == (2, 16, 16, 3)
+
+
+def test_nothing_is_written_where_a_value_is_wrong(tmp_path):
+  config = tiny.get_config('tokenizer')
+  config.train.steps = 0
+  with pytest.raises(errors.ConfigError, match='train.steps=0'):
+    sbt.train(config, tmp_path / 'tok')
+  assert not (tmp_path / 'tok').exists()
