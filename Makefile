@@ -34,6 +34,7 @@ test-parity: $(VENV)/ready-parity
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/ready-test
 	$(BIN)/ruff check --fix .
@@ -55,4 +56,4 @@ $(VENV)/ready-parity: $(VENV)/ready-test requirements-parity.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache runs
+	rm -rf $(VENV) .cache .mypy_cache runs

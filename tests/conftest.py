@@ -3,9 +3,10 @@
 And tiny runs of every task, trained once for all tests that read them.
 """
 
+import ctypes
 import dataclasses
 import fcntl
-import inspect
+import gc
 import json
 import os
 import pathlib
@@ -14,11 +15,19 @@ import signal
 from importlib import metadata
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Commands that tests start read it too.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax'),
+)
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     # Tests compile much and compute little: a quarter less time without LLVM's
     # optimisations.
     '--xla_backend_optimization_level=0',
+    # A tenth less without these.
+    '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_parallel_codegen_split_count=1',
     # And a third less with the plainer fusions that jaxlib 0.10 still has.
     *(
       ['--xla_cpu_use_fusion_emitters=false']
@@ -39,11 +48,8 @@ import pytest
 
 from tests.launch import commands
 
-_CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
-
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
@@ -54,6 +60,35 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # Held for the whole run: annotations are checked wherever tests go.
 jaxtyping.install_import_hook('selfboottok_jax', 'beartype.beartype')
+
+# Programs stay in memory as long as JAX knows them; beyond this many bytes of
+# a process they are dropped, and what is wanted again comes from the cache.
+_ROOM = 1_200_000_000
+
+
+def pytest_collection_finish(session) -> None:
+  """What imports left behind is not searched again for garbage."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item) -> None:
+  """Two workers share a small machine."""
+  if _resident_bytes() > _ROOM:
+    jax.clear_caches()
+    gc.collect()
+    # glibc keeps freed memory else.
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+  """Memory of this process; 0 where the system has no /proc."""
+  statistics = pathlib.Path('/proc/self/statm')
+  if not statistics.exists():
+    return 0
+  return int(statistics.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 @pytest.fixture(scope='session', autouse=True)

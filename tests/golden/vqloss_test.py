@@ -60,26 +60,31 @@ class _Case:
     fixtures.check(NAME, name, actual, self.recorded.arrays[name])
     self.seen.add(name)
 
-  def inputs(self, params, stats):
-    return state_lib.LossInputs(
-      params={critic_lib.GROUP: params},
-      frozen=self.critic.frozen,
-      batch={'image': self.images},
-      stats=stats,
-      carry={'reconstruction': self.reconstruction},
-      step=jnp.int32(0),
-      rng=jax.random.key(0),
-    )
+  def draws(self, phase, forwards):
+    """The recorded draws of these forwards of a phase, in this order."""
+    return [
+      diffaug_draws.read(self.recorded.arrays, f'in_{phase}/{forward}/')
+      for forward in forwards
+    ]
 
-  def replay(self, monkeypatch, phase, forwards):
-    """Lets the next forwards take the recorded draws, in this order."""
-    draws = iter(
-      [
-        diffaug_draws.read(self.recorded.arrays, f'in_{phase}/{forward}/')
-        for forward in forwards
-      ]
-    )
-    monkeypatch.setattr(diffaug, 'draw', lambda *_: next(draws))
+
+def _inputs(params, frozen, pair, stats):
+  images, reconstruction = pair
+  return state_lib.LossInputs(
+    params={critic_lib.GROUP: params},
+    frozen=frozen,
+    batch={'image': images},
+    stats=stats,
+    carry={'reconstruction': reconstruction},
+    step=jnp.int32(0),
+    rng=jax.random.key(0),
+  )
+
+
+def _replay(monkeypatch, draws):
+  """Lets the forwards of a trace take these draws, in this order."""
+  draws = iter(draws)
+  monkeypatch.setattr(diffaug, 'draw', lambda *_: next(draws))
 
 
 def test_every_recorded_array(monkeypatch):
@@ -91,11 +96,14 @@ def test_every_recorded_array(monkeypatch):
     'lecam': {side: jnp.float32(0) for side in ('real', 'fake')},
   }
   start = case.recorded.meta['disc_start']
+  generator, discriminator = _programs(case, monkeypatch)
   for phase, step in (
     ('before', start - 5), ('after', start + 5), ('after2', start + 6),
   ):  # fmt: skip
-    stats = _check_generator(case, monkeypatch, phase, step, params, stats)
-    stats = _check_discriminator(case, monkeypatch, phase, step, params, stats)
+    stats = _check_generator(case, generator, phase, step, params, stats)
+    stats = _check_discriminator(
+      case, discriminator, phase, step, params, stats
+    )
   _check_what_is_left(case, params, stats[critic_lib.GROUP])
   _check_distances(case)
   outputs = {n for n in case.recorded.arrays if n.startswith('out_')}
@@ -103,44 +111,59 @@ def test_every_recorded_array(monkeypatch):
   assert outputs - case.seen == {'out_d_grad_norm_names'}
 
 
-def _check_generator(case, monkeypatch, phase, step, params, stats):
+def _programs(case, monkeypatch):
+  """The losses of both players with their gradients, for every phase."""
+  warmup_steps = case.recorded.meta['perceptual_warmup']
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def generator(
+    reconstruction, images, distance, params, frozen, stats, step, weight, draws
+  ):
+    _replay(monkeypatch, draws)
+    percept, _ = perceptual.perceptual_loss(
+      case.lpips, distance, images, reconstruction,
+      step=step, warmup_steps=warmup_steps,
+    )  # fmt: skip
+    mse = pixel.pixel_loss(images, reconstruction, kind='mse')
+    inputs = _inputs(params, frozen, (images, reconstruction), stats)
+    game, after = case.critic.fooling_loss(
+      reconstruction, inputs, jax.random.key(0)
+    )
+    return mse + percept + weight * game, after
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def discriminator(params, frozen, pair, stats, has_begun, draws):
+    _replay(monkeypatch, draws)
+    inputs = _inputs(params, frozen, pair, stats)
+    value, outputs = case.critic.loss(params, inputs)
+    return has_begun * value, outputs.stats
+
+  return generator, discriminator
+
+
+def _check_generator(case, program, phase, step, params, stats):
   meta, arrays = case.recorded.meta, case.recorded.arrays
   # Not yet begun it is not in our program at all. There its forwards move the
   # statistics, and its weight is 0.
   weight = meta['disc_weight'] * (step >= meta['disc_start'])
-  case.replay(monkeypatch, phase, ['gen'])
-
-  @jax.jit
-  @functools.partial(jax.value_and_grad, has_aux=True)
-  def loss(reconstruction):
-    distance, _ = perceptual.perceptual_loss(
-      case.lpips, case.lpips.params, case.images, reconstruction,
-      step=step, warmup_steps=meta['perceptual_warmup'],
-    )  # fmt: skip
-    mse = pixel.pixel_loss(case.images, reconstruction, kind='mse')
-    game, after = case.critic.fooling_loss(
-      reconstruction, case.inputs(params, stats), jax.random.key(0)
-    )
-    return mse + distance + weight * game, after
-
-  (total, after), gradient = loss(case.reconstruction)
+  (total, after), gradient = program(
+    case.reconstruction, case.images, case.lpips.params, params,
+    case.critic.frozen, stats, step, weight, case.draws(phase, ['gen']),
+  )  # fmt: skip
   given = arrays['in_entropy_loss'] + arrays['in_align_loss']
   case.check(f'out_{phase}/g_total', total + given)
   case.check(f'out_{phase}/g_grad_recon', gradient.transpose(0, 3, 1, 2))
   return after
 
 
-def _check_discriminator(case, monkeypatch, phase, step, params, stats):
-  case.replay(monkeypatch, phase, FORWARDS)
+def _check_discriminator(case, program, phase, step, params, stats):
   has_begun = float(step >= case.recorded.meta['disc_start'])
-
-  @jax.jit
-  @functools.partial(jax.value_and_grad, has_aux=True)
-  def loss(params):
-    value, outputs = case.critic.loss(params, case.inputs(params, stats))
-    return has_begun * value, outputs.stats
-
-  (total, after), gradient = loss(params)
+  (total, after), gradient = program(
+    params, case.critic.frozen, (case.images, case.reconstruction), stats,
+    has_begun, case.draws(phase, FORWARDS),
+  )  # fmt: skip
   case.check(f'out_{phase}/d_total', total)
   norms = [
     np.linalg.norm(dino_weights.recorded_name(gradient, None, str(name)))

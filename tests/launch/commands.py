@@ -18,7 +18,6 @@ import jax
 from tests.launch import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-CACHE = ROOT / '.cache' / 'jax'
 # What the mains import, but no main: each defines flags of the same names.
 _PRELOAD = [
   'configs.evaluate',
@@ -32,10 +31,9 @@ _TIMEOUT = 900
 
 
 def environment() -> dict[str, str]:
-  """Of a command: this process's, on one CPU device and with its cache."""
+  """Of a command: this process's, on one CPU device."""
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
   }

@@ -160,7 +160,11 @@ def test_its_codec_encodes_without_a_decoder(loaded, pictures):
   image_encoder = loaded.image_encoder
   assert image_encoder.positions == '2d'
   assert set(image_encoder.params['network']) == {'encoder', 'quant'}
-  assert (image_encoder.num_tokens, image_encoder.token_dim, image_encoder.image_size) == (4, 32, SIZE)
+  assert (
+    image_encoder.num_tokens,
+    image_encoder.token_dim,
+    image_encoder.image_size,
+  ) == (4, 32, SIZE)
   images = jnp.asarray(pictures / 127.5 - 1, jnp.float32)
   np.testing.assert_allclose(
     jax.jit(image_encoder.encode)(image_encoder.params, images),

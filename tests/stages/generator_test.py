@@ -114,7 +114,7 @@ def test_statistics_are_placeholders_until_they_are_measured(history):
 def _batch(task, count=8):
   batch = {'image': tiny.images(count), 'label': jnp.arange(count) % CLASSES}
   if not task.frozen:
-    made = task.encoding(task.encoding.params, batch.pop('image'))
+    made = task.encoders(task.encoders.params, batch.pop('image'))
     batch |= made
   return batch
 
