@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import fcntl
 import gc
+import inspect
 import json
 import os
 import pathlib

@@ -52,7 +52,7 @@ class GeneratorStage:
       config, tokenizer.image_encoder, tokenizer.patch_size, abstract=cached
     )
     if cached:
-      assert isinstance(train, data.LatentSource)
+      assert isinstance(train, data.TokenCache)
       train.check(
         tokenizer.fingerprint,
         config.networks.teacher,
@@ -127,7 +127,7 @@ class GeneratorStage:
     kind = task.objective.latent_statistics
     count = task.objective.statistics_images or len(train)
     if not task.objective.statistics_images and isinstance(
-      train, data.LatentSource
+      train, data.TokenCache
     ):
       # A cache knows the statistics of all its images.
       return _cached_statistics(train.statistics, kind, task.model.token_dim)
