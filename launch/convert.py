@@ -14,8 +14,6 @@ import pathlib
 import shutil
 from typing import Any
 
-from absl import flags
-
 from launch import cli
 from selfboottok_jax import errors, files, pretrained
 from selfboottok_jax.evaluation import tables
@@ -27,17 +25,17 @@ from selfboottok_jax.pretrained import (
   weight_files,
 )
 
-_NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
-_OPTIONS = flags.DEFINE_list(
+FLAGS = cli.Flags()
+_NETWORK = FLAGS.string('network', '', 'NAME or NAME:SOURCE.')
+_OPTIONS = FLAGS.strings(
   'options', [], "The network's own, as grid=16,patch_size=14."
 )
-_OUT = flags.DEFINE_string('out', None, 'New folder or .safetensors file.')
-_LIST = flags.DEFINE_bool('list', False, 'Tell which networks are published.')
+_OUT = FLAGS.string('out', '', 'New folder or .safetensors file.')
+_LIST = FLAGS.switch('list', False, 'Tell which networks are published.')
 
 
-def main(argv) -> None:
+def main() -> None:
   """Does what the flags say."""
-  del argv
   if _LIST.value:
     cli.say(listing())
     return
@@ -184,4 +182,4 @@ def _check_out(out: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, continues=False)
+  cli.run(main, FLAGS, continues=False)

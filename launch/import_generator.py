@@ -12,7 +12,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
-from absl import flags
 
 from launch import cli
 from selfboottok_jax import errors, files, inference, trees
@@ -26,12 +25,13 @@ from selfboottok_jax.pretrained import (
 )
 from selfboottok_jax.stages import imports
 
-_NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
-_TOKENIZER = flags.DEFINE_string(
-  'tokenizer', None, 'Run or autoencoder of its codes, if not the published.'
+FLAGS = cli.Flags()
+_NETWORK = FLAGS.string('network', '', 'NAME or NAME:SOURCE.')
+_WORKDIR = FLAGS.string('workdir', '', 'Where the run is written.')
+_TOKENIZER = FLAGS.string(
+  'tokenizer', '', 'Run or autoencoder of its codes, if not the published.'
 )
-_HEADS = flags.DEFINE_integer(
+_HEADS = FLAGS.integer(
   'heads', 0, 'Attention heads, of a width that none was published of.'
 )
 
@@ -39,9 +39,8 @@ _HEADS = flags.DEFINE_integer(
 _NOT_MODEL = {'num_tokens', 'token_dim', 'num_classes', 'parent', 'name'}
 
 
-def main(argv) -> None:
+def main() -> None:
   """Imports what the flags say."""
-  del argv
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
   files.check_folder('workdir', workdir)
@@ -141,4 +140,4 @@ def configure(
 
 
 if __name__ == '__main__':
-  cli.run(main, continues=False)
+  cli.run(main, FLAGS, continues=False)

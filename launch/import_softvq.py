@@ -11,8 +11,6 @@ import json
 import pathlib
 from typing import Any
 
-from absl import flags
-
 from launch import cli
 from selfboottok_jax import errors, files, trees
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -20,16 +18,16 @@ from selfboottok_jax.models import tokenizer_params
 from selfboottok_jax.pretrained import softvq, softvq_weights, weight_files
 from selfboottok_jax.stages import imports
 
-_NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
+FLAGS = cli.Flags()
+_NETWORK = FLAGS.string('network', '', 'NAME or NAME:SOURCE.')
+_WORKDIR = FLAGS.string('workdir', '', 'Where the run is written.')
 
 # Fields of the module that are no keys of `config.model`.
 _NOT_MODEL = {'image_size', 'parent', 'name'}
 
 
-def main(argv) -> None:
+def main() -> None:
   """Imports what the flags say."""
-  del argv
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
   files.check_folder('workdir', workdir)
@@ -80,4 +78,4 @@ def configure(model: tokenizer_lib.Tokenizer) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  cli.run(main, continues=False)
+  cli.run(main, FLAGS, continues=False)
