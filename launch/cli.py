@@ -34,7 +34,8 @@ from ml_collections import config_flags
 from selfboottok_jax import errors, trees
 from selfboottok_jax.training import loop, processes
 
-Holder, Texts = flags.FlagHolder, list[str]
+Holder = flags.FlagHolder
+Texts = list[str]
 # Errors of loading a config file, mistakes in the file included.
 _CONFIG_ERRORS = (
   AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError,
