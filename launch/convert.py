@@ -11,21 +11,14 @@ network on a machine without torch or without network: --network=NAME:FOLDER.
 
 import json
 import pathlib
-import shutil
 from typing import Any
 
 from absl import flags
 
 from launch import cli
-from selfboottok_jax import errors, files, pretrained
+from selfboottok_jax import errors, pretrained
 from selfboottok_jax.evaluation import tables
-from selfboottok_jax.pretrained import (
-  entries,
-  released_generators,
-  softvq,
-  store,
-  weight_files,
-)
+from selfboottok_jax.pretrained import store, weight_files
 
 _NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
 _OPTIONS = flags.DEFINE_list(
@@ -35,8 +28,8 @@ _OUT = flags.DEFINE_string('out', None, 'New folder or .safetensors file.')
 _LIST = flags.DEFINE_bool('list', False, 'Tell which networks are published.')
 
 
-def main(argv) -> None:
-  """Does what the flags say."""
+def main(argv: list[str]) -> None:
+  """Lists the networks, or imports the one that the flags name."""
   del argv
   if _LIST.value:
     cli.say(listing())
@@ -44,87 +37,19 @@ def main(argv) -> None:
   cli.require(network=_NETWORK.value)
   out = pathlib.Path(_OUT.value) if _OUT.value else None
   if out:
-    _check_out(out)
-  # The accelerator may be another's, and has nothing to do here.
+    store.check_new(out)
+  options = parse_options(_OPTIONS.value)
+  # The accelerator may be in use elsewhere, and is not needed here.
   cli.start_jax(devices=1)
-  for record in import_network(_NETWORK.value, _options(_OPTIONS.value)):
+  for record in pretrained.import_network(_NETWORK.value, **options):
     path = pathlib.Path(record['params'])
     if out:
-      path = export(path, out)
+      path = store.export(path, out)
     cli.say(summary(record, path))
 
 
-def import_network(
-  spec: str, options: dict[str, Any] | None = None
-) -> list[dict[str, Any]]:
-  """Loads a network or a distance, and so imports its weights.
-
-  Args:
-    spec: 'NAME' or 'NAME:SOURCE'.
-    options: of the network, see `pretrained`.
-
-  Returns:
-    The records of its weight files, see `store.watch`; there is usually one.
-
-  Raises:
-    UserError: no such network or option, or one without weights.
-    WeightsError: see `store.load`.
-  """
-  name = spec.partition(':')[0]
-  loader = next((load for names, load in _loaders() if name in names), None)
-  if loader is None:
-    if name in released_generators.RELEASED:
-      raise errors.ConfigError(
-        f'--network={spec} is a generator, which becomes a run: python -m '
-        f'launch.import_generator --network={spec} --workdir=RUN'
-      )
-    if name in softvq.RELEASED:
-      raise errors.ConfigError(
-        f'--network={spec} is a tokenizer, which becomes a run: python -m '
-        f'launch.import_softvq --network={spec} --workdir=RUN'
-      )
-    known = dict.fromkeys(name for names, _ in _loaders() for name in names)
-    raise errors.ConfigError(
-      f'--network={spec} is none; wanted one of {", ".join(known)}'
-    )
-  with store.watch() as records:
-    loader(spec, **(options or {}))
-  if not records:
-    raise errors.ConfigError(
-      f'--network={spec} has no weights to import; it can be used as it is'
-    )
-  return records
-
-
-def _loaders():
-  """Names of each kind of network, and what loads it."""
-  return (
-    (pretrained.PERCEPTUALS, pretrained.load_perceptual),
-    (pretrained.NETWORKS, pretrained.load_network),
-    (pretrained.TRUNKS, pretrained.load_trunk),
-  )
-
-
-def export(params: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-  """Copies imported parameters and their record to `out`; returns the path."""
-  is_file = out.suffix in weight_files.SUFFIXES
-  path = out if is_file else out / entries.PARAMS
-  record = out.with_suffix('.json') if is_file else out / entries.RECORD
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(params, path)
-    digest = {'params_sha256': entries.sha256(path)}
-    text = json.dumps((entries.record_of(path) or {}) | digest, indent=2)
-    record.write_text(text + '\n')
-  except OSError as error:
-    raise errors.ConfigError(
-      f'--out={out} cannot be written ({error.strerror}); choose another place'
-    ) from error
-  return path
-
-
 def summary(record: dict[str, Any], path: pathlib.Path) -> str:
-  """One line: network, size, source with its SHA-256, and where it is now."""
+  """One line: network, size, source with its SHA-256, and path of the copy."""
   count = sum(array.size for array in weight_files.read(path).values())
   digests = ' '.join(record['files'].values())
   return (
@@ -134,10 +59,7 @@ def summary(record: dict[str, Any], path: pathlib.Path) -> str:
 
 
 def listing() -> str:
-  """A table of `pretrained.published_networks`, and of released tokenizers."""
-  places = pretrained.published_networks() | {
-    name: place for name, place in softvq.RELEASED.items() if place
-  }
+  """A table of all networks that `--network` imports."""
   rows = [
     {
       'network': name,
@@ -146,13 +68,13 @@ def listing() -> str:
       'use': place.use,
       'hub or page': place.hub or place.url,
     }
-    for name, place in places.items()
+    for name, place in pretrained.published_networks().items()
   ]
   return tables.table(rows, list(rows[0]))
 
 
-def _options(given: list[str]) -> dict[str, Any]:
-  """Texts as NAME=VALUE to arguments: numbers, true and false are such."""
+def parse_options(given: list[str]) -> dict[str, Any]:
+  """Options from texts NAME=VALUE; numbers, true and false become such."""
   options = {}
   for text in given:
     name, equals, value = text.partition('=')
@@ -165,22 +87,6 @@ def _options(given: list[str]) -> dict[str, Any]:
     except ValueError:
       options[name] = value
   return options
-
-
-def _check_out(out: pathlib.Path) -> None:
-  """Raises ConfigError unless `out` is new, or an empty folder."""
-  if out.suffix in weight_files.SUFFIXES and out.suffix != '.safetensors':
-    raise errors.ConfigError(
-      f'--out={out}: parameters are written as .safetensors alone; choose such '
-      'a name, or a folder'
-    )
-  is_file = out.suffix == '.safetensors'
-  taken = [p for p in (out, out.with_suffix('.json')) if p.exists()]
-  if taken if is_file else out.is_dir() and any(out.iterdir()):
-    raise errors.ConfigError(
-      f'--out={out} is there already; choose a new one, nothing is overwritten'
-    )
-  files.check_folder('out', out.parent if is_file else out)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from absl import flags
 
 from launch import cli
 from selfboottok_jax import data, errors, files
-from selfboottok_jax.data import latent_files, latent_index, latent_writer
+from selfboottok_jax.data import token_cache, token_cache_writer
 from selfboottok_jax.stages import (
   checks,
   encode_rates,
@@ -70,7 +70,7 @@ def main(argv) -> None:
   encoding = frozen_encoders.from_config(
     config, tokenizer.image_encoder, tokenizer.patch_size
   )
-  given = latent_index.Index(
+  given = token_cache.Index(
     config.data.image_size,
     _DTYPE.value,
     {name: leaf.shape for name, leaf in encoding.shapes.items()},
@@ -80,16 +80,18 @@ def main(argv) -> None:
   )
   # Nothing is written before all have seen that they may.
   with processes.all_or_none():
-    index = latent_files.agree(out, given)
-    pending = {s: latent_writer.pending_shards(out, index, s) for s in sources}
-    room = latent_writer.check_room(out, index, pending)
+    index = token_cache.agree(out, given)
+    pending = {
+      s: token_cache_writer.pending_shards(out, index, s) for s in sources
+    }
+    room = token_cache_writer.check_room(out, index, pending)
   processes.check_same('caches to write', json.dumps(index.to_json()))
   share = _share(pending)
   encoder = None
   if any(share.values()):
     encoder = encoder_lib.Encoder(encoding, index.dtype, _batch_size())
   if jax.process_index() == 0:
-    latent_files.write_index(out, index)
+    token_cache.write_index(out, index)
     if room:
       cli.say(f'writing {_size(room)} to {out}')
   processes.meet('index')
@@ -124,11 +126,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 def _splits(
   out: str, sources: dict[str, data.Source]
-) -> dict[str, latent_index.Split]:
+) -> dict[str, token_cache.Split]:
   """What the index tells of the splits; shards are those that are there."""
   there = {}
-  if _SHARDS.value is None and pathlib.Path(out, latent_files.INDEX).exists():
-    there = latent_files.read_index(out).splits
+  if _SHARDS.value is None and pathlib.Path(out, token_cache.INDEX).exists():
+    there = token_cache.read_index(out).splits
   splits = {}
   for name, source in sources.items():
     shards = _SHARDS.value
@@ -138,7 +140,7 @@ def _splits(
       shards = min(usual, len(source))
       if name in there:
         shards = there[name].shards
-    splits[name] = latent_index.Split(len(source), shards, source.fingerprint)
+    splits[name] = token_cache.Split(len(source), shards, source.fingerprint)
   return splits
 
 
@@ -156,7 +158,7 @@ def _encode(
   encoder: encoder_lib.Encoder | None,
   sources: dict[str, data.Source],
   out: str,
-  index: latent_index.Index,
+  index: token_cache.Index,
   share: dict[str, list[int]],
 ) -> encode_rates.Rates | None:
   """Writes a share of the shards; without one there is no encoder."""
@@ -206,11 +208,14 @@ def _batch_size() -> int:
 
 
 def _finish(
-  out: str, index: latent_index.Index, pending: dict[str, list[int]]
+  out: str, index: token_cache.Index, pending: dict[str, list[int]]
 ) -> None:
   """Declares the splits complete, and says what there is."""
   for split, written in pending.items():
-    told, codes = index.splits[split], latent_writer.finish(out, index, split)
+    told, codes = (
+      index.splits[split],
+      token_cache_writer.finish(out, index, split),
+    )
     cli.say(
       f'{split}: {told.count:,} images, {len(written)} of {told.shards} shards '
       f'are new, {_size(told.count * index.record_bytes)}; codes have mean '

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from configs import evaluate as evaluate_config
 from selfboottok_jax import inference, trees
 from selfboottok_jax.models import (
   dino_discriminator,
@@ -17,7 +18,6 @@ from selfboottok_jax.models import (
   stylegan_discriminator,
 )
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from configs import evaluate as evaluate_config
 from selfboottok_jax.presets import generator, scaling, tokenizer
 from selfboottok_jax.stages import generator as generator_task
 from selfboottok_jax.stages import objective

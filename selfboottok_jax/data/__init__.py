@@ -1,7 +1,5 @@
 """Pictures, or a cache of them: sources -> rows -> pipeline -> batches."""
 
-from selfboottok_jax.data.latent_statistics import Statistics
-from selfboottok_jax.data.latents import LatentSource, open_latents
 from selfboottok_jax.data.pipeline import (
   EvalBatches,
   TrainBatches,
@@ -9,12 +7,17 @@ from selfboottok_jax.data.pipeline import (
   make_row_dataset,
   make_train_dataset,
 )
-from selfboottok_jax.data.procedural import ProceduralSource
+from selfboottok_jax.data.scenes import ProceduralSource
 from selfboottok_jax.data.sources import Source, describe, open_source
+from selfboottok_jax.data.token_cache import (
+  Statistics,
+  TokenCache,
+  open_token_cache,
+)
 
 __all__ = [
   'EvalBatches',
-  'LatentSource',
+  'TokenCache',
   'ProceduralSource',
   'Source',
   'Statistics',
@@ -23,6 +26,6 @@ __all__ = [
   'make_eval_dataset',
   'make_row_dataset',
   'make_train_dataset',
-  'open_latents',
+  'open_token_cache',
   'open_source',
 ]

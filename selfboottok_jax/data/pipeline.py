@@ -1,16 +1,10 @@
-"""Sources to batches, with grain's threads and worker processes.
-
-An iterator's state is never saved: grain 0.2.18 restores one taken under two
-workers with silently wrong batches under four. Order and augmentation are a
-pure function of (seed, step) instead, and a run that goes on is rebuilt at its
-step.
-"""
+"""What a row of a batch is: of a picture, or of what a cache kept of it."""
 
 import contextlib
 import dataclasses
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -19,8 +13,101 @@ from absl import flags
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import rows as rows_lib
-from selfboottok_jax.data import sources
+from selfboottok_jax.data import sources, token_cache, transforms
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPictures:
+  """Augmented pictures."""
+
+  source: sources.Source
+  transform: transforms.TrainTransform
+
+  def __call__(self, index: int, rng: np.random.Generator) -> Row:
+    """Reads and augments one."""
+    return self.transform(self.source[index], rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCodes:
+  """Of every image either it or its mirror image."""
+
+  source: token_cache.TokenCache
+  flip: bool
+
+  def __call__(self, index: int, rng: np.random.Generator) -> Row:
+    """Reads one, mirrored where `TrainTransform` mirrors a centre crop."""
+    return self.source.side(index, int(transforms.mirrors(self.flip, rng)))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalPictures:
+  """Centre crops, uint8."""
+
+  source: sources.Source
+  image_size: int
+
+  def __call__(self, index: int) -> Row:
+    """Reads and crops one."""
+    element = self.source[index]
+    image = transforms.center_crop(element['image'], self.image_size)
+    return {'image': image, 'label': np.int32(element['label'])}
+
+  def blank(self) -> Row:
+    """Padding: black, of class 0."""
+    shape = (self.image_size, self.image_size, 3)
+    return {'image': np.zeros(shape, np.uint8), 'label': np.int32(0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalCodes:
+  """Images as they are."""
+
+  source: token_cache.TokenCache
+
+  def __call__(self, index: int) -> Row:
+    """Reads one."""
+    return self.source.side(index, 0)
+
+  def blank(self) -> Row:
+    """Padding: zeros, of class 0."""
+    shapes = {
+      name: self.source.index.shapes[name] for name in self.source.names
+    }
+    zeros = {name: np.zeros(s, np.float32) for name, s in shapes.items()}
+    return {**zeros, 'label': np.int32(0)}
+
+
+EvalRows = EvalPictures | EvalCodes
+
+
+def train_rows(
+  source: sources.Source,
+  image_size: int,
+  *,
+  max_scale: float | None,
+  flip: bool,
+  random_crop: bool,
+) -> Callable[[int, np.random.Generator], Row]:
+  """What makes training rows of a source; ConfigError if it cannot."""
+  if isinstance(source, token_cache.TokenCache):
+    source.check_use(image_size, random_crop=random_crop)
+    return TrainCodes(source, flip)
+  scale = source.max_scale if max_scale is None else max_scale
+  return TrainPictures(
+    source, transforms.TrainTransform(image_size, scale, flip, random_crop)
+  )
+
+
+def eval_rows(source: sources.Source, image_size: int) -> EvalRows:
+  """What makes evaluation rows of a source; ConfigError if it cannot."""
+  if isinstance(source, token_cache.TokenCache):
+    source.check_use(image_size, random_crop=False)
+    return EvalCodes(source)
+  return EvalPictures(source, image_size)
+
 
 _SHUFFLE, _AUGMENT = range(2)
 
@@ -71,7 +158,7 @@ def make_train_dataset(
       cache, or one of another size.
   """
   local = _local_batch(batch_size, process_count)
-  draw = rows_lib.train_rows(
+  draw = train_rows(
     source, image_size, max_scale=max_scale, flip=flip, random_crop=random_crop
   )
   rows = (
@@ -146,7 +233,7 @@ def make_row_dataset(
   padding = -len(indices) % batch_size
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
-  rows = _Rows(rows_lib.eval_rows(source, image_size), share)
+  rows = _Rows(eval_rows(source, image_size), share)
   count = int(np.sum(indices >= 0))
   return EvalBatches(rows, count, local, num_threads, num_workers)
 
@@ -234,7 +321,7 @@ class _Share:
 class _Rows:
   """One process's rows of an evaluation, padded to whole batches."""
 
-  read: rows_lib.EvalRows
+  read: EvalRows
   indices: Int[np.ndarray, '_']
 
   def __len__(self) -> int:

@@ -9,7 +9,7 @@ import pathlib
 from typing import Any, Protocol, runtime_checkable
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, photos, procedural
+from selfboottok_jax.data import photos, scenes
 
 # Files by their first bytes, and what turns them into a plain tar.
 _PACKED = {
@@ -41,7 +41,7 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Reads one: {'image': uint8 [h, w, 3], 'label': int}.
 
-    A `latents.LatentSource` has its fields in place of 'image'.
+    A `token_cache.TokenCache` has its fields in place of 'image'.
     """
 
 
@@ -104,9 +104,9 @@ def open_source(source: str, path: str, split: str, image_size: int) -> Source:
       f'unknown data source {source!r}; wanted one of '
       f'{", ".join((*SOURCES, BUILT_IN))}'
     )
-  if split not in layout.SPLITS:
+  if split not in photos.SPLITS:
     raise errors.ConfigError(
-      f'unknown split {split!r}; wanted one of {", ".join(layout.SPLITS)}'
+      f'unknown split {split!r}; wanted one of {", ".join(photos.SPLITS)}'
     )
   if source == BUILT_IN:
     if path:
@@ -114,7 +114,7 @@ def open_source(source: str, path: str, split: str, image_size: int) -> Source:
         f'the built-in scenes read no files, but the path {path} was given; '
         f"leave it empty, or set the source to 'auto' to train on {path}"
       )
-    return procedural.ProceduralSource(split, image_size)
+    return scenes.ProceduralSource(split, image_size)
   if not path:
     raise errors.DataError(
       'the path of the photographs is empty; give a folder of images or a '

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
+
+from selfboottok_jax import pixels
 
 Pixels = UInt8[np.ndarray, '_ _ 3']
 
@@ -54,11 +56,6 @@ def center_crop(
   return image[top : top + size, left : left + size]
 
 
-def to_float(image: UInt8[np.ndarray, '...']) -> Float[np.ndarray, '...']:
-  """Bytes to float32 in [-1, 1]."""
-  return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
   """Random scale and crop, or the centre; flip; then float32 in [-1, 1].
@@ -91,7 +88,10 @@ class TrainTransform:
       image = center_crop(image, size)
     if mirrors(self.flip, rng):
       image = image[:, ::-1]
-    return {'image': to_float(image), 'label': np.int32(element['label'])}
+    return {
+      'image': pixels.to_float(image),
+      'label': np.int32(element['label']),
+    }
 
 
 def mirrors(flip: bool, rng: np.random.Generator) -> bool:

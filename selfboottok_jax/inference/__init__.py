@@ -12,10 +12,8 @@ from selfboottok_jax.inference.tokenizer import (
   load_tokenizer,
   tokenizer_of,
 )
-from selfboottok_jax.pretrained.autoencoder import (
-  ImageAutoencoder,
-  load_autoencoder,
-)
+from selfboottok_jax.pretrained import load_autoencoder
+from selfboottok_jax.pretrained.autoencoders import ImageAutoencoder
 
 __all__ = [
   'ImageAutoencoder',

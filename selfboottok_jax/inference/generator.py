@@ -19,7 +19,7 @@ from selfboottok_jax.inference import denoising
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
-from selfboottok_jax.pretrained import autoencoder
+from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.training import checkpointing
 
 _AXIS = 'data'
@@ -30,7 +30,7 @@ _DEVICE_BATCH = {'cpu': 4}
 _DEVICE_BATCH_ELSEWHERE = 32
 
 Labels = Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b']
-Tokenizer = tokenizer_lib.ImageTokenizer | autoencoder.ImageAutoencoder
+Tokenizer = tokenizer_lib.ImageTokenizer | autoencoders.ImageAutoencoder
 
 
 class ImageGenerator:

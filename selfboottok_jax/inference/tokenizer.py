@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from selfboottok_jax import errors, pixels
+from selfboottok_jax import errors, pixels, pretrained
 from selfboottok_jax.inference import tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.models import tokenizer_params
-from selfboottok_jax.pretrained import autoencoder, contract
+from selfboottok_jax.pretrained import autoencoders, contract
 from selfboottok_jax.training import checkpointing
 
 
@@ -30,7 +30,7 @@ class ImageTokenizer:
     num_tokens: k.
     token_dim: e.
     latent_dim: channels of a latent; e, as a token is one.
-    codec: its encoding half, for a generator's task.
+    image_encoder: its encoding half, for the generator that models its codes.
     fingerprint: of all that `encode` depends on. A generator works with every
       tokenizer of one fingerprint: stage 2 does not change it.
     step: updates made in training.
@@ -102,14 +102,14 @@ class ImageTokenizer:
 
 def load_tokenizer(
   workdir: str | os.PathLike[str],
-) -> ImageTokenizer | autoencoder.ImageAutoencoder:
+) -> ImageTokenizer | autoencoders.ImageAutoencoder:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
 
   A released 2D autoencoder, 'sdvae' or 'vavae', with ':SOURCE' where it is not
   to come from where it is published, takes the place of one, at 256 pixels.
   """
-  if autoencoder.is_autoencoder(str(workdir)):
-    return autoencoder.load_autoencoder(str(workdir))
+  if autoencoders.is_autoencoder(str(workdir)):
+    return pretrained.load_autoencoder(str(workdir))
   run = checkpointing.read_run(
     str(workdir), what='tokenizer workdir', task='tokenizer'
   )

@@ -1,14 +1,12 @@
 """Frozen networks: teachers, 2D latents and perceptual distances.
 
-A spec is a name; for networks with weights it may go on as 'name:SOURCE', a
+A spec is a name. For networks with weights it may go on as 'name:SOURCE', a
 file, a folder or an id on the Hugging Face hub in place of the published one,
 or as 'name:random'.
 """
 
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,16 +14,15 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.pretrained import (
+  autoencoders,
   builtin,
   contract,
   dino,
-  distance,
   inception,
-  latents,
   lpips,
-  lpips_backbones,
   mobilenet,
-  published,
+  released_generators,
+  released_softvq,
   store,
   vision,
   vit,
@@ -35,73 +32,158 @@ Features = contract.Features
 FeatureNetwork = contract.FeatureNetwork
 PerceptualDistance = contract.PerceptualDistance
 
+# Source of random weights.
 RANDOM = 'random'
-# Of options, in words.
-KINDS = {int: 'a whole number', str: 'a name', bool: 'True or False'}
+# Networks without weights, which take patches of any size.
+BUILTIN = ('hog', 'dct', 'random')
 
 
-def _hog_distance(
-  patch_size: int = 8, cells: int = 2, bins: int = 8
-) -> distance.FeatureDistance:
-  return distance.FeatureDistance(builtin.Hog(patch_size, cells, bins))
+@dataclasses.dataclass(frozen=True)
+class Patches:
+  """A tokenizer's grid of patches, to which a network is brought.
+
+  Attributes:
+    image_size: side of the images, in pixels.
+    patch_size: side of a patch, in pixels.
+    dim: width of a patch vector, for networks that offer any.
+    dtype: floating-point type of the computation, for networks with a choice.
+    native: True shows vision transformers patches of the size that they were
+      trained with, instead of the size that is usual for teachers: DINOv2 at
+      256 pixels sees 16 x 16 patches of 14, as in REPA and REG.
+  """
+
+  image_size: int
+  patch_size: int
+  dim: int
+  dtype: str = 'float32'
+  native: bool = False
+
+  @property
+  def side(self) -> int:
+    """Rows (and columns) of patches."""
+    return self.image_size // self.patch_size
 
 
-def _random_distance(
-  patch_size: int = 8, dim: int = 64, seed: int = 0
-) -> distance.FeatureDistance:
-  return distance.FeatureDistance(builtin.init_random(patch_size, dim, seed))
+Options = dict[str, Any]
 
 
-def _hog(patch_size: int = 16, cells: int = 2, bins: int = 8) -> builtin.Hog:
-  return builtin.Hog(patch_size, cells, bins)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """The making of a network.
+
+  Attributes:
+    build: makes it from its options; one with weights (`contract.Weighted`)
+      has no parameters yet.
+    options: name to type of each keyword argument of `build`.
+    fit: options that bring it to a tokenizer's patches.
+  """
+
+  build: Callable[..., Any]
+  options: Mapping[str, type] = dataclasses.field(default_factory=dict)
+  fit: Callable[[Patches], Options] = lambda patches: {}
 
 
-def _dct(patch_size: int = 16, dim: int = 32) -> builtin.Dct:
-  return builtin.Dct(patch_size, dim)
+def _with_size(patches: Patches) -> Options:
+  return {'patch_size': patches.patch_size}
 
 
-def _each(build: Callable[..., Any], names: Any) -> dict[str, Any]:
-  return {name: functools.partial(build, name) for name in names}
+def _with_size_and_dim(patches: Patches) -> Options:
+  return {'patch_size': patches.patch_size, 'dim': patches.dim}
 
 
-# What these make has no parameters yet if it is Weighted.
-NETWORKS: dict[str, Callable[..., FeatureNetwork]] = {
-  'hog': _hog,
-  'dct': _dct,
-  'random': builtin.init_random,
-  'mobilenet_v2': mobilenet.build,
-  'inception': inception.build,
-  **_each(vision.build, vision.VARIANTS),
-  **_each(latents.build, latents.VARIANTS),
+def _on_grid(patches: Patches) -> Options:
+  return {'grid': patches.side, 'dtype': patches.dtype}
+
+
+def _on_stride(patches: Patches) -> Options:
+  # The side of images whose map at the network's stride has that grid.
+  return {'image_size': mobilenet.STRIDE * patches.side}
+
+
+def _transformer(name: str) -> Recipe:
+  def fit(patches: Patches) -> Options:
+    size = vision.TEACHERS[name].family.patch_size if patches.native else 0
+    return {**_on_grid(patches), 'patch_size': size}
+
+  return Recipe(
+    lambda **options: vision.build(name, **options),
+    {'grid': int, 'patch_size': int, 'dtype': str},
+    fit,
+  )
+
+
+def _autoencoder(name: str) -> Recipe:
+  return Recipe(
+    lambda **options: autoencoders.build(name, **options),
+    {'grid': int, 'dtype': str, 'decodes': bool},
+    _on_grid,
+  )
+
+
+_HOG = {'patch_size': int, 'cells': int, 'bins': int}
+_RANDOM = {'patch_size': int, 'dim': int, 'seed': int}
+
+NETWORKS: dict[str, Recipe] = {
+  'hog': Recipe(builtin.Hog, _HOG, _with_size),
+  'dct': Recipe(
+    builtin.Dct, {'patch_size': int, 'dim': int}, _with_size_and_dim
+  ),
+  'random': Recipe(builtin.init_random, _RANDOM, _with_size_and_dim),
+  'mobilenet_v2': Recipe(
+    mobilenet.MobileNetV2, {'image_size': int}, _on_stride
+  ),
+  'inception': Recipe(inception.Inception, {'resize': str}),
+  **{name: _transformer(name) for name in vision.TEACHERS},
+  **{name: _autoencoder(name) for name in autoencoders.AUTOENCODERS},
 }
 
-PERCEPTUALS: dict[str, Callable[..., PerceptualDistance]] = {
-  'hog': _hog_distance,
-  'random': _random_distance,
+
+def _feature_distance(
+  build: Callable[..., Any],
+) -> Callable[..., builtin.FeatureDistance]:
+  # Finer patches than those of a teacher.
+  return lambda **options: builtin.FeatureDistance(
+    build(**{'patch_size': 8, **options})
+  )
+
+
+PERCEPTUALS: dict[str, Recipe] = {
+  'hog': Recipe(_feature_distance(builtin.Hog), _HOG, _with_size),
+  'random': Recipe(
+    _feature_distance(builtin.init_random), _RANDOM, _with_size_and_dim
+  ),
   **{
-    f'lpips_{name}': functools.partial(lpips.build, name)
-    for name in lpips_backbones.BACKBONES
+    f'lpips_{name}': Recipe(lambda name=name: lpips.build(name))
+    for name in lpips.BACKBONES
   },
 }
 
-# What discriminators of kind 'dino' stand on.
-TRUNKS: dict[str, Callable[..., dino.DinoTrunk]] = _each(
-  dino.build, dino.VARIANTS
-)
+# Trunks of discriminators of kind 'dino'.
+TRUNKS: dict[str, Recipe] = {
+  name: Recipe(
+    lambda name=name, **options: dino.build(name, **options), {'dtype': str}
+  )
+  for name in dino.TRUNKS
+}
 
 
 def load_network(
-  spec: str, *, abstract: bool = False, **options: Any
+  spec: str,
+  *,
+  patches: Patches | None = None,
+  abstract: bool = False,
+  **options: Any,
 ) -> FeatureNetwork:
   """Loads a feature network.
 
   Args:
     spec: a name of NETWORKS, for those with weights with ':SOURCE' if they are
-      not to come from where they are published.
+      not to come from the published place.
+    patches: a tokenizer's grid, to which the network is brought.
     abstract: take shapes in place of parameters, and read no file; for
       programs that are compiled but not run. A file that is named has to be
       there.
-    **options: of the function in NETWORKS.
+    **options: options of its recipe, in place of those that `patches` implies.
 
   Returns:
     The network, its parameters in `params`.
@@ -110,31 +192,27 @@ def load_network(
     UserError: unknown name or option, a source missing or too many, or a
       WeightsError for the file.
   """
-  return _load('feature network', NETWORKS, spec, options, abstract)
+  return _load('feature network', NETWORKS, spec, patches, abstract, options)
 
 
 def load_perceptual(
-  spec: str, *, abstract: bool = False, **options: Any
+  spec: str,
+  *,
+  patches: Patches | None = None,
+  abstract: bool = False,
+  **options: Any,
 ) -> PerceptualDistance:
   """Loads a perceptual distance; as `load_network`, from PERCEPTUALS."""
-  return _load('perceptual distance', PERCEPTUALS, spec, options, abstract)
+  return _load(
+    'perceptual distance', PERCEPTUALS, spec, patches, abstract, options
+  )
 
 
 def load_trunk(
   spec: str, *, abstract: bool = False, **options: Any
 ) -> dino.DinoTrunk:
   """Loads the trunk of a discriminator; as `load_network`, from TRUNKS."""
-  return _load('discriminator trunk', TRUNKS, spec, options, abstract)
-
-
-def published_networks() -> dict[str, published.Published]:
-  """Place, licence and use of every network that is published, by name."""
-  places = {
-    name: getattr(build(), 'published', None)
-    for choices in (PERCEPTUALS, NETWORKS, TRUNKS)
-    for name, build in choices.items()
-  }
-  return {name: place for name, place in places.items() if place}
+  return _load('discriminator trunk', TRUNKS, spec, None, abstract, options)
 
 
 def load_vit(
@@ -147,64 +225,160 @@ def load_vit(
   """A teacher's transformer on its own, and its parameters.
 
   Args:
-    spec: of a vision transformer among NETWORKS.
+    spec: spec of a vision transformer among NETWORKS.
     grid: rows and columns of its position table; they are equal.
-    patch_size: of its patch embedding.
-    abstract: as of `load_network`.
+    patch_size: side of the patches of its embedding, in pixels.
+    abstract: as in `load_network`.
 
   Raises:
     UserError: as `load_network`, or another kind of network.
   """
-  name = spec.partition(':')[0]
-  if name not in vision.VARIANTS:
+  if spec.partition(':')[0] not in vision.TEACHERS:
     raise errors.UserError(
       f'{spec!r} is no vision transformer; choose one of '
-      f'{", ".join(vision.VARIANTS)}'
+      f'{", ".join(vision.TEACHERS)}'
     )
-  network = load_network(
+  network: Any = load_network(
     spec, abstract=abstract, grid=grid[0], patch_size=patch_size
   )
   return network.vit, network.params
 
 
+def load_latents(
+  spec: str, image_size: int, *, abstract: bool = False
+) -> autoencoders.LatentNetwork:
+  """Loads an autoencoder that decodes, for images of a size.
+
+  Args:
+    spec: 'NAME', 'NAME:SOURCE' or 'NAME:random' of `autoencoders.AUTOENCODERS`.
+    image_size: side of the images, a multiple of 16.
+    abstract: as in `load_network`.
+
+  Raises:
+    UserError: an unknown name or another size.
+    WeightsError: see `store.load`.
+  """
+  size = autoencoders.PATCH_SIZE
+  if image_size < size or image_size % size:
+    raise errors.UserError(
+      f'image_size={image_size} with {spec}; wanted a multiple of {size}'
+    )
+  network: Any = load_network(
+    spec, grid=image_size // size, decodes=True, abstract=abstract
+  )
+  return network
+
+
+def load_autoencoder(
+  spec: str, image_size: int = 256
+) -> autoencoders.ImageAutoencoder:
+  """Loads an autoencoder as a tokenizer; arguments as of `load_latents`."""
+  return autoencoders.ImageAutoencoder(load_latents(spec, image_size))
+
+
+def published_networks() -> dict[str, contract.Published]:
+  """Place, licence and use of every network that is published, by name.
+
+  Generators are not among them.
+  """
+  places = {
+    name: getattr(recipe.build(), 'published', None)
+    for recipes in (PERCEPTUALS, NETWORKS, TRUNKS)
+    for name, recipe in recipes.items()
+  } | released_softvq.RELEASED
+  return {name: place for name, place in places.items() if place}
+
+
+def import_network(spec: str, **options: Any) -> list[dict[str, Any]]:
+  """Imports the weights of a network or a distance into the cache.
+
+  Args:
+    spec: 'NAME' or 'NAME:SOURCE'.
+    **options: options of its recipe.
+
+  Returns:
+    The records of its weight files, see `store.watch`; there is usually one.
+
+  Raises:
+    UserError: no such network or option, or one without weights.
+    WeightsError: see `store.load`.
+  """
+  name = spec.partition(':')[0]
+  for what, table in (
+    ('generator', released_generators.RELEASED),
+    ('softvq', released_softvq.RELEASED),
+  ):
+    if name in table:
+      kind = 'tokenizer' if what == 'softvq' else what
+      raise errors.ConfigError(
+        f'--network={spec} is a {kind}, which becomes a run: python -m '
+        f'launch.import_{what} --network={spec} --workdir=RUN'
+      )
+  loaders: Iterable[tuple[Mapping[str, Recipe], Callable[..., Any]]] = (
+    (PERCEPTUALS, load_perceptual),
+    (NETWORKS, load_network),
+    (TRUNKS, load_trunk),
+  )
+  loader = next((load for recipes, load in loaders if name in recipes), None)
+  if loader is None:
+    known = dict.fromkeys(name for recipes, _ in loaders for name in recipes)
+    raise errors.ConfigError(
+      f'--network={spec} is none; wanted one of {", ".join(known)}'
+    )
+  with store.watch() as records:
+    loader(spec, **options)
+  if not records:
+    raise errors.ConfigError(
+      f'--network={spec} has no weights to import; it can be used as it is'
+    )
+  return records
+
+
 def _load(
   kind: str,
-  choices: Mapping[str, Callable[..., Any]],
+  recipes: Mapping[str, Recipe],
   spec: str,
-  options: Mapping[str, Any],
+  patches: Patches | None,
   abstract: bool,
+  options: Options,
 ) -> Any:
+  """Builds a network and loads its parameters, if it has any."""
   name, colon, source = spec.partition(':')
-  if name not in choices:
+  if name not in recipes:
     raise errors.UserError(
-      f'unknown {kind} {name!r} in {spec!r}; choose one of {", ".join(choices)}'
+      f'unknown {kind} {name!r} in {spec!r}; choose one of {", ".join(recipes)}'
     )
-  known = list(inspect.signature(choices[name]).parameters)
-  unknown = [option for option in options if option not in known]
+  recipe = recipes[name]
+  unknown = [option for option in options if option not in recipe.options]
   if unknown:
     raise errors.UserError(
       f'{kind} {name!r} has no option {", ".join(unknown)}; it has '
-      f'{", ".join(known) or "none"}'
+      f'{", ".join(recipe.options) or "none"}'
     )
+  words = {int: 'a whole number', str: 'a name', bool: 'True or False'}
   for option, value in options.items():
-    wanted = inspect.signature(choices[name]).parameters[option].annotation
+    wanted = recipe.options[option]
+    # Not isinstance: True is no whole number.
     if type(value) is not wanted:
       raise errors.UserError(
-        f'{kind} {name!r} got {option}={value!r}; wanted {KINDS[wanted]}'
+        f'{kind} {name!r} got {option}={value!r}; wanted {words[wanted]}'
       )
-  network = choices[name](**options)
+  implied = recipe.fit(patches) if patches else {}
+  network = recipe.build(**{**implied, **options})
   if not isinstance(network, contract.Weighted):
     if colon:
       raise errors.UserError(
         f'{kind} {name!r} takes no source, got {spec!r}; write {name}'
       )
     return network
-  params = _params(network, source, abstract)
-  return dataclasses.replace(network, params=params)
+  weighted: Any = network
+  return dataclasses.replace(
+    weighted, params=_params(network, source, abstract)
+  )
 
 
 def _params(network: contract.Weighted, source: str, abstract: bool) -> PyTree:
-  """Shapes, random numbers or what a file holds."""
+  """Shapes, random numbers or the content of a file."""
   key = jax.random.key(0)
   if abstract:
     if source not in ('', RANDOM):

@@ -1,4 +1,4 @@
-"""Feature networks that need no weight file.
+"""Feature networks and a perceptual distance that need no weight file.
 
 They stand in for the pretrained teachers: `hog` for those that know structure
 (DINOv2, I-JEPA) and for LPIPS' backbone, `dct` for the VA-VAE whose latents
@@ -32,6 +32,10 @@ _MEAN_STRENGTH, _DETAIL_STRENGTH = 0.8, 0.2
 # Gradients (per pixel) and histogram contrast below these count as flat.
 _FLAT_GRADIENT, _FLAT_CONTRAST = 1e-3, 0.005
 
+# Squared length below which a patch vector fades out instead of being
+# stretched to unit length; keeps the gradient finite at zero.
+_FLOOR = 1e-6
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hog:
@@ -56,7 +60,7 @@ class Hog:
   params: dict[str, Any] = dataclasses.field(default_factory=dict)
   name: str = 'hog'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Refuses sizes that cannot be cut."""
     _require_positive('hog', patch_size=self.patch_size, cells=self.cells)
     if self.bins < 2:
@@ -81,7 +85,8 @@ class Hog:
   ) -> contract.Features:
     """Patches [b, n, d] and, as `cls`, their mean."""
     del params
-    rows, columns = _grid('hog', *images.shape[1:3], self.patch_size)
+    _, height, width, _ = images.shape
+    rows, columns = _grid('hog', height, width, self.patch_size)
     images = _at_least_float32(images)
     luma = images @ jnp.asarray(_LUMA, images.dtype)
     energy = orientation_energy(luma, self.bins)
@@ -115,11 +120,12 @@ def orientation_energy(
   right = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
   square = jnp.square(down) + jnp.square(right) + _FLAT_GRADIENT**2
   angle = np.arange(bins) * np.pi / bins
-  along = right[..., None] * jnp.asarray(np.cos(angle), luma.dtype).reshape(
-    1, 1, 1, -1
-  ) + down[..., None] * jnp.asarray(np.sin(angle), luma.dtype).reshape(
-    1, 1, 1, -1
+  cos, sin = (
+    jnp.asarray(f(angle), luma.dtype)[None, None, None]
+    for f in (np.cos, np.sin)
   )
+  # The gradient along each orientation, [b, h, w, k].
+  along = right[..., None] * cos + down[..., None] * sin
   power = bins // 2
   share = (jnp.square(along) / square[..., None]) ** power
   total = (np.cos(angle) ** (2 * power)).sum()
@@ -147,7 +153,7 @@ class Dct:
   params: dict[str, Any] = dataclasses.field(default_factory=dict)
   name: str = 'dct'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Refuses more channels than there are coefficients."""
     _require_positive('dct', patch_size=self.patch_size, dim=self.dim)
     if self.dim > 3 * self.patch_size**2:
@@ -165,7 +171,8 @@ class Dct:
   ) -> contract.Features:
     """Latents [b, n, dim]; there is no `cls`."""
     del params
-    _grid('dct', *images.shape[1:3], self.patch_size)
+    _, height, width, _ = images.shape
+    _grid('dct', height, width, self.patch_size)
     images = _at_least_float32(images)
     basis, amplitudes = dct_basis(self.patch_size, self.dim)
     kernel = jnp.asarray(basis / amplitudes, images.dtype)
@@ -237,7 +244,8 @@ class RandomPatches:
     self, params: dict[str, Any], images: Float[Array, 'b h w 3']
   ) -> contract.Features:
     """Patches [b, n, dim] and, as `cls`, their mean."""
-    _grid('random', *images.shape[1:3], self.patch_size)
+    _, height, width, _ = images.shape
+    _grid('random', height, width, self.patch_size)
     images = _at_least_float32(images)
     kernel = params['kernel'].astype(images.dtype)
     patches = layers.patchify(images, self.patch_size) @ kernel
@@ -253,6 +261,47 @@ def init_random(
   kernel = jax.random.normal(jax.random.key(seed), (fan_in, dim), jnp.float32)
   params = {'kernel': kernel / np.sqrt(fan_in)}
   return RandomPatches(params=params, patch_size=patch_size, dim=dim)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureDistance:
+  """Squared distance of unit-normalised patch features, mean over patches.
+
+  Summed over channels, like a layer of LPIPS: between 0 (equal) and 4
+  (opposite in every patch); for vectors of unit length 2 - 2 cosine.
+
+  Attributes:
+    network: network whose features are compared.
+  """
+
+  network: contract.FeatureNetwork
+
+  @property
+  def name(self) -> str:
+    """The name of the network."""
+    return self.network.name
+
+  @property
+  def params(self) -> Any:
+    """The parameters of the network."""
+    return self.network.params
+
+  def __call__(
+    self,
+    params: Any,
+    a: Float[Array, 'b h w 3'],
+    b: Float[Array, 'b h w 3'],
+  ) -> Float[Array, 'b']:
+    """The distance of each pair of images in [-1, 1]."""
+    from_a, from_b = (
+      _unit_length(self.network(params, x).patches) for x in (a, b)
+    )
+    return jnp.square(from_a - from_b).sum(axis=-1).mean(axis=-1)
+
+
+def _unit_length(x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
+  square = jnp.square(x).sum(axis=-1, keepdims=True)
+  return x / jnp.sqrt(square + _FLOOR)
 
 
 def _grid(

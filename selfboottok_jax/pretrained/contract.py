@@ -1,4 +1,4 @@
-"""What a frozen network promises to those who learn from it.
+"""Interfaces of frozen networks, and the record of where weights are published.
 
 Parameters travel as an argument of the call, never inside a closure, so that
 a jitted step can shard them and no checkpoint holds them.
@@ -13,12 +13,32 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import published as published_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A network's weights as their authors publish them.
+
+  Attributes:
+    hub: id on the Hugging Face hub; '' where the authors keep them elsewhere.
+    files: names of the files, all of them needed.
+    licence: licence of the weights, as an SPDX id or a name.
+    millions: millions of parameters that are used here.
+    use: purpose of the network in this project.
+    url: page or file to fetch by hand, when `hub` is ''.
+  """
+
+  hub: str
+  files: tuple[str, ...]
+  licence: str
+  millions: float
+  use: str
+  url: str = ''
 
 
 @flax.struct.dataclass
 class Features:
-  """What a network sees in a batch of images.
+  """Features of a batch of images.
 
   Attributes:
     patches: Float[Array, 'b n d'], a vector per patch in raster order.
@@ -36,7 +56,7 @@ class FeatureNetwork(Protocol):
   """A frozen teacher: images in [-1, 1] to features.
 
   Attributes:
-    name: what reports call it, e.g. 'mobilenet_v2'.
+    name: name in reports, e.g. 'mobilenet_v2'.
     params: its parameters, {} when it has none.
     dim: width of a patch vector.
   """
@@ -73,19 +93,19 @@ class PerceptualDistance(Protocol):
 
 @runtime_checkable
 class Weighted(Protocol):
-  """A network whose parameters come from a file: what loading asks of it.
+  """A network whose parameters come from a file.
 
   Attributes:
-    name: of the network.
-    params: None until they are loaded.
-    published: where its weights are; None where a user has to name a file, or
+    name: name of the network.
+    params: its parameters; None until they are loaded.
+    published: place of its weights; None where a user has to name a file, or
       where nobody publishes any.
-    shape_key: what the parameters depend on besides the file.
+    shape_key: all that the parameters depend on besides the file.
   """
 
   name: str
   params: Any
-  published: published_lib.Published | None
+  published: Published | None
   shape_key: Mapping[str, Any]
 
   def init(self, key: Any) -> PyTree:
@@ -103,11 +123,11 @@ class ImageEncoder:
 
   Attributes:
     encode: (parameters, images [b, h, w, 3] in [-1, 1]) -> codes [b, k, e].
-    params: what it reads, or their shapes.
+    params: parameters that it reads, or their shapes.
     num_tokens: k.
     token_dim: e.
     image_size: side of the images.
-    positions: how the codes lie, '1d' in a sequence or '2d' in a square grid.
+    positions: order of the codes, '1d' in a sequence or '2d' in a square grid.
   """
 
   encode: Callable[[PyTree, Float[Array, 'b h w 3']], Float[Array, 'b k e']]

@@ -15,25 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax.pretrained import (
-  contract,
-  published,
-  resample,
-  vit,
-  vit_weights,
-)
+from selfboottok_jax.pretrained import contract, resample, vit
 
-# Of ImageNet photographs on the scale of [-1, 1].
+# Mean and deviation of ImageNet photographs on the scale of [-1, 1].
 _SHIFT = 2 * np.array([0.485, 0.456, 0.406]) - 1
 _SCALE = 2 * np.array([0.229, 0.224, 0.225])
 
 
 @flax.struct.dataclass
 class View:
-  """How images that are larger than the transformer's are brought to it.
+  """The way in which images larger than the transformer's are brought to it.
 
   Attributes:
-    crop: Bool[Array, ''], whether to cut, instead of averaging.
+    crop: Bool[Array, ''], True to cut, False to average.
     row: Int[Array, ''], the first row of the cut.
     column: Int[Array, ''], the first column of the cut.
   """
@@ -49,7 +43,7 @@ class DinoTrunk:
   """Activations of a frozen transformer, differentiable in the images.
 
   Attributes:
-    name: one of VARIANTS.
+    name: one of TRUNKS.
     vit: the transformer; its taps are what the heads read.
     published: where its weights are; None where nobody publishes any.
     params: those of `vit`, float32; None until they are loaded.
@@ -57,7 +51,7 @@ class DinoTrunk:
 
   name: str
   vit: vit.Vit
-  published: published.Published | None
+  published: contract.Published | None
   params: Any = None
 
   @property
@@ -82,7 +76,7 @@ class DinoTrunk:
   def __call__(
     self, params: PyTree, images: Float[Array, 'b h w 3'], view: View
   ) -> list[Float[Array, 'b n d']]:
-    """What each tap says of images in [-1, 1], as float32.
+    """Activations at each tap for images in [-1, 1], as float32.
 
     A patch's vector is its own plus the class token's. Images with a side
     above the transformer's are seen as `view` says, all in the same way;
@@ -92,7 +86,7 @@ class DinoTrunk:
     shift, scale = (
       s.astype(x.dtype)[None, None, None] for s in (_SHIFT, _SCALE)
     )
-    output = self.vit.apply({'params': params}, (x - shift) / scale)
+    output: Any = self.vit.apply({'params': params}, (x - shift) / scale)
     taps = [output.hidden[tap] for tap in self.vit.taps]
     return [tokens[:, 1:] + tokens[:, :1] for tokens in taps]
 
@@ -113,8 +107,8 @@ class DinoTrunk:
         average = jnp.asarray(area_matrix(old, self.side), x.dtype)
         matrix = jnp.where(view.crop, cut.astype(x.dtype), average)
       else:
-        matrix = resample.resize_matrix(old, self.side, antialias=False)
-        matrix = jnp.asarray(matrix, x.dtype)
+        resize = resample.resize_matrix(old, self.side, antialias=False)
+        matrix = jnp.asarray(resize, x.dtype)
       spec = ('ij,bjwc->biwc', 'ij,bhjc->bhic')[axis]
       x = jnp.einsum(spec, matrix, x, precision=jax.lax.Precision.HIGHEST)
     return x
@@ -125,14 +119,14 @@ class DinoTrunk:
     return dict(self.vit.init(key, image)['params'])
 
   def examples(self) -> list[Float[Array, 'b n d']]:
-    """Activations of one image, all 0: what heads are initialised on."""
+    """Activations of one image, all 0, to initialise heads on."""
     rows, columns = self.vit.grid
     shape = (1, rows * columns, self.vit.width)
     return [jnp.zeros(shape) for _ in self.vit.taps]
 
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
     """Parameters from a published state dict; WeightsError if it differs."""
-    return vit_weights.read(arrays, self.vit, 'timm', source)
+    return vit.read(arrays, self.vit, vit.NAMINGS['timm'], source)
 
 
 def area_matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
@@ -148,25 +142,22 @@ def area_matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-  """Fields of `vit.Vit`, and where weights of it are."""
+class TrunkSpec:
+  """Fields of `vit.Vit`, and the place of its weights."""
 
-  fields: Mapping[str, Any]
-  published: published.Published | None
+  grid: tuple[int, int]
+  patch_size: int
+  width: int
+  depth: int
+  heads: int
+  taps: tuple[int, ...]
+  published: contract.Published | None = None
 
 
-VARIANTS: dict[str, Variant] = {
-  'dino_s16': Variant(
-    {
-      'grid': (14, 14),
-      'patch_size': 16,
-      'width': 384,
-      'depth': 12,
-      'heads': 6,
-      'hidden': 1536,
-      'taps': (0, 3, 6, 9, 12),
-    },
-    published.Published(
+TRUNKS: dict[str, TrunkSpec] = {
+  'dino_s16': TrunkSpec(
+    *((14, 14), 16, 384, 12, 6, (0, 3, 6, 9, 12)),
+    contract.Published(
       'timm/vit_small_patch16_224.dino',
       ('model.safetensors',),
       'Apache-2.0',
@@ -174,26 +165,25 @@ VARIANTS: dict[str, Variant] = {
       'discriminator',
     ),
   ),
-  # Of no published weights: to run every code path on a small machine.
-  'dino_tiny': Variant(
-    {
-      'grid': (4, 4),
-      'patch_size': 8,
-      'width': 48,
-      'depth': 4,
-      'heads': 3,
-      'hidden': 192,
-      'taps': (0, 1, 2, 3, 4),
-    },
-    None,
-  ),
+  # Nobody publishes it: it runs every code path on a small machine.
+  'dino_tiny': TrunkSpec((4, 4), 8, 48, 4, 3, (0, 1, 2, 3, 4)),
 }
 
 
 def build(name: str, dtype: str = 'float32') -> DinoTrunk:
-  """A trunk without its weights: one of VARIANTS, computing in `dtype`."""
+  """A trunk without its weights: one of TRUNKS, computing in `dtype`."""
   contract.check_options(name, dtype=dtype)
-  variant = VARIANTS[name]
-  # The tanh form is what the heads' authors trained on.
-  network = vit.Vit(**variant.fields, gelu='tanh', dtype=dtype)
-  return DinoTrunk(name, network, variant.published)
+  spec = TRUNKS[name]
+  network = vit.Vit(
+    spec.grid,
+    spec.patch_size,
+    spec.width,
+    spec.depth,
+    spec.heads,
+    4 * spec.width,
+    taps=spec.taps,
+    # The tanh form is what the heads' authors trained on.
+    gelu='tanh',
+    dtype=dtype,
+  )
+  return DinoTrunk(name, network, spec.published)

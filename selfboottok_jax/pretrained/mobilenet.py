@@ -5,7 +5,6 @@ Its pooled features give `FD (mobilenet_v2)`, its stride-16 map is a teacher.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax.pretrained import contract, convert
+from selfboottok_jax.pretrained import contract, weight_reader
 
 STRIDE = 16
 NATIVE_SIZE = 224
@@ -84,16 +83,6 @@ def _layers() -> list[_Layer]:
   return [STEM, *inner, HEAD, CLASSIFIER]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-  """Name to shape of every array of the weight file, kernels as HWIO."""
-  result = {}
-  for layer in _layers():
-    result[f'{layer.name}_w_int8'] = layer.kernel
-    result[f'{layer.name}_scale'] = layer.kernel[3:]
-    result[f'{layer.name}_bias'] = layer.kernel[3:]
-  return result
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class MobileNetV2:
   """MobileNetV2 with patches at stride 16 and a pooled vector as `cls`.
@@ -104,7 +93,7 @@ class MobileNetV2:
       network was trained on. 0: images are taken as they come.
     params: name of a convolution to its float32 'kernel' (HWIO) and 'bias';
       None until they are loaded.
-    name: what reports call it.
+    name: name in reports.
     dim: width of a patch vector; `cls` has 1280 numbers.
   """
 
@@ -154,23 +143,21 @@ class MobileNetV2:
       }
     return params
 
-  def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
+  def read(self, arrays: weight_reader.Arrays, source: str) -> PyTree:
     """Parameters from int8 kernels; WeightsError if the file is another's.
 
     The arrays are `NN_conv|dw_{w_int8,scale,bias}`: int8 kernels (HWIO), a
     scale per output channel, batch norm folded into both.
     """
-    convert.check(arrays, shapes(), self.name, source)
-    params = {}
-    for layer in _layers():
-      kernel, scale, bias = (
-        np.asarray(arrays[f'{layer.name}_{part}'], np.float32)
-        for part in ('w_int8', 'scale', 'bias')
-      )
-      params[layer.name] = {'kernel': kernel * scale, 'bias': bias}
+    reader = weight_reader.Reader(arrays)
+    params = assemble(reader)
+    reader.check(self.name, source)
     return params
 
-  def _run(self, params, images):
+  def _run(
+    self, params: dict[str, Any], images: Float[Array, 'b h w 3']
+  ) -> tuple[Float[Array, 'b i j 96'], Float[Array, 'b 1280']]:
+    """The map at stride 16, and the pooled features."""
     x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if self.image_size:
       size = (x.shape[0], self.image_size, self.image_size, 3)
@@ -184,6 +171,17 @@ class MobileNetV2:
       x = x + y if y.shape == x.shape else y
       patches = x if group <= PATCH_GROUP else patches
     return patches, _convolve(params, HEAD, x).mean(axis=(1, 2))
+
+
+def assemble(reader: weight_reader.Reader) -> dict[str, dict[str, Any]]:
+  """Parameters of `MobileNetV2` from the arrays of its file."""
+  params = {}
+  for layer in _layers():
+    kernel = reader.take(f'{layer.name}_w_int8', *layer.kernel)
+    scale = reader.take(f'{layer.name}_scale', layer.kernel[3])
+    bias = reader.take(f'{layer.name}_bias', layer.kernel[3])
+    params[layer.name] = {'kernel': kernel * scale, 'bias': bias}
+  return params
 
 
 def _convolve(
@@ -201,8 +199,3 @@ def _convolve(
   )
   x = x + weights['bias'].astype(x.dtype).reshape(1, 1, 1, -1)
   return x if layer.linear else jax.nn.relu6(x)
-
-
-def build(image_size: int = NATIVE_SIZE) -> MobileNetV2:
-  """The network without its weights; see MobileNetV2's attributes."""
-  return MobileNetV2(image_size)

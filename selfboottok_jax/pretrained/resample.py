@@ -1,8 +1,8 @@
-"""Resizes images, and what a transformer learnt for another grid, as torch.
+"""Resizes images, position tables and patch embeddings in the way of torch.
 
 `jax.image.resize` has one cubic kernel (a = -0.5); torch takes a = -0.75
 without antialiasing and -0.5 with it, and networks in use come from either.
-Weights are resized in float64, once, when they are imported.
+Weights are resized in float64, once, on import.
 """
 
 import functools
@@ -15,48 +15,34 @@ from jaxtyping import Array, Float
 Matrix = Float[np.ndarray, 'new old']
 
 
-def _cubic(a: float):
-  def kernel(x: np.ndarray) -> np.ndarray:
-    x = np.abs(x)
-    inner = ((a + 2) * x - (a + 3)) * x * x + 1
-    outer = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
-
-  return kernel
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+  """Keys' cubic convolution kernel, which is 0 from 2 on."""
+  x = np.abs(x)
+  inner = ((a + 2) * x - (a + 3)) * x * x + 1
+  outer = a * (((x - 5) * x + 8) * x - 4)
+  return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
-def _triangle(x: np.ndarray) -> np.ndarray:
-  return np.maximum(1 - np.abs(x), 0.0)
-
-
-# (kernel without antialiasing, kernel with it, its radius)
-KERNELS = {
-  'bicubic': (_cubic(-0.75), _cubic(-0.5), 2),
-  'bilinear': (_triangle, _triangle, 1),
-}
-
-
-def resize_matrix(
-  old: int, new: int, kind: str = 'bicubic', *, antialias: bool
-) -> Matrix:
-  """The linear map of torch's interpolate along one axis.
+def resize_matrix(old: int, new: int, *, antialias: bool) -> Matrix:
+  """The linear map of torch's bicubic interpolate along one axis.
 
   Half-pixel centres (align_corners=False). Without antialiasing the kernel
   keeps its width and the border is repeated; with it the kernel widens where
   the image shrinks and is cut off and renormalised at the border.
   """
-  plain, smooth, radius = KERNELS[kind]
   scale = old / new
   centres = (np.arange(new) + 0.5) * scale - 0.5
   matrix = np.zeros((new, old))
   if antialias:
     stretch = max(scale, 1.0)
-    weights = smooth((np.arange(old)[None] - centres[:, None]) / stretch)
+    places = (np.arange(old)[None] - centres[:, None]) / stretch
+    weights = _cubic(places, -0.5)
     return weights / weights.sum(axis=1, keepdims=True)
   for row, centre in enumerate(centres):
-    first = int(np.floor(centre)) - radius + 1
-    taps = np.arange(first, first + 2 * radius)
-    np.add.at(matrix[row], np.clip(taps, 0, old - 1), plain(taps - centre))
+    taps = int(np.floor(centre)) + np.arange(-1, 3)
+    # Taps beyond the border add to those on it.
+    weights = _cubic(taps - centre, -0.75)
+    np.add.at(matrix[row], np.clip(taps, 0, old - 1), weights)
   return matrix
 
 
@@ -64,7 +50,6 @@ def resize_positions(
   table: Float[np.ndarray, 'n d'],
   old: tuple[int, int],
   new: tuple[int, int],
-  kind: str = 'bicubic',
   *,
   antialias: bool,
 ) -> Float[np.ndarray, 'm d']:
@@ -73,7 +58,7 @@ def resize_positions(
     return table
   grid = table.reshape(*old, -1).astype(np.float64)
   rows, columns = (
-    resize_matrix(a, b, kind, antialias=antialias)
+    resize_matrix(a, b, antialias=antialias)
     for a, b in zip(old, new, strict=True)
   )
   resized = np.einsum('ij,kl,jld->ikd', rows, columns, grid)
@@ -102,15 +87,14 @@ def resize_patch_kernel(
 def resize_images(
   images: Float[Array, 'b h w c'],
   size: tuple[int, int],
-  kind: str = 'bicubic',
   *,
   antialias: bool = False,
 ) -> Float[Array, 'b p q c']:
-  """Images of `size` rows and columns; those that have it stay untouched."""
+  """Images of `size` rows and columns; an axis that fits stays untouched."""
   for axis, (old, new) in enumerate(zip(images.shape[1:3], size, strict=True)):
     if old == new:
       continue
-    matrix = _cached_matrix(old, new, kind, antialias)
+    matrix = _cached_matrix(old, new, antialias)
     spec = ('ij,bjwc->biwc', 'ij,bhjc->bhic')[axis]
     images = jnp.einsum(
       spec,
@@ -123,5 +107,5 @@ def resize_images(
 
 
 @functools.cache
-def _cached_matrix(old: int, new: int, kind: str, antialias: bool) -> Matrix:
-  return resize_matrix(old, new, kind, antialias=antialias)
+def _cached_matrix(old: int, new: int, antialias: bool) -> Matrix:
+  return resize_matrix(old, new, antialias=antialias)

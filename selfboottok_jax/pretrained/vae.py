@@ -1,12 +1,22 @@
-"""The convolutional autoencoder of latent diffusion: VA-VAE and SD-VAE."""
+"""The convolutional autoencoder of latent diffusion, VA-VAE and SD-VAE.
+
+The second half reads published state dicts. Names are those of latent
+diffusion's code (VA-VAE) and of diffusers' AutoencoderKL (SD-VAE), its early
+hub files included.
+"""
 
 import dataclasses
+import re
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+
+from selfboottok_jax import trees
+from selfboottok_jax.pretrained import weight_reader
 
 _EPSILON = 1e-6
 # The reference's bounds of the posterior's log variance.
@@ -23,9 +33,9 @@ class Autoencoder(nn.Module):
     blocks: residual blocks of a level of the encoder; the decoder has one more.
     latent_dim: channels of a latent.
     stem: width before the first level; 0 is that of the level.
-    attend_last: whether the coarsest level attends after each block (VA-VAE).
-    groups: of the group norms.
-    dtype: of the computation; means, variances and images are float32.
+    attend_last: True if the coarsest level attends after each block (VA-VAE).
+    groups: number of groups of the group norms.
+    dtype: type of the computation; means, variances and images are float32.
   """
 
   channels: tuple[int, ...]
@@ -36,12 +46,12 @@ class Autoencoder(nn.Module):
   groups: int = 32
   dtype: str = 'float32'
 
-  def setup(self):
+  def setup(self) -> None:
     parts = _Parts(self.groups, self.dtype)
     fields = self.channels, self.blocks, self.attend_last, parts
     stem = self.stem or self.channels[0]
-    self.encoder = Encoder(2 * self.latent_dim, stem, *fields)
-    self.decoder = Decoder(*fields)
+    self.encoder = ConvEncoder(2 * self.latent_dim, stem, *fields)
+    self.decoder = ConvDecoder(*fields)
     self.quant = nn.Conv(2 * self.latent_dim, (1, 1))
     self.post_quant = nn.Conv(self.latent_dim, (1, 1))
 
@@ -78,21 +88,23 @@ class _Parts:
   groups: int
   dtype: str
 
-  def conv(self, features: int, size: int, name: str, **options: Any):
+  def conv(
+    self, features: int, size: int, name: str, **options: Any
+  ) -> nn.Conv:
     return nn.Conv(
       features, (size, size), dtype=self.dtype, name=name, **options
     )
 
-  def dense(self, features: int, name: str):
+  def dense(self, features: int, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=self.dtype, name=name)
 
-  def norm(self, name: str):
+  def norm(self, name: str) -> nn.GroupNorm:
     return nn.GroupNorm(
       self.groups, epsilon=_EPSILON, dtype=self.dtype, name=name
     )
 
 
-class Encoder(nn.Module):
+class ConvEncoder(nn.Module):
   """Residual blocks and halvings, then a middle with attention."""
 
   features: int
@@ -110,7 +122,8 @@ class Encoder(nn.Module):
       attend = self.attend_last and level == last
       x = _level(x, level, width, self.blocks, self.parts, attend)
       if level < last:
-        # One row and one column of zeros, below and to the right.
+        # One row and one column of zeros, below and to the right, as torch's
+        # code pads before its strided convolution.
         x = self.parts.conv(
           width,
           3,
@@ -123,7 +136,7 @@ class Encoder(nn.Module):
     return self.parts.conv(self.features, 3, 'conv_out')(x)
 
 
-class Decoder(nn.Module):
+class ConvDecoder(nn.Module):
   """The encoder's mirror, with one more block a level and doublings."""
 
   channels: tuple[int, ...]
@@ -178,8 +191,15 @@ class SelfAttention(nn.Module):
     return x + self.parts.dense(c, 'out')(mixed)
 
 
-def _level(x, level, width, count, parts, attend):
-  """`count` residual blocks, each with attention behind it where wanted."""
+def _level(
+  x: Float[Array, 'b h w c'],
+  level: int,
+  width: int,
+  count: int,
+  parts: _Parts,
+  attend: bool,
+) -> Float[Array, 'b h w f']:
+  """Runs `count` residual blocks, each followed by attention if `attend`."""
   for index in range(count):
     x = Residual(width, parts, name=f'level{level}_block{index}')(x)
     if attend:
@@ -187,8 +207,137 @@ def _level(x, level, width, count, parts, attend):
   return x
 
 
-def _middle(x, parts):
+def _middle(
+  x: Float[Array, 'b h w c'], parts: _Parts
+) -> Float[Array, 'b h w c']:
+  """Two residual blocks around an attention, at the coarsest level."""
   width = x.shape[-1]
   x = Residual(width, parts, name='mid_block0')(x)
   x = SelfAttention(parts, name='mid_attn')(x)
   return Residual(width, parts, name='mid_block1')(x)
+
+
+# Our part of a module to latent diffusion's.
+_PARTS = {
+  'norm1': 'norm1',
+  'conv1': 'conv1',
+  'norm2': 'norm2',
+  'conv2': 'conv2',
+  'shortcut': 'nin_shortcut',
+  'norm': 'norm',
+  'q': 'q',
+  'k': 'k',
+  'v': 'v',
+  'out': 'proj_out',
+}
+_MODULES = {
+  'quant': 'quant_conv',
+  'post_quant': 'post_quant_conv',
+  'norm': 'norm_out',
+  'mid_block0': 'mid.block_1',
+  'mid_block1': 'mid.block_2',
+  'mid_attn': 'mid.attn_1',
+}
+_LEVEL = re.compile(r'level(\d+)_(block|attn|down|up)(\d*)')
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
+
+# diffusers' names to latent diffusion's, applied in this order.
+_DIFFUSERS = (
+  (r'\.attentions\.0\.group_norm\.', '.attentions.0.norm.'),
+  (r'\.(?:to_q|query)\.', '.q.'),
+  (r'\.(?:to_k|key)\.', '.k.'),
+  (r'\.(?:to_v|value)\.', '.v.'),
+  (r'\.(?:to_out\.0|proj_attn)\.', '.proj_out.'),
+  (r'\.conv_shortcut\.', '.nin_shortcut.'),
+  (r'\.conv_norm_out\.', '.norm_out.'),
+  (r'\.mid_block\.resnets\.0\.', '.mid.block_1.'),
+  (r'\.mid_block\.resnets\.1\.', '.mid.block_2.'),
+  (r'\.mid_block\.attentions\.0\.', '.mid.attn_1.'),
+  (r'\.down_blocks\.(\d+)\.resnets\.(\d+)\.', r'.down.\1.block.\2.'),
+  (r'\.down_blocks\.(\d+)\.downsamplers\.0\.', r'.down.\1.downsample.'),
+)
+_UP = re.compile(r'\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.')
+
+
+def read(
+  arrays: weight_reader.Arrays,
+  network: Autoencoder,
+  source: str,
+  unused: Collection[str] = (),
+) -> PyTree:
+  """Parameters of `network` from a state dict of either code.
+
+  Args:
+    arrays: by the names of the file.
+    network: what the parameters are for.
+    source: names the file in errors.
+    unused: names that may be there and are left, as patterns.
+
+  Raises:
+    WeightsError: one message with all that is missing, unexpected, of another
+      shape or not finite, in latent diffusion's names.
+  """
+  levels = len(network.channels)
+  reader = weight_reader.Reader(
+    {_to_latent_diffusion(name, levels): a for name, a in arrays.items()}
+  )
+  size = network.stride
+  shapes = jax.eval_shape(
+    network.init, jax.random.key(0), jnp.zeros((1, size, size, 3))
+  )['params']
+  params = {
+    path: _take(reader, _name(path.split('/')), leaf.shape)
+    for path, leaf in trees.flatten(shapes, '/').items()
+  }
+  reader.check('autoencoder', source, unused)
+  return trees.unflatten(params, '/')
+
+
+def _to_latent_diffusion(name: str, levels: int) -> str:
+  """The name in latent diffusion's code of an array of either code."""
+  for pattern, replacement in _DIFFUSERS:
+    name = re.sub(pattern, replacement, name)
+
+  def up(match: re.Match[str]) -> str:
+    # There the coarsest level comes first.
+    level = levels - 1 - int(match[1])
+    if match[2] == 'resnets':
+      return f'.up.{level}.block.{match[3]}.'
+    return f'.up.{level}.upsample.'
+
+  return _UP.sub(up, name)
+
+
+def _name(keys: list[str]) -> str:
+  """The name in latent diffusion's code of the leaf at a path of ours."""
+  *modules, leaf = keys
+  parts = []
+  for index, module in enumerate(modules):
+    if match := _LEVEL.fullmatch(module):
+      level, kind, number = match.groups()
+      side = 'down' if modules[0] == 'encoder' else 'up'
+      if kind in ('down', 'up'):
+        parts.append(f'{side}.{level}.{side}sample.conv')
+      else:
+        parts.append(f'{side}.{level}.{kind}.{number}')
+    elif index == 2:
+      parts.append(_PARTS[module])
+    else:
+      parts.append(_MODULES.get(module, module))
+  return '.'.join([*parts, _LEAVES[leaf]])
+
+
+def _take(
+  reader: weight_reader.Reader, name: str, shape: tuple[int, ...]
+) -> Any:
+  """The array for a leaf of `shape` of ours."""
+  if len(shape) == 4:
+    height, width, inputs, outputs = shape
+    array = reader.take(name, outputs, inputs, height, width)
+    return array.transpose(2, 3, 1, 0)
+  if len(shape) == 2:
+    # Attention is made of matrices in diffusers, of 1x1 convolutions elsewhere.
+    is_conv = getattr(reader.arrays.get(name), 'ndim', 2) == 4
+    window = (1, 1) if is_conv else ()
+    return reader.take(name, *shape[::-1], *window).reshape(shape[::-1]).T
+  return reader.take(name, *shape)

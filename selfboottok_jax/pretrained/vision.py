@@ -1,4 +1,4 @@
-"""Vision transformers as frozen teachers: which there are, what they want."""
+"""Vision transformers as frozen teachers: DINOv2, DINO, I-JEPA and SigLIP2."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax.pretrained import (
-  contract,
-  published,
-  resample,
-  vit,
-  vit_weights,
-)
+from selfboottok_jax.pretrained import contract, resample, vit
 
 # Mean and deviation of images in [0, 1], as each family was trained.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -24,20 +18,21 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """What the networks of one training have in common.
+  """Common properties of the networks of one training.
 
   Attributes:
-    layout: of their files, see `vit_weights.LAYOUTS`.
+    naming: key of `vit.NAMINGS`, the names in their files.
     grid: rows (and columns) of the position table in the files.
-    patch_size: of the files.
-    fields: of `vit.Vit`, but for sizes.
+    patch_size: pixels to a side of a patch in the files.
+    fields: fields of `vit.Vit` other than sizes.
     statistics: mean and deviation that images are normalised with.
-    prefix: of the arrays that count; others in the file are left alone.
-    used_patch_size: of the teacher, where it is not that of the files.
-    antialias: how positions reach another grid, see `vit_weights.read`.
+    prefix: beginning of the arrays to read; others in the file are ignored.
+    used_patch_size: patch size of the teacher, where it is not the files'.
+    antialias: True if positions reach another grid with antialiasing; None for
+      the way of the public class with these names.
   """
 
-  layout: str
+  naming: str
   grid: int
   patch_size: int
   fields: Mapping[str, Any]
@@ -58,7 +53,7 @@ DINOV2 = Family(
 )
 DINOV2_REGISTERS = dataclasses.replace(
   DINOV2,
-  layout='dinov2_registers',
+  naming='dinov2_registers',
   fields={'layer_scale': True, 'registers': 4},
 )
 DINO = Family('timm', 14, 16, {})
@@ -74,83 +69,64 @@ SIGLIP2 = Family(
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Teacher:
   """One size of a family, and where its weights are."""
 
   family: Family
   width: int
   depth: int
   heads: int
-  published: published.Published | None
+  published: contract.Published | None
 
 
-def _dinov2(repository: str, millions: float) -> published.Published:
-  return published.Published(
-    f'facebook/{repository}',
-    ('model.safetensors',),
-    'Apache-2.0',
-    millions,
-    'alignment, FD, start of the encoder',
+def _published(
+  repository: str,
+  millions: float,
+  licence: str = 'Apache-2.0',
+  use: str = 'alignment',
+) -> contract.Published:
+  return contract.Published(
+    repository, ('model.safetensors',), licence, millions, use
   )
 
 
-_B = (768, 12, 12)
+def _dinov2(repository: str, millions: float) -> contract.Published:
+  use = 'alignment, FD, start of the encoder'
+  return _published(f'facebook/{repository}', millions, use=use)
+
+
+# (width, depth, heads)
+_S, _B, _L = (384, 12, 6), (768, 12, 12), (1024, 24, 16)
 _TINY = (48, 2, 3)
 
-VARIANTS: dict[str, Variant] = {
-  'dinov2_s': Variant(DINOV2, 384, 12, 6, _dinov2('dinov2-small', 22.1)),
-  'dinov2_b': Variant(DINOV2, *_B, _dinov2('dinov2-base', 86.6)),
-  'dinov2_l': Variant(DINOV2, 1024, 24, 16, _dinov2('dinov2-large', 304.4)),
-  'dinov2_s_registers': Variant(
-    DINOV2_REGISTERS,
-    *(384, 12, 6),
-    _dinov2('dinov2-with-registers-small', 22.1),
+TEACHERS: dict[str, Teacher] = {
+  'dinov2_s': Teacher(DINOV2, *_S, _dinov2('dinov2-small', 22.1)),
+  'dinov2_b': Teacher(DINOV2, *_B, _dinov2('dinov2-base', 86.6)),
+  'dinov2_l': Teacher(DINOV2, *_L, _dinov2('dinov2-large', 304.4)),
+  'dinov2_s_registers': Teacher(
+    DINOV2_REGISTERS, *_S, _dinov2('dinov2-with-registers-small', 22.1)
   ),
-  'dinov2_b_registers': Variant(
+  'dinov2_b_registers': Teacher(
     DINOV2_REGISTERS, *_B, _dinov2('dinov2-with-registers-base', 86.6)
   ),
-  'dinov2_l_registers': Variant(
-    DINOV2_REGISTERS,
-    *(1024, 24, 16),
-    _dinov2('dinov2-with-registers-large', 304.4),
+  'dinov2_l_registers': Teacher(
+    DINOV2_REGISTERS, *_L, _dinov2('dinov2-with-registers-large', 304.4)
   ),
-  'dino_s': Variant(
-    DINO,
-    *(384, 12, 6),
-    published.Published(
-      'timm/vit_small_patch16_224.dino',
-      ('model.safetensors',),
-      'Apache-2.0',
-      21.7,
-      'alignment',
-    ),
+  'dino_s': Teacher(
+    DINO, *_S, _published('timm/vit_small_patch16_224.dino', 21.7)
   ),
-  'ijepa_h': Variant(
+  'ijepa_h': Teacher(
     IJEPA,
     *(1280, 32, 16),
-    published.Published(
-      'facebook/ijepa_vith14_1k',
-      ('model.safetensors',),
-      'CC-BY-NC-4.0',
-      630.8,
-      'alignment',
-    ),
+    _published('facebook/ijepa_vith14_1k', 630.8, 'CC-BY-NC-4.0'),
   ),
-  'siglip2_b': Variant(
-    SIGLIP2,
-    *_B,
-    published.Published(
-      'google/siglip2-base-patch16-256',
-      ('model.safetensors',),
-      'Apache-2.0',
-      92.9,
-      'alignment',
-    ),
+  'siglip2_b': Teacher(
+    SIGLIP2, *_B, _published('google/siglip2-base-patch16-256', 92.9)
   ),
-  # Of no published weights: to run every code path on a small machine.
-  'dinov2_tiny': Variant(DINOV2, *_TINY, None),
-  'ijepa_tiny': Variant(IJEPA, *_TINY, None),
-  'siglip2_tiny': Variant(SIGLIP2, *_TINY, None),
+  # Nobody publishes these: they run every code path on a small machine.
+  'dinov2_tiny': Teacher(DINOV2, *_TINY, None),
+  'ijepa_tiny': Teacher(IJEPA, *_TINY, None),
+  'siglip2_tiny': Teacher(SIGLIP2, *_TINY, None),
 }
 
 
@@ -162,18 +138,18 @@ class VisionTransformer:
   pooled token of SigLIP, or nothing (I-JEPA).
 
   Attributes:
-    name: one of VARIANTS.
+    name: one of TEACHERS.
     vit: the transformer; images are resized to its grid of patches, bicubic
       and without antialiasing as is usual for teachers.
-    family: what it was trained on.
-    published: where its weights are; None where nobody publishes any.
+    family: properties that it shares with others of its training.
+    published: place of its weights; None where nobody publishes any.
     params: those of `vit`, float32; None until they are loaded.
   """
 
   name: str
   vit: vit.Vit
   family: Family
-  published: published.Published | None
+  published: contract.Published | None
   params: Any = None
 
   @property
@@ -195,15 +171,16 @@ class VisionTransformer:
     self, params: PyTree, images: Float[Array, 'b h w 3']
   ) -> contract.Features:
     """Features in float32 of images in [-1, 1]."""
-    size = [count * self.vit.patch_size for count in self.vit.grid]
     x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    x = resample.resize_images(x, tuple(size))
+    rows, columns = (count * self.vit.patch_size for count in self.vit.grid)
+    x = resample.resize_images(x, (rows, columns))
     mean, deviation = (np.asarray(s) for s in self.family.statistics)
+    # The statistics are of [0, 1]; images here are in [-1, 1].
     shift, scale = 2 * mean - 1, 2 * deviation
     x = (x - shift.astype(x.dtype)[None, None, None]) / scale.astype(x.dtype)[
       None, None, None
     ]
-    output = self.vit.apply({'params': params}, x)
+    output: Any = self.vit.apply({'params': params}, x)
     return contract.Features(output.patches, output.summary)
 
   def init(self, key: Any) -> PyTree:
@@ -218,22 +195,24 @@ class VisionTransformer:
     prefix, side = self.family.prefix, self.family.grid
     kept = {n: array for n, array in arrays.items() if n.startswith(prefix)}
     # Most families are published in both ways.
-    is_timm = vit_weights.is_timm(arrays)
-    return vit_weights.read(
+    naming = 'timm' if vit.is_timm(arrays) else self.family.naming
+    names = vit.NAMINGS[naming]
+    if self.family.antialias is not None:
+      names = dataclasses.replace(names, antialias=self.family.antialias)
+    return vit.read(
       kept or arrays,
       self.vit,
-      'timm' if is_timm else self.family.layout,
+      names,
       source,
       grid=(side, side),
       patch_size=self.family.patch_size,
-      antialias=self.family.antialias,
     )
 
 
 def _with_gains(params: PyTree) -> PyTree:
-  """Random networks whose blocks count: trained gains are far from 1e-5."""
+  """Random parameters under which blocks matter: trained gains are not 1e-5."""
 
-  def grow(path, leaf):
+  def grow(path: Any, leaf: Array) -> Array:
     is_gain = path[-1].key in ('scale1', 'scale2')
     return jnp.full_like(leaf, 0.3) if is_gain else leaf
 
@@ -249,25 +228,25 @@ def build(
   """A transformer without its weights.
 
   Args:
-    name: one of VARIANTS.
+    name: one of TEACHERS.
     grid: rows (and columns) of patches that it returns.
-    patch_size: 0 for the one that is usual for teachers: 16 for DINOv2 (14 in
-      the files), else that of its training. The patch embedding is resampled,
-      see `resample`.
-    dtype: of the computation.
+    patch_size: pixels to a side of a patch; 0 for the size that is usual for
+      teachers: 16 for DINOv2 (14 in the files), else that of its training. The
+      patch embedding is resampled, see `resample`.
+    dtype: floating-point type of the computation.
   """
   contract.check_options(name, dtype=dtype, grid=grid)
   contract.check_options(name, least=0, patch_size=patch_size)
-  variant = VARIANTS[name]
-  family = variant.family
+  teacher = TEACHERS[name]
+  family = teacher.family
   network = vit.Vit(
     (grid, grid),
     patch_size or family.used_patch_size or family.patch_size,
-    variant.width,
-    variant.depth,
-    variant.heads,
-    4 * variant.width,
+    teacher.width,
+    teacher.depth,
+    teacher.heads,
+    4 * teacher.width,
     dtype=dtype,
     **family.fields,
   )
-  return VisionTransformer(name, network, family, variant.published)
+  return VisionTransformer(name, network, family, teacher.published)

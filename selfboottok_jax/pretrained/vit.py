@@ -1,24 +1,35 @@
-"""One vision transformer for DINOv2, DINO, I-JEPA and SigLIP2."""
+"""One vision transformer for DINOv2, DINO, I-JEPA and SigLIP2, and its weights.
 
+The second half reads published state dicts. Names are those of the files:
+Hugging Face's Dinov2Model (with and without registers), IJepaModel and
+SiglipVisionModel, and timm's, in which the official DINO and DINOv2 releases
+are kept too.
+"""
+
+import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax.models import layers, transformer
+from selfboottok_jax.pretrained import resample, weight_reader
 
 
 @flax.struct.dataclass
 class VitOutput:
-  """What a transformer says of a batch of images.
+  """Output of a transformer for a batch of images.
 
   Attributes:
     patches: after the final norm, in raster order.
     summary: the class token after the final norm, or the pooled token of an
       attention head; None where there is neither.
-    hidden: by number of blocks passed, all tokens [b, m, d]: class token,
+    hidden: number of blocks passed to all tokens after them: class token,
       registers, patches.
   """
 
@@ -37,11 +48,11 @@ class Vit(nn.Module):
     depth: number of blocks.
     heads: attention heads, a divisor of `width`.
     hidden: width of the MLPs.
-    cls: whether a class token with a position of its own goes first.
+    cls: True if a class token with a position of its own goes first.
     registers: tokens without a position, behind the class token.
-    layer_scale: whether residual branches have gains.
+    layer_scale: True if residual branches have gains.
     gelu: 'exact' or 'tanh'.
-    pool: whether an attention head with a learned probe makes the summary.
+    pool: True if an attention head with a learned probe makes the summary.
     taps: numbers of blocks after which all tokens are handed out.
     attention: implementation, see `layers.Attention`.
     dtype: of the computation; outputs are float32.
@@ -87,13 +98,17 @@ class Vit(nn.Module):
       summary = self._pool(patches)
     return VitOutput(patches, summary, hidden)
 
-  def _tokens(self, name: str, count: int):
+  def _tokens(self, name: str, count: int) -> Float[Array, '1 n d']:
+    """Learnt tokens, the same for every image."""
     shape = (1, count, self.width)
     normal = nn.initializers.normal(0.02)
     return self.param(name, normal, shape).astype(self.dtype)
 
-  def _blocks(self, x):
-    """Segments that end where somebody reads, each scanned."""
+  def _blocks(
+    self, x: Float[Array, 'b m d']
+  ) -> tuple[Float[Array, 'b m d'], dict[int, Float[Array, 'b m d']]]:
+    """All blocks, and the tokens after each tap."""
+    # A scan hands out only its end, so there is one up to each tap.
     block = functools.partial(
       transformer.Block,
       self.heads,
@@ -112,7 +127,7 @@ class Vit(nn.Module):
         hidden[end] = x.astype(jnp.float32)
     return x, hidden
 
-  def _pool(self, patches):
+  def _pool(self, patches: Float[Array, 'b n d']) -> Float[Array, 'b d']:
     """A learned probe attends to the patches; then a residual MLP."""
     b = patches.shape[0]
     probe = jnp.broadcast_to(self._tokens('probe', 1), (b, 1, self.width))
@@ -122,3 +137,255 @@ class Vit(nn.Module):
     ratio = self.hidden / self.width
     mlp = layers.Mlp(ratio, self.gelu, self.dtype, name='pool_mlp')
     return (pooled + mlp(h))[:, 0].astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayNames:
+  """Names of the arrays in a family of files, and what they hold.
+
+  Attributes:
+    family: of the files, for errors.
+    block: prefix of a block's arrays, with {} for its number.
+    inside: our name of a part of a block to theirs. q, k and v are either
+      three, or one 'qkv'.
+    outside: our name of everything else to theirs; a missing one is absent.
+    unused: names, as patterns, that may be in the file and serve training
+      alone.
+    flat_positions: True if the position table has no batch axis.
+    antialias: True if the table is resized with antialiasing.
+  """
+
+  family: str
+  block: str
+  inside: Mapping[str, str]
+  outside: Mapping[str, str]
+  unused: Sequence[str] = ()
+  flat_positions: bool = False
+  antialias: bool = False
+
+
+_HF_ATTENTION = {
+  'q': 'attention.attention.query',
+  'k': 'attention.attention.key',
+  'v': 'attention.attention.value',
+  'out': 'attention.output.dense',
+}
+_HF_EMBEDDINGS = {
+  'patch_embed': 'embeddings.patch_embeddings.projection',
+  'positions': 'embeddings.position_embeddings',
+  'cls': 'embeddings.cls_token',
+  'registers': 'embeddings.register_tokens',
+  'norm': 'layernorm',
+}
+_DINOV2 = ArrayNames(
+  'dinov2',
+  'encoder.layer.{}.',
+  {
+    **_HF_ATTENTION,
+    'norm1': 'norm1',
+    'norm2': 'norm2',
+    'up': 'mlp.fc1',
+    'down': 'mlp.fc2',
+    'scale1': 'layer_scale1.lambda1',
+    'scale2': 'layer_scale2.lambda1',
+  },
+  _HF_EMBEDDINGS,
+  unused=('embeddings.mask_token',),
+)
+NAMINGS = {
+  'dinov2': _DINOV2,
+  'dinov2_registers': dataclasses.replace(
+    _DINOV2, family='dinov2_registers', antialias=True
+  ),
+  'ijepa': ArrayNames(
+    'ijepa',
+    'encoder.layer.{}.',
+    {
+      **_HF_ATTENTION,
+      'norm1': 'layernorm_before',
+      'norm2': 'layernorm_after',
+      'up': 'intermediate.dense',
+      'down': 'output.dense',
+    },
+    _HF_EMBEDDINGS,
+  ),
+  'siglip': ArrayNames(
+    'siglip',
+    'vision_model.encoder.layers.{}.',
+    {
+      'q': 'self_attn.q_proj',
+      'k': 'self_attn.k_proj',
+      'v': 'self_attn.v_proj',
+      'out': 'self_attn.out_proj',
+      'norm1': 'layer_norm1',
+      'norm2': 'layer_norm2',
+      'up': 'mlp.fc1',
+      'down': 'mlp.fc2',
+    },
+    {
+      'patch_embed': 'vision_model.embeddings.patch_embedding',
+      'positions': 'vision_model.embeddings.position_embedding.weight',
+      'norm': 'vision_model.post_layernorm',
+      'pool': 'vision_model.head.',
+    },
+    flat_positions=True,
+  ),
+  'timm': ArrayNames(
+    'timm',
+    'blocks.{}.',
+    {
+      'qkv': 'attn.qkv',
+      'out': 'attn.proj',
+      'norm1': 'norm1',
+      'norm2': 'norm2',
+      'up': 'mlp.fc1',
+      'down': 'mlp.fc2',
+      'scale1': 'ls1.gamma',
+      'scale2': 'ls2.gamma',
+    },
+    {
+      'patch_embed': 'patch_embed.proj',
+      'positions': 'pos_embed',
+      'cls': 'cls_token',
+      'registers': 'register_tokens',
+      'norm': 'norm',
+    },
+    unused=('mask_token',),
+    antialias=True,
+  ),
+}
+
+
+def is_timm(arrays: weight_reader.Arrays) -> bool:
+  """True if a state dict has the names of timm and of Meta's releases."""
+  return 'patch_embed.proj.weight' in arrays
+
+
+def read(
+  arrays: weight_reader.Arrays,
+  network: Vit,
+  names: ArrayNames,
+  source: str,
+  *,
+  grid: tuple[int, int] | None = None,
+  patch_size: int | None = None,
+) -> PyTree:
+  """Parameters of `network` from a state dict.
+
+  Args:
+    arrays: by the names of the file.
+    network: what the parameters are for; its grid and patch size may differ
+      from those of the file, and are reached by resampling.
+    names: names of the arrays, one of NAMINGS or a variation of it.
+    source: names the file in errors.
+    grid: rows and columns of the file's position table; None for the network's.
+    patch_size: of the file; None for the network's.
+
+  Returns:
+    {'params': ...} without its outer key, float32.
+
+  Raises:
+    WeightsError: one message with all that is missing, unexpected, of another
+      shape or not finite.
+  """
+  reader = weight_reader.Reader(arrays)
+  params = _outside(reader, network, names, grid or network.grid, patch_size)
+  for begin, end in transformer.segments(network.depth, network.taps):
+    blocks = [_block(reader, network, names, i) for i in range(begin, end)]
+    params[transformer.segment_name(begin)] = {
+      'block': weight_reader.stack(blocks)
+    }
+  reader.check(f'{names.family} vision transformer', source, names.unused)
+  return params
+
+
+def _outside(
+  reader: weight_reader.Reader,
+  network: Vit,
+  names: ArrayNames,
+  grid: tuple[int, int],
+  patch_size: int | None,
+) -> dict[str, Any]:
+  """Parameters of everything but the blocks."""
+  width, p = network.width, patch_size or network.patch_size
+  outside = names.outside
+  embed = reader.conv(outside['patch_embed'], 3, width, p, p)
+  kernel = resample.resize_patch_kernel(embed['kernel'], network.patch_size)
+  params: dict[str, Any] = {
+    'patch_embed': {**embed, 'kernel': kernel.reshape(-1, width)},
+    'norm': reader.norm(outside['norm'], width),
+  }
+  count = grid[0] * grid[1] + network.cls
+  batch = () if names.flat_positions else (1,)
+  table = reader.take(outside['positions'], *batch, count, width)
+  table = table.reshape(count, width)
+  if network.cls:
+    # Its position is added here, once, instead of in every step.
+    cls = reader.take(outside['cls'], 1, 1, width)
+    params['cls'] = cls + table[None, :1]
+    table = table[1:]
+  params['positions'] = resample.resize_positions(
+    table, grid, network.grid, antialias=names.antialias
+  )[None]
+  if network.registers:
+    params['registers'] = reader.take(
+      outside['registers'], 1, network.registers, width
+    )
+  if network.pool:
+    params |= _pool(reader, network, outside['pool'])
+  return params
+
+
+def _pool(
+  reader: weight_reader.Reader, network: Vit, prefix: str
+) -> dict[str, Any]:
+  """Parameters of SigLIP's attention head."""
+  width, hidden = network.width, network.hidden
+  # One matrix for q, k and v there; a probe asks, so q stands alone here.
+  joint = reader.take(f'{prefix}attention.in_proj_weight', 3 * width, width).T
+  bias = reader.take(f'{prefix}attention.in_proj_bias', 3 * width)
+  return {
+    'probe': reader.take(f'{prefix}probe', 1, 1, width),
+    'pool_attn': {
+      'query': {'kernel': joint[:, :width], 'bias': bias[:width]},
+      'key_value': {'kernel': joint[:, width:], 'bias': bias[width:]},
+      'out': reader.linear(f'{prefix}attention.out_proj', width, width),
+    },
+    'pool_norm': reader.norm(f'{prefix}layernorm', width),
+    'pool_mlp': {
+      'up': reader.linear(f'{prefix}mlp.fc1', width, hidden),
+      'down': reader.linear(f'{prefix}mlp.fc2', hidden, width),
+    },
+  }
+
+
+def _block(
+  reader: weight_reader.Reader, network: Vit, names: ArrayNames, index: int
+) -> dict[str, Any]:
+  """Parameters of one block."""
+  width, hidden = network.width, network.hidden
+  inside = {
+    ours: names.block.format(index) + theirs
+    for ours, theirs in names.inside.items()
+  }
+  if 'qkv' in inside:
+    qkv = reader.linear(inside['qkv'], width, 3 * width)
+  else:
+    parts = [reader.linear(inside[part], width, width) for part in 'qkv']
+    qkv = {
+      key: np.concatenate([part[key] for part in parts], axis=-1)
+      for key in ('kernel', 'bias')
+    }
+  block = {
+    'attn': {'qkv': qkv, 'out': reader.linear(inside['out'], width, width)},
+    'mlp': {
+      'up': reader.linear(inside['up'], width, hidden),
+      'down': reader.linear(inside['down'], hidden, width),
+    },
+    'norm1': reader.norm(inside['norm1'], width),
+    'norm2': reader.norm(inside['norm2'], width),
+  }
+  if network.layer_scale:
+    for gain in ('scale1', 'scale2'):
+      block[gain] = reader.take(inside[gain], width)
+  return block

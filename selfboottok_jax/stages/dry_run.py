@@ -11,12 +11,12 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import data, errors, presets, stages
+from selfboottok_jax import data, errors, presets, pretrained, stages
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.presets import tokenizer as tokenizer_presets
-from selfboottok_jax.pretrained import autoencoder
+from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.stages import (
   checks,
   frozen_encoders,
@@ -152,14 +152,14 @@ def _generator_task(
   config: ml_collections.ConfigDict, assumed: list[str], num_classes: int
 ) -> generator.GeneratorTask:
   spec = config.tokenizer or config.assumed.tokenizer
-  if autoencoder.is_autoencoder(spec):
+  if autoencoders.is_autoencoder(spec):
     if not config.tokenizer:
       assumed.append(f'the autoencoder {spec} (tokenizer is empty)')
-    network = autoencoder.load_network(
+    network = pretrained.load_latents(
       spec, config.data.image_size, abstract=True
     )
-    tokenizer = autoencoder.codec_of(network)
-    patch_size = autoencoder.PATCH_SIZE
+    tokenizer = autoencoders.encoder_of(network)
+    patch_size = autoencoders.PATCH_SIZE
   else:
     stage1 = _stage1(config, assumed)
     model = tokenizer_lib.Tokenizer(

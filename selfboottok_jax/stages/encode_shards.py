@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from selfboottok_jax import data
-from selfboottok_jax.data import latent_index, latent_writer
+from selfboottok_jax.data import token_cache, token_cache_writer
 from selfboottok_jax.stages import encode_rates
 from selfboottok_jax.stages import encoder as encoder_lib
 
@@ -22,7 +22,7 @@ def write_shards(
   encoder: encoder_lib.Encoder,
   source: data.Source,
   folder: str,
-  index: latent_index.Index,
+  index: token_cache.Index,
   split: str,
   shards: Sequence[int],
   *,
@@ -61,7 +61,8 @@ def write_shards(
     num_workers=num_workers,
   )
   writers = (
-    latent_writer.ShardWriter(folder, index, split, shard) for shard in shards
+    token_cache_writer.ShardWriter(folder, index, split, shard)
+    for shard in shards
   )
   under_way = collections.deque()
 
@@ -80,7 +81,7 @@ def write_shards(
 
 
 def _padded_rows(
-  told: latent_index.Split, shards: Sequence[int], batch_size: int
+  told: token_cache.Split, shards: Sequence[int], batch_size: int
 ) -> np.ndarray:
   """The images of shards, each shard padded to whole batches with -1."""
   parts = []
@@ -97,7 +98,7 @@ class _Sink:
   What goes wrong in it is raised by the result of a call.
   """
 
-  def __init__(self, writers: Iterator[latent_writer.ShardWriter]):
+  def __init__(self, writers: Iterator[token_cache_writer.ShardWriter]):
     self._writers, self._writer = writers, None
     self._pool = futures.ThreadPoolExecutor(1)
 

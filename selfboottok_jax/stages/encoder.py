@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from selfboottok_jax.data import latent_index
+from selfboottok_jax import pixels
+from selfboottok_jax.data import token_cache
 from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import sharding
 
@@ -35,7 +36,7 @@ class Encoder:
     everywhere = sharding.replicated(self._mesh)
     rows = sharding.batch_sharding(self._mesh)
     self._params = jax.device_put(encoding.params, everywhere)
-    size = encoding.codec.image_size
+    size = encoding.tokenizer.image_size
     shape = (batch_size, size, size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     self._resident = sharding.put_batch(noise, self._mesh)
@@ -71,11 +72,11 @@ def encode_sides(
   dtype: str,
 ) -> dict[str, Float[Array, 'b 2 ...']]:
   """Encodes images as they are and mirrored, and narrows the results."""
-  images = images.astype(jnp.float32) / 127.5 - 1
+  images = pixels.to_float(images)
   # Side by side, so that both are on the device that has the image.
   sides = jnp.stack([images, images[:, :, ::-1]], axis=1)
   made = encoding(params, sides.reshape(-1, *images.shape[1:]))
   return {
-    name: leaf.reshape(-1, latent_index.SIDES, *leaf.shape[1:]).astype(dtype)
+    name: leaf.reshape(-1, token_cache.SIDES, *leaf.shape[1:]).astype(dtype)
     for name, leaf in made.items()
   }

@@ -17,12 +17,10 @@ from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors, pretrained, trees
 from selfboottok_jax.objectives import alignment
-from selfboottok_jax.pretrained import contract, vision
+from selfboottok_jax.pretrained import contract
 
 # Pairings of tokens with a teacher's patches; the last two pair none.
 ALIGN_MODES = (*alignment.ALIGNMENTS, 'cls_only', 'off')
-# Networks that take patches of any size.
-WEIGHTLESS = ('hog', 'dct', 'random')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,21 +172,10 @@ def load_teacher(
   Transformers see patches of the size that they were trained with: DINOv2 at
   256 pixels is shown 16 x 16 patches of 14, as in REPA and REG.
   """
-  import inspect
-
-  name = spec.partition(':')[0]
-  side = image_size // patch_size
-  offered = {'patch_size': patch_size, 'dim': 64}
-  if name in vision.VARIANTS:
-    native = vision.VARIANTS[name].family.patch_size
-    offered = {'grid': side, 'patch_size': native, 'dtype': dtype}
-  elif name not in WEIGHTLESS:
-    # MobileNet's maps have stride 16.
-    offered = {'grid': side, 'dtype': dtype, 'image_size': 16 * side}
-  build = pretrained.NETWORKS.get(name)
-  known = inspect.signature(build).parameters if build else ()
-  options = {key: value for key, value in offered.items() if key in known}
-  return pretrained.load_network(spec, abstract=abstract, **options)
+  patches = pretrained.Patches(
+    image_size, patch_size, dim=64, dtype=dtype, native=True
+  )
+  return pretrained.load_network(spec, patches=patches, abstract=abstract)
 
 
 def _wanted(config: ml_collections.ConfigDict) -> tuple[bool, str]:

@@ -17,7 +17,7 @@ from selfboottok_jax import data, errors, inference, pixels, pretrained
 from selfboottok_jax.evaluation import evaluate, frechet
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.models import sit
-from selfboottok_jax.pretrained import autoencoder
+from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.stages import (
   frozen_encoders,
   generator,
@@ -52,7 +52,7 @@ class GeneratorStage:
       config, tokenizer.image_encoder, tokenizer.patch_size, abstract=cached
     )
     if cached:
-      assert isinstance(train, data.LatentSource)
+      assert isinstance(train, data.TokenCache)
       train.check(
         tokenizer.fingerprint,
         config.networks.teacher,
@@ -127,7 +127,7 @@ class GeneratorStage:
     kind = task.objective.latent_statistics
     count = task.objective.statistics_images or len(train)
     if not task.objective.statistics_images and isinstance(
-      train, data.LatentSource
+      train, data.TokenCache
     ):
       # A cache knows the statistics of all its images.
       return _cached_statistics(train.statistics, kind, task.model.token_dim)
@@ -163,7 +163,7 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
       'tokenizer is empty; wanted the workdir of a tokenizer run, as in '
       '--config.tokenizer=runs/tok'
     )
-  if autoencoder.is_autoencoder(config.tokenizer):
+  if autoencoders.is_autoencoder(config.tokenizer):
     return inference.load_autoencoder(config.tokenizer, config.data.image_size)
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
@@ -319,7 +319,7 @@ def load_frechet(spec: str, patch_size: int) -> pretrained.FeatureNetwork:
 
   Networks without weights see the tokenizer's patches.
   """
-  bare = spec in frozen_encoders.WEIGHTLESS
+  bare = spec in pretrained.BUILTIN
   return pretrained.load_network(
     spec, **({'patch_size': patch_size} if bare else {})
   )

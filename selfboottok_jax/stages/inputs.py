@@ -27,7 +27,7 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
       the losses want.
   """
   if 'cache' in config.data and config.data.cache:
-    cached = data.open_latents(config.data.cache, split)
+    cached = data.open_token_cache(config.data.cache, split)
     cached.check_use(
       config.data.image_size, random_crop=config.data.random_crop
     )

@@ -1,7 +1,6 @@
 """Loads the frozen networks that a tokenizer's configuration names."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -9,9 +8,6 @@ import ml_collections
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import dino
-
-# Networks without weights, which take patches of any size.
-BUILTIN = ('hog', 'dct', 'random')
 
 
 class Loader:
@@ -37,14 +33,15 @@ class Loader:
 
     Terms that name the same network share it.
     """
+    patches = pretrained.Patches(
+      model.image_size, model.patch_size, model.token_dim, model.dtype
+    )
     networks = {}
     for term in active:
-      load, choices = pretrained.load_network, pretrained.NETWORKS
+      load: Callable[..., Any] = pretrained.load_network
       if term == 'perceptual':
-        load, choices = pretrained.load_perceptual, pretrained.PERCEPTUALS
-      spec = config.networks[term]
-      options = _options(spec.partition(':')[0], choices, model)
-      networks[term] = self._load(load, spec, **options)
+        load = pretrained.load_perceptual
+      networks[term] = self._load(load, config.networks[term], patches=patches)
     return networks
 
   def trunk(self, spec: str, dtype: str) -> dino.DinoTrunk:
@@ -73,17 +70,3 @@ class Loader:
       except errors.WeightsError as error:
         self._lacking.append(str(error))
     return self._loaded[key]
-
-
-def _options(
-  name: str, choices: Mapping[str, Any], model: tokenizer_lib.Tokenizer
-) -> dict[str, Any]:
-  """What brings a network to the tokenizer's patches, of what it takes."""
-  side = model.image_size // model.patch_size
-  if name in BUILTIN:
-    offered = {'patch_size': model.patch_size, 'dim': model.token_dim}
-  else:
-    # MobileNet's maps have stride 16.
-    offered = {'grid': side, 'dtype': model.dtype, 'image_size': 16 * side}
-  taken = inspect.signature(choices[name]).parameters if name in choices else ()
-  return {key: value for key, value in offered.items() if key in taken}

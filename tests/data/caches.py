@@ -6,12 +6,7 @@ import pathlib
 import numpy as np
 
 from selfboottok_jax import data
-from selfboottok_jax.data import (
-  latent_files,
-  latent_index,
-  latent_writer,
-  transforms,
-)
+from selfboottok_jax.data import token_cache, token_cache_writer, transforms
 
 SIZE = 8
 MADE_BY = {
@@ -29,16 +24,16 @@ def images(split: str = 'train', length: int = 50) -> data.ProceduralSource:
 
 def index_of(
   dtype: str = 'float32', *, shards: int = 3, **sources
-) -> latent_index.Index:
+) -> token_cache.Index:
   sources = sources or {'train': images()}
-  return latent_index.Index(
+  return token_cache.Index(
     SIZE,
     dtype,
     SHAPES,
     data.ProceduralSource.class_names,
     MADE_BY,
     {
-      name: latent_index.Split(len(source), shards, source.fingerprint)
+      name: token_cache.Split(len(source), shards, source.fingerprint)
       for name, source in sources.items()
     },
   )
@@ -67,13 +62,13 @@ def batch_of(
 
 def write_shard(
   folder: pathlib.Path,
-  index: latent_index.Index,
+  index: token_cache.Index,
   split: str,
   shard: int,
   source: data.Source,
 ) -> None:
   """Writes a shard in two batches."""
-  writer = latent_writer.ShardWriter(folder, index, split, shard)
+  writer = token_cache_writer.ShardWriter(folder, index, split, shard)
   first, end = index.splits[split].bounds(shard)
   middle = (first + end) // 2
   for start, stop in ((first, middle), (middle, end)):
@@ -82,16 +77,16 @@ def write_shard(
 
 
 def write(
-  folder: pathlib.Path, index: latent_index.Index | None = None, **sources
-) -> latent_index.Index:
+  folder: pathlib.Path, index: token_cache.Index | None = None, **sources
+) -> token_cache.Index:
   """Writes a whole cache, of 50 images in 3 shards unless told."""
   sources = sources or {'train': images()}
   index = index or index_of(**sources)
-  latent_files.write_index(folder, index)
+  token_cache.write_index(folder, index)
   for split, source in sources.items():
-    for shard in latent_writer.pending_shards(folder, index, split):
+    for shard in token_cache_writer.pending_shards(folder, index, split):
       write_shard(folder, index, split, shard, source)
-    latent_writer.finish(folder, index, split)
+    token_cache_writer.finish(folder, index, split)
   return index
 
 

@@ -17,7 +17,7 @@ def source():
 def cached(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cache')
   caches.write(folder, train=caches.images(length=50))
-  return data.open_latents(folder, 'train')
+  return data.open_token_cache(folder, 'train')
 
 
 def assert_cached(offline, online):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from selfboottok_jax.pretrained import vit, vit_weights
+from selfboottok_jax.pretrained import vit
 from selfboottok_jax.stages import initialization
 from tests.golden import fixtures
 
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.golden
 
 
 @pytest.mark.parametrize(
-  ('suffix', 'layout'), [('', 'timm'), ('_hf', 'dinov2')]
+  ('suffix', 'naming'), [('', 'timm'), ('_hf', 'dinov2')]
 )
-def test_is_what_the_reference_starts_from(suffix, layout):
+def test_is_what_the_reference_starts_from(suffix, naming):
   recorded = fixtures.load('tokenizer', 'tok03_dinov2_resample')
   meta, arrays = recorded.meta, recorded.arrays
   file = fixtures.path('tokenizer', recorded.name)
@@ -31,7 +31,7 @@ def test_is_what_the_reference_starts_from(suffix, layout):
     initialization.GRID, initialization.PATCH_SIZE, width, meta['depth'],
     meta['num_heads'], 4 * width, layer_scale=True,
   )  # fmt: skip
-  params = vit_weights.read(weights, network, layout, 'test')
+  params = vit.read(weights, network, vit.NAMINGS[naming], 'test')
   mapped = initialization.encoder_params(network, params, side, p)
 
   kernel = mapped['patch_embed']['kernel'].reshape(p, p, 3, width)

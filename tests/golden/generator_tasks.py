@@ -40,7 +40,7 @@ class _Shapes:
 def make_task(network: networks.Network, meta: dict[str, Any]):
   """The task that trains such a network, from what a cache would hold."""
   model = network.model
-  codec = contract.ImageEncoder(
+  encoder = contract.ImageEncoder(
     lambda params, images: jnp.zeros(
       (len(images), model.num_tokens, model.token_dim)
     ),
@@ -57,7 +57,7 @@ def make_task(network: networks.Network, meta: dict[str, Any]):
     align=meta['proj_coeff'],
   )
   encoder = frozen_encoders.FrozenEncoders(
-    codec, teacher, True, goal.align_mode
+    encoder, teacher, True, goal.align_mode
   )
   return generator.GeneratorTask(model, goal, encoder, cached=True)
 

@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.pretrained import (
-  inception,
-  inception_layers,
-  inception_weights,
-)
+from selfboottok_jax.pretrained import inception, weight_reader
 from tests.golden import fixtures
+from tests.pretrained import weights as weights_lib
 
 pytestmark = pytest.mark.golden
 
@@ -79,7 +76,11 @@ def _block_weights(recorded, block, prefix):
   with np.load(path) as file:
     arrays = {prefix + name: file[name] for name in file.files}
   layers = {n.removesuffix('.conv.weight') for n in arrays if '.conv.' in n}
-  return {name: inception_weights.fold(arrays, name) for name in layers}
+  reader = weight_reader.Reader(arrays)
+  shapes = {
+    n: arrays[f'{n}.conv.weight'].transpose(2, 3, 1, 0).shape for n in layers
+  }
+  return {n: inception.fold(reader, n, shape) for n, shape in shapes.items()}
 
 
 def _first(array):
@@ -97,15 +98,15 @@ def test_blocks_and_their_pools():
   for block, stage in BLOCKS.items():
     params = _block_weights(recorded, block, f'{stage}.')
     x = _last(arrays[f'in.x_{block}'])
-    actual[f'out.{block}'] = inception_layers.run_stage(params, stage, x)
+    actual[f'out.{block}'] = inception.run_stage(params, stage, x)
   params = {
     name.replace('Mixed_7b', 'Mixed_7c'): layer
     for name, layer in params.items()
   }
-  other = inception_layers.run_stage(params, 'Mixed_7c', x)
+  other = inception.run_stage(params, 'Mixed_7c', x)
   np.testing.assert_array_equal(other[..., :-192], actual['out.E1'][..., :-192])
   actual['out.E2_pool_branch'] = other[..., -192:]
-  pools = inception_layers.POOLS
+  pools = inception.POOLS
   actual['out.maxpool_pad'] = pools['maximum'](x)
   actual['out.avgpool_exclude_pad'] = pools['average'](_last(arrays['in.x_A']))
   for key, value in actual.items():
@@ -119,8 +120,8 @@ def test_stem():
   recorded = fixtures.load('generator', 'inception_blocks')
   params = _block_weights(recorded, 'stem', '')
   x = _last(recorded.arrays['in.x_stem'])
-  for stage in list(inception_layers.STAGES)[:7]:
-    x = inception_layers.run_stage(params, stage, x)
+  for stage in list(inception.STAGES)[:7]:
+    x = inception.run_stage(params, stage, x)
     stem = 'out.stem.' + stage.replace('MaxPool_', 'pool')
     (key,) = {stem, f'{stem}_first16'} & recorded.arrays.keys()
     expected = recorded.arrays[key]
@@ -155,7 +156,7 @@ def _recipe(seed):
   """The fixture's state dict, which its description defines by a formula."""
   arrays = {}
   for number, (name, shape) in enumerate(
-    sorted(inception_weights.shapes().items())
+    sorted(weights_lib.wanted(inception.assemble).items())
   ):
     start = seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03
     u = _uniform(start % 2**64, int(np.prod(shape)))
@@ -177,7 +178,7 @@ def full():
     'out.check_sum': [weights[name].sum(dtype=np.float64) for name in names],
   }.items():
     fixtures.check(recorded.name, key, value, recorded.arrays[key])
-  return recorded, inception_weights.read(weights, 'test')
+  return recorded, inception.Inception().read(weights, 'test')
 
 
 def _measure(full, batch, resize):

@@ -9,6 +9,7 @@ import pytest
 
 from selfboottok_jax.flow import guidance
 from selfboottok_jax.models import layers, sit
+from selfboottok_jax.pretrained import released_generators
 from tests.golden import networks, records
 
 pytestmark = pytest.mark.golden
@@ -35,7 +36,10 @@ def test_parts():
   with records.opened('ldit_parts') as record:
     x, c = record.arrays['in.x'], record.arrays['in.c']
     _check_norms(record, x)
-    mlp = layers.SwiGlu(1.5 * record.meta['swiglu_hidden'] / record.meta['D'])
+    ratio = released_generators.swiglu_ratio(
+      record.meta['swiglu_hidden'], record.meta['D']
+    )
+    mlp = layers.SwiGlu(ratio)
     params = {
       'up': _linear(record.weights, 'swiglu.w12'),
       'down': _linear(record.weights, 'swiglu.w3'),

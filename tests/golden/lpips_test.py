@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from selfboottok_jax.pretrained import lpips, lpips_backbones
+from selfboottok_jax.pretrained import lpips
 from tests.golden import fixtures
+from tests.pretrained import weights as weights_lib
 
 pytestmark = pytest.mark.golden
 
 
 def _backbone(meta):
   if 'channels' in meta:
-    return lpips_backbones.vgg(tuple(meta['channels']))
-  return lpips_backbones.BACKBONES[meta['net']]()
+    return lpips.vgg(tuple(meta['channels']))
+  return lpips.BACKBONES[meta['net']]()
 
 
 @pytest.mark.parametrize('kind', ['squeeze', 'vgg_narrow'])
@@ -30,7 +31,7 @@ def test_every_recorded_array(kind):
     # Constants of the code.
     if not key.startswith('scaling_layer')
   }
-  network = lpips.from_package(weights, _backbone(fixture.meta), name)
+  network = weights_lib.lpips_of(weights, _backbone(fixture.meta), name)
   a, b = (
     jnp.asarray(arrays[k].transpose(0, 2, 3, 1))
     for k in ('in_input', 'in_target')

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfboottok_jax.models import layers, sit
-from selfboottok_jax.pretrained import released_generators, sit_weights
+from selfboottok_jax.pretrained import released_generators, weight_reader
 from tests.golden import records
 
 
@@ -16,7 +16,7 @@ class Network:
   """A module, and its arrays: by their names there, and as imported."""
 
   model: sit.SiT
-  layout: sit_weights.Layout
+  form: released_generators.FileForm
   weights: dict[str, Any]
   imported: dict[str, Any]
 
@@ -24,11 +24,10 @@ class Network:
     """Parameters of `weights`, traceable; of the record's by default."""
     weights = self.weights if weights is None else weights
 
-    def take(name, *shape):
-      assert weights[name].shape == shape, name
-      return weights[name]
-
-    return sit_weights.assemble(take, self.model, self.layout)
+    reader = weight_reader.Reader(weights)
+    params = released_generators.assemble(reader, self.model, self.form)
+    assert all(weights[n].shape == s for n, s in reader.wanted.items())
+    return params
 
   def apply(self, *inputs, weights=None, **options) -> sit.SiTOutput:
     """In our convention, on tokens."""
@@ -42,16 +41,16 @@ class Network:
   def tokens(self, images):
     """[b, c, h, w] to [b, k, e]."""
     images = jnp.moveaxis(jnp.asarray(images), 1, -1)
-    return layers.patchify(images, self.layout.patch_size)
+    return layers.patchify(images, self.form.patch_size)
 
   def images(self, tokens):
     """Inverse of `tokens`."""
-    images = layers.unpatchify(tokens, self.layout.patch_size)
+    images = layers.unpatchify(tokens, self.form.patch_size)
     return jnp.moveaxis(images, -1, 1)
 
   def first_channels(self, count: int, scale: float):
     """A scale of guidance for so many channels of a latent, 1 for the rest."""
-    channels = self.model.token_dim // self.layout.patch_size**2
+    channels = self.model.token_dim // self.form.patch_size**2
     guided = jnp.arange(self.model.token_dim) % channels < count
     return jnp.where(guided, scale, 1.0)
 
@@ -72,9 +71,9 @@ def load(record: records.Record, family: str, **changes) -> Network:
   model = sit.SiT(**fields | {'label_dropout': 0.0} | changes)
   return Network(
     model,
-    sit_weights.layout_of(weights, model, family),
+    released_generators.form_of(weights, model, family),
     {name: jnp.asarray(array) for name, array in weights.items()},
-    sit_weights.read(weights, model, family, record.name),
+    released_generators.read(weights, model, family, record.name),
   )
 
 

@@ -13,10 +13,9 @@ from selfboottok_jax.models import decoder
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import (
   contract,
-  softvq,
-  softvq_weights,
+  released_softvq,
   vit,
-  vit_weights,
+  weight_reader,
 )
 from selfboottok_jax.stages import objective
 from selfboottok_jax.stages import tokenizer as tokenizer_task
@@ -70,7 +69,9 @@ def recorded():
 def model(recorded):
   """As recorded; the numbers of heads are not in the state dict."""
   meta = recorded.meta
-  fields = softvq.fields(recorded.weights, 'test', {'tau': meta['tau']})
+  fields = released_softvq.fields(
+    recorded.weights, 'test', {'tau': meta['tau']}
+  )
   assert fields['image_size'] == meta['image_size']
   assert fields['encoder_width'] == meta['embed_dim']
   return tokenizer_lib.Tokenizer(
@@ -105,7 +106,9 @@ def teacher(recorded):
     for name, array in recorded.weights.items()
     if name.startswith(TEACHER)
   }
-  return _Teacher(network, vit_weights.read(arrays, network, 'timm', 'test'))
+  return _Teacher(
+    network, vit.read(arrays, network, vit.NAMINGS['timm'], 'test')
+  )
 
 
 def _images(recorded):
@@ -118,7 +121,7 @@ def _check(recorded, values):
 
 
 def test_every_recorded_value(recorded, model, teacher):
-  params = softvq_weights.read(recorded.weights, model, 'test')
+  params = released_softvq.read(recorded.weights, model, 'test')
   tapped = functools.partial(
     model.apply,
     capture_intermediates=lambda m, _: m.name in ('norm', 'from_code'),
@@ -178,14 +181,12 @@ def test_every_recorded_loss_and_gradient(recorded, model, teacher):
   learns = [str(name) for name in arrays['out_grad_norm_names']]
 
   def loss(weights):
-    def take(name, *shape):
-      assert weights[name].shape == shape
-      return weights[name]
-
-    params = softvq_weights.assemble(take, model)
-    params[softvq_weights.HEAD] = softvq_weights.assemble_head(
-      take, model.token_dim, meta['repa_proj_dim'], teacher.dim
+    reader = weight_reader.Reader(weights)
+    params = released_softvq.assemble(reader, model)
+    params[released_softvq.HEAD] = released_softvq.assemble_head(
+      reader, model.token_dim, meta['repa_proj_dim'], teacher.dim
     )
+    assert all(weights[n].shape == s for n, s in reader.wanted.items())
     return task.losses(0)['tokenizer'](params, inputs)
 
   # By the names of the file: where two arrays became one, each has its own.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from selfboottok_jax.pretrained import vae, vae_weights
+from selfboottok_jax.pretrained import vae
 from tests.golden import fixtures
 
 pytestmark = pytest.mark.golden
@@ -41,7 +41,7 @@ def _last(array):
 def test_every_recorded_array(name):
   recorded = fixtures.load('tokenizer', name)
   network, arrays = _network(recorded.meta), recorded.arrays
-  params = vae_weights.read(recorded.weights, network, 'test')
+  params = vae.read(recorded.weights, network, 'test')
 
   @functools.partial(jax.jit, static_argnames='method')
   def run(x, method):
@@ -85,7 +85,7 @@ def test_early_hub_files_of_diffusers():
     if '.attentions.' not in name or 'group_norm' in name
   }
   one, other = (
-    vae_weights.read(weights, network, 'test')
+    vae.read(weights, network, 'test')
     for weights in (recorded.weights, kept | old)
   )
   jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from selfboottok_jax.pretrained import vit, vit_weights
+from selfboottok_jax.pretrained import vit
 from tests.golden import fixtures
 
 pytestmark = pytest.mark.golden
@@ -49,8 +49,8 @@ def test_every_recorded_array(family, suffix):
   pixels = recorded.arrays[f'in_pixel_values{suffix}'].transpose(0, 2, 3, 1)
   grid = tuple(side // hf['patch_size'] for side in pixels.shape[1:3])
   network = _network(family, hf, grid)
-  params = vit_weights.read(
-    recorded.weights, network, family, 'test', grid=native
+  params = vit.read(
+    recorded.weights, network, vit.NAMINGS[family], 'test', grid=native
   )
   output = jax.jit(network.apply)({'params': params}, pixels)
   check = functools.partial(fixtures.check, recorded.name)
@@ -79,12 +79,21 @@ def test_images_of_any_shape_one_by_one():
   # There a patch is a flat vector (row, column, colour).
   flat = weights[name].reshape(-1, p, p, 3)
   weights[name] = flat.transpose(0, 3, 1, 2)
+  positions = 'vision_model.embeddings.position_embedding.weight'
+  table = weights[positions]
   for index, (rows, columns) in enumerate(arrays['in_spatial_shapes']):
     count = int(rows * columns)
     assert arrays['in_pixel_attention_mask'][index].sum() == count
     network = _network('siglip', hf, (int(rows), int(columns)))
-    params = vit_weights.read(
-      weights, network, 'siglip2_naflex', 'test', grid=(side, side)
+    # Positions of these are resized by lines and with antialiasing.
+    resized = jax.image.resize(
+      table.reshape(side, side, -1), (rows, columns, table.shape[1]), 'bilinear'
+    )
+    params = vit.read(
+      weights | {positions: np.asarray(resized).reshape(count, -1)},
+      network,
+      vit.NAMINGS['siglip'],
+      'test',
     )
     patches = arrays['in_pixel_values'][index, :count]
     pixels = patches.reshape(1, rows, columns, p, p, 3).transpose(
@@ -112,16 +121,16 @@ def test_dinov2_at_another_patch_size():
   width, p = meta['embed_dim'], meta['patch_size']
   side = meta['image_size'] // p
 
-  def read(weights, layout, network):
-    return vit_weights.read(
-      weights, network, layout, 'test', grid=source, patch_size=14
+  def read(weights, network):
+    return vit.read(
+      weights, network, vit.NAMINGS['timm'], 'test', grid=source, patch_size=14
     )
 
   network = vit.Vit(
     (side, side), p, width, meta['depth'], meta['num_heads'], 4 * width,
     layer_scale=True,
   )  # fmt: skip
-  params = read(recorded.weights, 'timm', network)
+  params = read(recorded.weights, network)
   kernel = params['patch_embed']['kernel'].reshape(p, p, 3, width)
   check(
     'out_patch_embed_weight_16',
@@ -134,9 +143,7 @@ def test_dinov2_at_another_patch_size():
   output = jax.jit(network.apply)({'params': params}, images)
   features = np.concatenate([output.summary[:, None], output.patches], axis=1)
   check('out_features_256', features, arrays['out_features_256'])
-  larger = read(
-    recorded.weights, 'timm', network.clone(grid=(44, 44), patch_size=8)
-  )
+  larger = read(recorded.weights, network.clone(grid=(44, 44), patch_size=8))
   kernel = larger['patch_embed']['kernel'].reshape(8, 8, 3, width)
   check(
     'out_patch_embed_weight_8',

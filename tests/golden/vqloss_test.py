@@ -9,11 +9,12 @@ import pytest
 
 from selfboottok_jax.models import dino_discriminator, normalization
 from selfboottok_jax.objectives import diffaug, perceptual, pixel
-from selfboottok_jax.pretrained import lpips, lpips_backbones
+from selfboottok_jax.pretrained import lpips
 from selfboottok_jax.stages import critic as critic_lib
 from selfboottok_jax.stages import objective
 from selfboottok_jax.training import state as state_lib
 from tests.golden import diffaug_draws, dino_weights, fixtures
+from tests.pretrained import weights as weights_lib
 
 pytestmark = pytest.mark.golden
 
@@ -39,14 +40,14 @@ class _Case:
       goal,
       dino_weights.trunk(NAME, meta),
     )
-    self.lpips = lpips.from_package(
+    self.lpips = weights_lib.lpips_of(
       {
         name: array
         for name, array in dino_weights.load(NAME, 'lpips').items()
         # Constants of the code.
         if not name.startswith('scaling_layer')
       },
-      lpips_backbones.vgg(tuple(meta['channels'])),
+      lpips.vgg(tuple(meta['channels'])),
       NAME,
     )
     self.images, self.reconstruction = (

@@ -1,7 +1,5 @@
 """A trained tokenizer and a generator of its codes."""
 
-import inspect
-
 import pytest
 
 from selfboottok_jax import inference
@@ -19,13 +17,3 @@ def generator(runs, tokenizer):
   # Two updates teach nothing; awake, the label and the noise count.
   loaded.params = tiny.awake(loaded.params)
   return loaded
-
-
-@pytest.fixture(scope='session')
-def unchecked():
-  """Calls a method without the checks of types that only tests have."""
-
-  def call(method, *args, **kwargs):
-    return inspect.unwrap(method.__func__)(method.__self__, *args, **kwargs)
-
-  return call

@@ -6,19 +6,13 @@ import pytest
 
 from launch import convert
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import (
-  entries,
-  lpips,
-  lpips_backbones,
-  mobilenet,
-  softvq,
-)
-from tests.pretrained import fake_hub, files_test, weights
+from selfboottok_jax.pretrained import lpips, mobilenet, store
+from tests.pretrained import fake_hub, weight_files_test, weights
 
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory) -> str:
-  shapes = lpips.shapes(lpips_backbones.squeeze())
+  shapes = weights.wanted(lpips.assemble, lpips.squeeze())
   path = tmp_path_factory.mktemp('source') / 'squeeze.npz'
   return weights.save(path, weights.random_lpips(shapes))
 
@@ -37,7 +31,7 @@ def test_imports_into_the_cache_and_says_so_in_one_line(
     result = _run(server, cache, f'--network=lpips_squeeze:{source}')
     assert (result.code, result.err) == (0, '')
     (line,) = result.out.splitlines()
-    digest = entries.sha256(pathlib.Path(source))
+    digest = store.sha256(pathlib.Path(source))
     for part in ('lpips_squeeze: 0.7M', source, digest, str(cache)):
       assert part in line
     params = pathlib.Path(line.split(' in ')[-1])
@@ -58,11 +52,11 @@ def test_what_is_written_serves_another_machine(
   wanted = pretrained.load_perceptual(f'lpips_squeeze:{source}')
   for name, array in wanted.params.items():
     np.testing.assert_array_equal(network.params[name], array)
-  params = place if place.is_file() else place / entries.PARAMS
+  params = place if place.is_file() else place / store.PARAMS
   record = params.with_suffix('.json')
-  record = record if place.is_file() else place / entries.RECORD
+  record = record if place.is_file() else place / store.RECORD
   digest = json.loads(record.read_text())['params_sha256']
-  assert digest == entries.sha256(params)
+  assert digest == store.sha256(params)
   before = params.stat()
   again = _run(server, tmp_path / 'cache', *given)
   assert 'nothing is overwritten' in again.error
@@ -73,7 +67,7 @@ def test_lists_what_is_published(server, tmp_path):
   result = _run(server, tmp_path, '--list')
   assert (result.code, result.err) == (0, '')
   rows = {line.split()[0]: line for line in result.out.splitlines()[2:]}
-  assert rows.keys() > pretrained.published_networks().keys()
+  assert rows.keys() == pretrained.published_networks().keys()
   for part in ('14.7M', 'BSD', 'vgg16-397923af.pth', 'perceptual'):
     assert part in rows['lpips_vgg']
   for part in ('86.6M', 'Apache-2.0', 'facebook/dinov2-base'):
@@ -98,9 +92,11 @@ def test_a_bad_file_is_one_error_and_the_cache_unharmed(
   if kind == 'cut':
     path.write_bytes(pathlib.Path(source).read_bytes()[:-100])
   elif kind == 'another network':
-    weights.save(path, weights.random_mobilenet(mobilenet.shapes()))
+    weights.save(
+      path, weights.random_mobilenet(weights.wanted(mobilenet.assemble))
+    )
   elif kind == 'objects':
-    evil = np.array([files_test.Evil(trace)], dtype=object)
+    evil = np.array([weight_files_test.Evil(trace)], dtype=object)
     np.savez(path, **{'features.0.weight': evil})
   elif kind == 'picture':
     path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(99))
@@ -139,47 +135,46 @@ def test_without_a_connection_it_says_what_to_bring(server, tmp_path):
 
 def test_options_reach_the_network(tmp_path):
   path = weights.save(
-    tmp_path / 'm.npz', weights.random_mobilenet(mobilenet.shapes())
+    tmp_path / 'm.npz',
+    weights.random_mobilenet(weights.wanted(mobilenet.assemble)),
   )
-  (record,) = convert.import_network(f'mobilenet_v2:{path}', {'image_size': 64})
+  (record,) = pretrained.import_network(f'mobilenet_v2:{path}', image_size=64)
   assert record['network'] == 'mobilenet_v2'
   assert '3.5M parameters' in convert.summary(
     record, pathlib.Path(record['params'])
   )
   with pytest.raises(errors.UserError, match='no option grid'):
-    convert.import_network(f'mobilenet_v2:{path}', {'grid': 4})
+    pretrained.import_network(f'mobilenet_v2:{path}', grid=4)
 
 
 def test_whatever_is_published_can_be_imported():
   for name in pretrained.published_networks():
     with pytest.raises(errors.WeightsError, match='no weight file at'):
-      convert.import_network(f'{name}:/no/such/file')
+      pretrained.import_network(f'{name}:/no/such/file')
 
 
 def test_trunks_of_a_discriminator_are_networks_too(tmp_path):
   with pytest.raises(errors.UserError, match='no option grid'):
-    convert.import_network(f'dino_s16:{tmp_path}', {'grid': 4})
+    pretrained.import_network(f'dino_s16:{tmp_path}', grid=4)
   with pytest.raises(errors.ConfigError, match='no weights to import'):
-    convert.import_network('dino_tiny:random')
+    pretrained.import_network('dino_tiny:random')
 
 
 def test_a_tokenizer_is_sent_where_it_becomes_a_run():
   with pytest.raises(errors.ConfigError, match='launch.import_softvq'):
-    convert.import_network('softvq_b64:FILE')
+    pretrained.import_network('softvq_b64:FILE')
 
 
 def test_export_and_listing(source, tmp_path):
-  (record,) = convert.import_network(f'lpips_squeeze:{source}')
+  (record,) = pretrained.import_network(f'lpips_squeeze:{source}')
   params = pathlib.Path(record['params'])
-  copy = convert.export(params, tmp_path / 'a')
+  copy = store.export(params, tmp_path / 'a')
   assert copy.read_bytes() == params.read_bytes()
   (tmp_path / 'file').touch()
   with pytest.raises(errors.ConfigError, match='cannot be written'):
-    convert.export(params, tmp_path / 'file' / 'a')
+    store.export(params, tmp_path / 'file' / 'a')
   header, line, *rows = convert.listing().splitlines()
   assert header.split()[:3] == ['network', 'parameters', 'licence']
   assert set(line) == {'-', ' '}
-  tokenizers = {name for name, place in softvq.RELEASED.items() if place}
-  assert {row.split()[0] for row in rows} == {
-    *pretrained.published_networks(), *tokenizers
-  }  # fmt: skip
+  names = {row.split()[0] for row in rows}
+  assert names == set(pretrained.published_networks())

@@ -15,7 +15,7 @@ def test_splits_may_come_one_after_the_other(server, runs, photos, tmp_path):
   encodes.encode(server, runs, photos, whole, '--splits=val,train')
   encodes.encode(server, runs, photos, parts, '--splits=val')
   with pytest.raises(errors.DataError, match='no train split'):
-    data.open_latents(parts, 'train')
+    data.open_token_cache(parts, 'train')
   encodes.encode(server, runs, photos, parts, '--splits=train')
   assert pictures.contents(parts) == pictures.contents(whole)
 
@@ -61,7 +61,7 @@ def test_stopped_command_continues_to_the_same_bytes(
     assert err.endswith('error: stopped; the same command continues\n')
     assert not list(out.glob('.*'))
   with pytest.raises(errors.DataError, match='incomplete: .* of 100 shards'):
-    data.open_latents(out, 'val')
+    data.open_token_cache(out, 'val')
   # What is whole is kept, what only looks like it is not.
   kept = sorted(out.glob('*.array_record'))
   assert 0 < len(kept) < 100

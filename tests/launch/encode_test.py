@@ -29,7 +29,7 @@ def test_cache_holds_what_a_training_would_compute(split, cache, runs, photos):
   config = encodes.config(runs, photos)
   tokenizer, encoding = encodes.encoding(runs, config)
   images, wanted = encodes.online(config, encoding, split)
-  source = data.open_latents(cache, split)
+  source = data.open_token_cache(cache, split)
   assert len(source) == len(images) == 8
   assert source.fingerprint == images.fingerprint
   assert source.class_names == ('cat', 'dog')

@@ -9,11 +9,7 @@ import pytest
 import safetensors.numpy
 
 from selfboottok_jax import errors, inference
-from selfboottok_jax.pretrained import (
-  autoencoder,
-  released_generators,
-  sit_weights,
-)
+from selfboottok_jax.pretrained import autoencoders, released_generators
 from selfboottok_jax.training import checkpointing, workdirs
 from tests import tiny as models
 from tests.inference import released_sits
@@ -80,7 +76,7 @@ def test_is_loaded_as_it_was_imported(runs_of, tokenizer, family):
   assert generator.step == 0
   assert generator.class_names == ('0', '1', '2', '3', '4')
   arrays, model = _arrays(family), generator.model
-  params = sit_weights.read(arrays, model, family, 'test')
+  params = released_generators.read(arrays, model, family, 'test')
   models.assert_same(generator.params, params)
   run = checkpointing.read_run(str(runs_of[family]), what='test')
   models.assert_same(run.params, run.ema)
@@ -105,7 +101,13 @@ def test_is_configured_as_its_authors_sample(runs_of):
   assert sampling['lightningdit']['guidance_scale'] == 6.7
 
 
-@pytest.mark.parametrize('family', list(NETWORKS))
+@pytest.mark.parametrize(
+  'family',
+  [
+    pytest.param(f, marks=() if f == 'sit' else pytest.mark.slow)
+    for f in NETWORKS
+  ],
+)
 def test_samples(server, runs_of, tmp_path, family):
   result = server.run(
     'sample',
@@ -231,7 +233,7 @@ def test_the_published_tokenizer_is_told_without_its_weights(server, tmp_path):
   run = checkpointing.read_run(str(workdir), what='test', task='generator')
   assert run.config['tokenizer'] == 'sdvae'
   assert run.config['data']['image_size'] == 32
-  wanted = autoencoder.fingerprint('sdvae', 32)
+  wanted = autoencoders.fingerprint('sdvae', 32)
   assert run.meta['tokenizer_fingerprint'] == wanted
 
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from selfboottok_jax import inference
-from selfboottok_jax.pretrained import softvq_weights
+from selfboottok_jax.pretrained import released_softvq
 from selfboottok_jax.training import checkpointing
 from tests import tiny as models
 from tests.inference import released
@@ -61,10 +61,10 @@ def test_is_loaded_as_it_was_imported(workdir):
   model = tokenizer.model
   assert model.tau == 0.05
   assert (model.bootstrap_from, model.unit_rms) == ('quantized', False)
-  params = softvq_weights.read(released.state_dict(teacher=32), model, 'test')
+  params = released_softvq.read(released.state_dict(teacher=32), model, 'test')
   run = checkpointing.read_run(str(workdir), what='test', task='tokenizer')
   models.assert_same(run.params['tokenizer'], params)
-  del params[softvq_weights.HEAD]
+  del params[released_softvq.HEAD]
   models.assert_same(tokenizer.params, params)
   pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
   codes = tokenizer.encode(pixels)
@@ -125,7 +125,7 @@ def test_is_fine_tuned_but_not_continued(server, workdir, tmp_path):
     checkpointing.read_run(str(run), what='test').ema['tokenizer']
     for run in (tmp_path / 'tuned', workdir)
   )
-  del source[softvq_weights.HEAD]
+  del source[released_softvq.HEAD]
   models.assert_same(stored, source)
 
 

@@ -10,8 +10,9 @@ import torch
 import torchvision
 from pytorch_fid import inception as theirs
 
-from selfboottok_jax.pretrained import inception, inception_weights
+from selfboottok_jax.pretrained import inception
 from tests.parity import public
+from tests.pretrained import weights as weights_lib
 
 
 def _plain():
@@ -26,7 +27,7 @@ def weights():
   """Random numbers by the names and shapes that we say the file has."""
   arrays = public.state_dict(public.randomise(_plain()))
   assert {name: array.shape for name, array in arrays.items()} == dict(
-    inception_weights.shapes()
+    weights_lib.wanted(inception.assemble)
   )
   return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from selfboottok_jax.pretrained import lpips, lpips_backbones
+from selfboottok_jax.pretrained import lpips
 from tests.parity import public
+from tests.pretrained import weights
 
 pytestmark = pytest.mark.filterwarnings(
   # The package asks for no weights in torchvision's old words.
@@ -35,7 +36,7 @@ def _ours(model, net):
     # Constants of the code.
     if not name.startswith('scaling_layer')
   }
-  return lpips.from_package(arrays, lpips_backbones.BACKBONES[net](), net)
+  return weights.lpips_of(arrays, lpips.BACKBONES[net](), net)
 
 
 # Of odd sides too: pools may overhang.

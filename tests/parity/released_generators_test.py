@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selfboottok_jax.models import sit
-from selfboottok_jax.pretrained import released_generators, sit_weights
+from selfboottok_jax.pretrained import released_generators
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 from tests.inference import released_sits
@@ -56,7 +56,7 @@ def test_is_imported_from_a_file_of_torch(
     arrays, family, 'test', heads=released_sits.HEADS
   )
   model = sit.SiT(**fields, align_depth=released_sits.DEPTH)
-  wanted = sit_weights.read(arrays, model, family, 'test')
+  wanted = released_generators.read(arrays, model, family, 'test')
   run = checkpointing.read_run(str(workdir), what='test', task='generator')
   tiny.assert_same(run.ema['generator'], wanted)
   np.testing.assert_array_equal(run.stats['latents']['std'], 1)

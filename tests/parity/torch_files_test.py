@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import lpips, lpips_backbones, weight_files
-from tests.pretrained import files_test, weights
+from selfboottok_jax.pretrained import lpips, weight_files
+from tests.pretrained import weight_files_test, weights
 
 OLD = {'zip': False, 'old format': True}
 both_formats = pytest.mark.parametrize('old', OLD.values(), ids=OLD)
@@ -57,7 +57,7 @@ def test_arrays_of_every_layout(tmp_path, old):
 @both_formats
 def test_code_is_not_run(tmp_path, old):
   trace = tmp_path / 'trace'
-  value = {'a': torch.ones(2), 'b': files_test.Evil(trace)}
+  value = {'a': torch.ones(2), 'b': weight_files_test.Evil(trace)}
   path = _save(tmp_path / 'evil.pth', value, old)
   assert 'holds more than arrays (posix.mkdir)' in _message(path)
   assert not trace.exists()
@@ -69,7 +69,7 @@ def test_code_is_not_run(tmp_path, old):
 def test_code_in_a_plain_pickle_is_not_run(tmp_path):
   trace, path = tmp_path / 'trace', tmp_path / 'a.bin'
   for protocol in (2, 4, 5):
-    path.write_bytes(pickle.dumps(files_test.Evil(trace), protocol))
+    path.write_bytes(pickle.dumps(weight_files_test.Evil(trace), protocol))
     _message(path)
     assert not trace.exists()
 
@@ -110,7 +110,7 @@ def test_settings_beside_the_arrays_are_left_there(tmp_path, old):
 @both_formats
 def test_code_in_settings_is_not_run(tmp_path, old):
   trace = tmp_path / 'trace'
-  settings = argparse.Namespace(evil=files_test.Evil(trace))
+  settings = argparse.Namespace(evil=weight_files_test.Evil(trace))
   value = {'ema': {'a': torch.ones(2)}, 'args': settings}
   path = _save(tmp_path / 'evil.pth', value, old)
   assert 'holds more than arrays (posix.mkdir)' in _message(path)
@@ -152,11 +152,13 @@ def test_a_zip_without_checksums_is_read(tmp_path):
 
 
 @both_formats
-@pytest.mark.parametrize('name', lpips_backbones.BACKBONES)
+@pytest.mark.parametrize('name', lpips.BACKBONES)
 def test_lpips_as_it_is_published(tmp_path, name, old):
   """torchvision's backbone with its classifier, and the heads of `lpips`."""
-  backbone = lpips_backbones.BACKBONES[name]()
-  arrays = weights.random_lpips(lpips.shapes(backbone), dtype=np.float32)
+  backbone = lpips.BACKBONES[name]()
+  arrays = weights.random_lpips(
+    weights.wanted(lpips.assemble, backbone), dtype=np.float32
+  )
   path = weights.save(tmp_path / 'ours.npz', arrays)
   ours = pretrained.load_perceptual(f'lpips_{name}:{path}')
   folder = tmp_path / 'published'

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfboottok_jax.pretrained import vae, vae_weights
+from selfboottok_jax.pretrained import vae
 from tests.parity import public
 
 CHANNELS, BLOCKS, LATENT, GROUPS = (16, 32, 48), 2, 4, 8
@@ -34,7 +34,7 @@ def model():
 
 def _ours(arrays, images, network=NETWORK):
   """Mean and log variance, and the mean decoded."""
-  params = vae_weights.read(arrays, network, 'test')
+  params = vae.read(arrays, network, 'test')
 
   @jax.jit
   def run(x):

@@ -12,7 +12,7 @@ import transformers
 from timm.models import vision_transformer as timm_vit
 
 from selfboottok_jax.models import layers
-from selfboottok_jax.pretrained import vit, vit_weights
+from selfboottok_jax.pretrained import vit
 from tests.parity import public
 
 WIDTH, DEPTH, HEADS, PATCH, GRID = 48, 3, 4, 4, 5
@@ -39,14 +39,14 @@ class Family:
   """Ours and theirs of one kind.
 
   Attributes:
-    layout: of `vit_weights`.
+    naming: key of `vit.NAMINGS`.
     fields: of `vit.Vit`, but for sizes.
     build: the public model.
     options: of its call.
     prefix: of the names in published files, which hold more than this model.
   """
 
-  layout: str
+  naming: str
   fields: dict[str, Any]
   build: Callable[[], Any]
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -145,8 +145,8 @@ def _ours(family, arrays, pixels, native, sizes, **fields):
     grid, p, width, depth, heads, 4 * width,
     taps=(1, depth - 1), **family.fields | fields,
   )  # fmt: skip
-  params = vit_weights.read(
-    arrays, network, family.layout, 'test', grid=(native, native)
+  params = vit.read(
+    arrays, network, vit.NAMINGS[family.naming], 'test', grid=(native, native)
   )
   return jax.jit(network.apply)({'params': params}, pixels)
 
@@ -206,7 +206,7 @@ def test_a_mistake_would_be_seen(mistake, tmp_path, monkeypatch):
   if mistake == 'epsilon':
     monkeypatch.setattr(layers, 'LAYER_NORM_EPSILON', 1e-5)
   if mistake == 'positions':
-    family = dataclasses.replace(family, layout='dinov2_registers')
+    family = dataclasses.replace(family, naming='dinov2_registers')
   if mistake == 'attention':
     arrays = {
       name: np.zeros_like(array) if '.query.' in name else array

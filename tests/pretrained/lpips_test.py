@@ -6,8 +6,57 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import lpips, lpips_backbones
+from selfboottok_jax.pretrained import lpips
 from tests.pretrained import weights
+
+# Strides of the tapped activations, as torchvision's sizes have them.
+SIDES = {
+  'squeeze': (31, 15, 7, 3, 3, 3, 3),
+  'vgg': (64, 32, 16, 8, 4),
+  'alex': (15, 7, 3, 3, 3),
+}
+MILLIONS = {'squeeze': 0.72, 'vgg': 14.7, 'alex': 2.47}
+
+
+@pytest.mark.parametrize('name', lpips.BACKBONES)
+def test_sizes_of_the_whole_network(name):
+  backbone = lpips.BACKBONES[name]()
+  shapes = weights.wanted(lpips.assemble, backbone)
+  kernels = {k: v for k, v in shapes.items() if not k.startswith('lpips.')}
+  count = sum(np.prod(shape) for shape in kernels.values()) / 1e6
+  assert count == pytest.approx(MILLIONS[name], rel=0.01)
+  params = {
+    key: jax.ShapeDtypeStruct(
+      shape if len(shape) == 1 else (*shape[2:], shape[1], shape[0]),
+      jnp.float32,
+    )
+    for key, shape in shapes.items()
+  }
+  least = backbone.min_image_size
+  for size in (64, least):
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    taps = jax.eval_shape(backbone.taps, params, image)
+    assert [tap.shape[-1] for tap in taps] == list(backbone.widths)
+    sides = tuple(tap.shape[1] for tap in taps)
+    assert sides == SIDES[name] if size == 64 else min(sides) >= 1
+
+
+def test_a_distance_of_each_backbone_is_zero_at_equality(tmp_path):
+  rng = np.random.default_rng(0)
+  a, b = (
+    jnp.asarray(rng.uniform(-1, 1, (1, 48, 48, 3)), jnp.float32)
+    for _ in range(2)
+  )
+  for name, backbone in lpips.BACKBONES.items():
+    arrays = weights.random_lpips(weights.wanted(lpips.assemble, backbone()))
+    # What lies behind the last tap may be in the file.
+    arrays |= {unused: np.zeros(1) for unused in backbone().unused}
+    path = weights.save(tmp_path / f'{name}.npz', arrays)
+    network = pretrained.load_perceptual(f'lpips_{name}:{path}')
+    assert network.name == f'lpips_{name}'
+    assert float(network(network.params, a, a)[0]) == 0
+    assert float(network(network.params, a, b)[0]) > 0
+
 
 FILE = 'lpips_squeeze_v0.1_torchvision_squeezenet1_1_fp16.npz'
 
@@ -21,7 +70,8 @@ def network(tmp_path_factory):
   path = tmp_path_factory.mktemp('lpips') / 'lpips.npz'
   return _squeeze(
     weights.save(
-      path, weights.random_lpips(lpips.shapes(lpips_backbones.squeeze()))
+      path,
+      weights.random_lpips(weights.wanted(lpips.assemble, lpips.squeeze())),
     )
   )
 
@@ -32,7 +82,7 @@ def _noise(size, seed=0, batch=1):
 
 
 def test_float16_becomes_float32_and_oihw_becomes_hwio(tmp_path):
-  arrays = weights.random_lpips(lpips.shapes(lpips_backbones.squeeze()))
+  arrays = weights.random_lpips(weights.wanted(lpips.assemble, lpips.squeeze()))
   network = _squeeze(weights.save(tmp_path / 'a.npz', arrays))
   kernel = network.params['features.6.expand3x3.weight']
   assert {x.dtype for x in jax.tree.leaves(network.params)} == {
@@ -42,10 +92,10 @@ def test_float16_becomes_float32_and_oihw_becomes_hwio(tmp_path):
   assert kernel[0, 2, 5, 7] == np.float32(stored[7, 5, 0, 2])
 
 
-@pytest.mark.parametrize('name', lpips_backbones.BACKBONES)
+@pytest.mark.parametrize('name', lpips.BACKBONES)
 def test_every_form_of_a_file_gives_the_same(tmp_path, name):
-  backbone = lpips_backbones.BACKBONES[name]()
-  arrays = weights.random_lpips(lpips.shapes(backbone))
+  backbone = lpips.BACKBONES[name]()
+  arrays = weights.random_lpips(weights.wanted(lpips.assemble, backbone))
   path = weights.save(tmp_path / 'ours.npz', arrays)
   ours = pretrained.load_perceptual(f'lpips_{name}:{path}')
   package = weights.as_package(arrays)
@@ -64,13 +114,13 @@ def test_every_form_of_a_file_gives_the_same(tmp_path, name):
     assert theirs.params.keys() == ours.params.keys()
     for key, array in ours.params.items():
       np.testing.assert_array_equal(theirs.params[key], array)
-  taken = lpips.from_package(package, backbone, name)
+  taken = weights.lpips_of(package, backbone, name)
   assert taken.params.keys() == ours.params.keys()
 
 
 def test_what_is_missing_is_said_in_the_names_of_our_files(tmp_path):
-  backbone = lpips_backbones.squeeze()
-  arrays = weights.random_lpips(lpips.shapes(backbone))
+  backbone = lpips.squeeze()
+  arrays = weights.random_lpips(weights.wanted(lpips.assemble, backbone))
   package = weights.as_package(arrays)
   del package['lin3.model.1.weight']
   package['lin4.model.1.weight'] = np.ones((1, 7, 1, 1))
@@ -86,7 +136,7 @@ def test_what_is_missing_is_said_in_the_names_of_our_files(tmp_path):
 
 
 def test_without_a_source_it_says_which_two_files_to_fetch():
-  for name in lpips_backbones.BACKBONES:
+  for name in lpips.BACKBONES:
     with pytest.raises(errors.WeightsError, match=r'\.pth and .*\.pth, which'):
       pretrained.load_perceptual(f'lpips_{name}')
 
@@ -94,7 +144,7 @@ def test_without_a_source_it_says_which_two_files_to_fetch():
 @pytest.mark.parametrize('size', [3, 4, 5, 6, 7, 8, 9])
 def test_max_pool_lets_the_last_window_overhang(size):
   x = -1 - _noise(size)  # negative: padding with zeros would show
-  pooled = lpips_backbones.max_pool(x)
+  pooled = lpips.max_pool(x)
   starts = range(0, size - 1, 2)  # ceil((size - 3) / 2) + 1 of them
   wanted = jnp.stack(
     [

@@ -20,13 +20,13 @@ FILE = 'mobilenet_v2_1.0_224_int8w.npz'
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
   path = tmp_path_factory.mktemp('mobilenet') / 'mobilenet.npz'
-  arrays = weights.random_mobilenet(mobilenet.shapes())
+  arrays = weights.random_mobilenet(weights.wanted(mobilenet.assemble))
   spec = f'mobilenet_v2:{weights.save(path, arrays)}'
   return pretrained.load_network(spec, image_size=0)
 
 
 def test_the_table_of_layers():
-  shapes = mobilenet.shapes()
+  shapes = weights.wanted(mobilenet.assemble)
   kernels = {k: v for k, v in shapes.items() if k.endswith('_w_int8')}
   assert len(kernels) == 53
   assert [k[:2] for k in kernels] == [f'{i:02d}' for i in range(53)]
@@ -38,10 +38,10 @@ def test_the_table_of_layers():
 
 
 def test_kernels_are_dequantised_per_output_channel(tmp_path):
-  arrays = weights.random_mobilenet(mobilenet.shapes())
+  arrays = weights.random_mobilenet(weights.wanted(mobilenet.assemble))
   arrays['00_conv_scale'] = np.arange(1, 33, dtype=np.float32)
   arrays['01_dw_scale'] = np.arange(1, 33, dtype=np.float32)
-  params = mobilenet.build().read(arrays, 'test')
+  params = mobilenet.MobileNetV2().read(arrays, 'test')
   for name in ('00_conv', '01_dw'):
     kernel = params[name]['kernel']
     assert kernel.dtype == jnp.float32

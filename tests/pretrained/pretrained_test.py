@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import contract, dino, latents, vision
+from selfboottok_jax.pretrained import autoencoders, contract, dino, vision
 
 SIZE = 64
 # Networks that are too large to run here: their shapes are looked at.
 LARGE = {
   name
-  for table in (vision.VARIANTS, latents.VARIANTS)
+  for table in (vision.TEACHERS, autoencoders.AUTOENCODERS)
   for name, variant in table.items()
   if variant.published
 } | {'inception'}
@@ -22,7 +22,7 @@ SMALL = [name for name in pretrained.NETWORKS if name not in LARGE]
 def _spec(name):
   """With random weights, where there are weights."""
   choices = {**pretrained.PERCEPTUALS, **pretrained.NETWORKS}
-  is_weighted = isinstance(choices[name](), contract.Weighted)
+  is_weighted = isinstance(choices[name].build(), contract.Weighted)
   return f'{name}:random' if is_weighted else name
 
 
@@ -183,7 +183,7 @@ def test_trunks_are_named_like_networks():
   assert 'dino_s16' in _message(pretrained.load_trunk, 'dinov2_b')
   shapes = pretrained.load_trunk('dino_s16', abstract=True).params
   size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  assert round(size / 1e6, 1) == dino.VARIANTS['dino_s16'].published.millions
+  assert round(size / 1e6, 1) == dino.TRUNKS['dino_s16'].published.millions
 
 
 def test_random_weights_are_always_the_same_and_others_are_not():

@@ -6,21 +6,23 @@ from selfboottok_jax.pretrained import resample
 
 
 @pytest.mark.parametrize('antialias', [False, True])
-@pytest.mark.parametrize('kind', list(resample.KERNELS))
 def test_a_constant_stays_and_a_mirrored_image_gives_a_mirrored_one(
-  kind, antialias
+  antialias,
 ):
   for old, new in ((7, 16), (16, 7), (5, 5)):
-    matrix = resample.resize_matrix(old, new, kind, antialias=antialias)
+    matrix = resample.resize_matrix(old, new, antialias=antialias)
     np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-12)
     np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-12)
     if old == new:
       np.testing.assert_allclose(matrix, np.eye(old), atol=1e-12)
 
 
-def test_bilinear_halving_averages_pairs():
-  matrix = resample.resize_matrix(4, 2, 'bilinear', antialias=False)
-  np.testing.assert_allclose(matrix, [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+def test_halving_by_hand():
+  """The kernel is 0.59375 at 1 / 2 and -0.09375 at 3 / 2; borders repeat."""
+  matrix = resample.resize_matrix(4, 2, antialias=False)
+  np.testing.assert_allclose(
+    matrix, [[0.5, 0.59375, -0.09375, 0], [0, -0.09375, 0.59375, 0.5]]
+  )
 
 
 def test_positions_keep_rows_and_columns_apart():
@@ -29,10 +31,10 @@ def test_positions_keep_rows_and_columns_apart():
   same = resample.resize_positions(table, (6, 4), (6, 4), antialias=True)
   np.testing.assert_array_equal(same, table)
   half = resample.resize_positions(
-    table, (6, 4), (3, 2), 'bilinear', antialias=False
+    table, (6, 4), (3, 2), antialias=False
   ).reshape(3, 2, 2)
-  np.testing.assert_allclose(half[:, 0, 0], [0.5, 2.5, 4.5])
-  np.testing.assert_allclose(half[0, :, 1], [0.5, 2.5])
+  np.testing.assert_allclose(half[:, 0, 0], [0.40625, 2.5, 4.59375])
+  np.testing.assert_allclose(half[0, :, 1], [0.40625, 2.59375])
 
 
 def test_larger_patches_are_embedded_as_the_small_ones_were():

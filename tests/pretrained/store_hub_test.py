@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from selfboottok_jax.pretrained import entries
+from selfboottok_jax.pretrained import store
 from tests.pretrained import fake_hub, stores
 
 
@@ -44,10 +44,10 @@ def test_a_damaged_entry_of_a_repository(cache, tmp_path, monkeypatch):
   monkeypatch.setenv('HF_ENDPOINT', fake_hub.refusing())
   (entry,) = stores.entries_of(cache)
   before = stores.snapshot(cache)
-  (entry / entries.PARAMS).write_bytes(b'')
+  (entry / store.PARAMS).write_bytes(b'')
   assert stores.value(stores.load('', stores.Reader())) == 2
   assert stores.snapshot(cache) == before
-  (entry / entries.PARAMS).write_bytes(b'')
+  (entry / store.PARAMS).write_bytes(b'')
   shutil.rmtree(cache / 'hub')
   message = stores.message('', stores.Reader())
   assert f'{entry} is damaged and cannot be made again' in message

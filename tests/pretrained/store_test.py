@@ -1,16 +1,158 @@
 """What is imported from files, and kept."""
 
 import json
+import os
 import pathlib
 import shutil
+import stat
 import threading
+import time
 
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from selfboottok_jax.pretrained import entries, store
+from selfboottok_jax import errors
+from selfboottok_jax.pretrained import store
 from tests.pretrained import stores, weights
+
+RECORD = {'network': 'net', 'files': {'a.pth': '0' * 64}}
+
+
+def _flat(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'block/kernel': rng.normal(size=(3, 4)).astype(np.float32),
+    'features.0.bias': rng.normal(size=3).astype(np.float32),
+  }
+
+
+def _assert_same(a, b):
+  assert a.keys() == b.keys()
+  for name, array in a.items():
+    np.testing.assert_array_equal(array, b[name])
+
+
+def _tree(folder):
+  return sorted(path.name for path in folder.rglob('*'))
+
+
+def test_flatten_and_back():
+  params = {
+    'a': {'b': {'c': np.ones(2)}, 'd': np.arange(3)},
+    'e.f': np.zeros(1),
+  }
+  flat = store.flatten(params)
+  assert list(flat) == ['a/b/c', 'a/d', 'e.f']
+  assert {array.dtype for array in flat.values()} == {np.dtype(np.float32)}
+  assert store.unflatten(flat).keys() == params.keys()
+  _assert_same(store.flatten(store.unflatten(flat)), flat)
+
+
+@pytest.mark.parametrize('key', ['a/b', 3])
+def test_keys_that_could_not_be_told_apart(key):
+  with pytest.raises(ValueError, match='wanted no'):
+    store.flatten({'x': {key: np.ones(1)}})
+
+
+def test_leaves_are_own_copies_as_they_will_be_written(tmp_path):
+  source = np.arange(6, dtype=np.float32).reshape(2, 3)
+  flat = store.flatten({'a': source.T, 'b': source[0], 'c': source[0, 0]})
+  assert not any(np.shares_memory(a, source) for a in flat.values())
+  store.write_entry(tmp_path / 'net-1', flat, RECORD)
+  read = store.read_entry(tmp_path / 'net-1')
+  np.testing.assert_array_equal(read['a'], source.T)
+  assert read['c'].shape == ()
+
+
+def test_an_entry_and_its_record(tmp_path):
+  folder = tmp_path / 'weights' / 'net-1'
+  assert store.read_entry(folder) is None
+  store.write_entry(folder, _flat(), RECORD)
+  _assert_same(store.read_entry(folder), _flat())
+  assert _tree(folder) == [store.PARAMS, store.RECORD]
+  assert _tree(tmp_path / 'weights') == ['net-1', *_tree(folder)]
+  record = json.loads((folder / store.RECORD).read_text())
+  digest = store.sha256(folder / store.PARAMS)
+  assert record == RECORD | {'params_sha256': digest}
+  assert store.record_of(folder / store.PARAMS) == RECORD
+  # What others may read of one file they may read of both.
+  modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+  assert len(modes) == 1
+
+
+def test_an_intact_entry_stays_and_a_damaged_one_makes_way(tmp_path):
+  folder = tmp_path / 'net-1'
+  store.write_entry(folder, _flat(0), RECORD)
+  store.write_entry(folder, _flat(1), RECORD)
+  _assert_same(store.read_entry(folder), _flat(0))
+  for damage in (
+    lambda: (folder / store.PARAMS).write_bytes(b'cut'),
+    lambda: (folder / store.PARAMS).unlink(),
+    lambda: (folder / store.RECORD).unlink(),
+    lambda: (folder / store.RECORD).write_text('{'),
+    lambda: (folder / store.RECORD).write_text('[]'),
+    lambda: (folder / store.RECORD).write_text('{}'),
+  ):
+    damage()
+    assert store.read_entry(folder) is None
+    store.write_entry(folder, _flat(1), RECORD)
+    _assert_same(store.read_entry(folder), _flat(1))
+    assert _tree(tmp_path) == ['net-1', *_tree(folder)]
+
+
+def test_flipped_bits_are_seen(tmp_path):
+  folder = tmp_path / 'net-1'
+  store.write_entry(folder, _flat(), RECORD)
+  path = folder / store.PARAMS
+  data = bytearray(path.read_bytes())
+  data[-3] ^= 1
+  path.write_bytes(data)
+  # Of correct form, so that the hash alone tells.
+  assert safetensors_numpy.load_file(path).keys() == _flat().keys()
+  assert store.read_entry(folder) is None
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+  def fail(*args):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='No space'):
+      store.write_entry(tmp_path / 'net-1', _flat(), RECORD)
+  assert _tree(tmp_path) == []
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match='[Nn]ot a directory'):
+    store.write_entry(tmp_path / 'file' / 'net-1', _flat(), RECORD)
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path):
+  old, new = tmp_path / '.net-1.aaa', tmp_path / '.net-1.bbb'
+  for part, age in ((old, 2 * 24 * 3600), (new, 3600)):
+    part.mkdir()
+    (part / store.PARAMS).touch()
+    then = time.time() - age
+    os.utime(part, (then, then))
+  store.write_entry(tmp_path / 'net-1', _flat(), RECORD)
+  assert not old.exists()
+  assert new.exists()
+
+
+def test_records_of_other_files(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  for metadata in (None, {'selfboottok_jax': '{'}, {'selfboottok_jax': '[]'}):
+    safetensors_numpy.save_file(_flat(), path, metadata)
+    assert store.record_of(path) is None
+
+
+def test_digests(tmp_path):
+  path = tmp_path / 'a'
+  path.write_bytes(b'abc')
+  wanted = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+  assert store.digests({'x': path}) == {'x': wanted}
+  with pytest.raises(errors.WeightsError, match='cannot be read'):
+    store.digests({'x': tmp_path})
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +183,7 @@ def test_a_file_is_imported_once(cache, tmp_path):
   record = json.loads((entry / 'record.json').read_text())
   assert record['network'] == 'net'
   assert record['source'] == path
-  assert record['files'] == {path: entries.sha256(pathlib.Path(path))}
+  assert record['files'] == {path: store.sha256(pathlib.Path(path))}
 
 
 def test_whatever_the_parameters_depend_on_is_another_entry(cache, tmp_path):
@@ -65,7 +207,7 @@ def test_a_damaged_entry_is_made_again(cache, tmp_path):
   stores.load(path, read)
   before = stores.snapshot(cache)
   (entry,) = stores.entries_of(cache)
-  params = entry / entries.PARAMS
+  params = entry / store.PARAMS
   params.write_bytes(params.read_bytes()[:-4])
   assert stores.value(stores.load(path, read)) == 2
   assert read.calls == 2
@@ -171,8 +313,8 @@ def test_what_was_converted_elsewhere_is_read_as_it_is(
   folder = _converted(tmp_path, {'grid': (4, 4)})
   monkeypatch.setenv('SELFBOOTTOK_CACHE', str(tmp_path / 'second'))
   read = stores.Reader()
-  alone = shutil.copy(folder / entries.PARAMS, tmp_path / 'alone.safetensors')
-  for source in (folder, folder / entries.PARAMS, alone):
+  alone = shutil.copy(folder / store.PARAMS, tmp_path / 'alone.safetensors')
+  for source in (folder, folder / store.PARAMS, alone):
     with store.watch() as records:
       assert stores.value(stores.load(str(source), read, {'grid': (4, 4)})) == 2
     assert records[0]['network'] == 'net'
@@ -184,7 +326,7 @@ def test_what_was_converted_elsewhere_is_read_as_it_is(
   assert 'grid=[8, 8]' in message
   message = stores.message(str(alone), read, name='other')
   assert 'was converted for net' in message
-  params = folder / entries.PARAMS
+  params = folder / store.PARAMS
   data = bytearray(params.read_bytes())
   data[-1] ^= 1
   params.write_bytes(data)
@@ -200,7 +342,7 @@ def test_watching_tells_of_what_is_loaded_inside_alone(cache, tmp_path):
   stores.load(path, stores.Reader())
   (entry,) = stores.entries_of(cache)
   assert [record['params'] for record in records] == [
-    str(entry / entries.PARAMS)
+    str(entry / store.PARAMS)
   ] * 2
 
 

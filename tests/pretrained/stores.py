@@ -7,11 +7,10 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import convert, store
-from selfboottok_jax.pretrained import published as published_lib
+from selfboottok_jax.pretrained import contract, store
 from tests.pretrained import fake_hub
 
-PUBLIC = published_lib.Published('org/net', ('model.bin',), 'MIT', 1.0, 'test')
+PUBLIC = contract.Published('org/net', ('model.bin',), 'MIT', 1.0, 'test')
 
 
 def isolate(folder, monkeypatch) -> pathlib.Path:
@@ -30,7 +29,7 @@ class Reader:
 
   def __call__(self, arrays, source):
     self.calls += 1
-    convert.check(arrays, {'w': (2, 3)}, 'net', source, ['extra'])
+    arrays.check(arrays, {'w': (2, 3)}, 'net', source, ['extra'])
     return {'layer': {'kernel': arrays['w'].T}}
 
 

@@ -8,8 +8,8 @@ import pytest
 from selfboottok_jax.pretrained import vision
 
 IMAGES = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
-PUBLISHED = [name for name, v in vision.VARIANTS.items() if v.published]
-TINY = [name for name, v in vision.VARIANTS.items() if not v.published]
+PUBLISHED = [name for name, v in vision.TEACHERS.items() if v.published]
+TINY = [name for name, v in vision.TEACHERS.items() if not v.published]
 
 
 def _abstract(network):
@@ -18,7 +18,7 @@ def _abstract(network):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_the_table_tells_the_number_of_parameters(name):
-  family = vision.VARIANTS[name].family
+  family = vision.TEACHERS[name].family
   network = vision.build(name, family.grid, family.patch_size)
   size = sum(leaf.size for leaf in jax.tree.leaves(_abstract(network)))
   assert round(size / 1e6, 1) == network.published.millions

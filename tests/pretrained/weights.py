@@ -1,10 +1,15 @@
 """Random weight files of the right shape, and where the real ones are."""
 
+import dataclasses
 import os
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from selfboottok_jax.pretrained import lpips, weight_reader
 
 SHARED = pathlib.Path(__file__).parents[2] / '..' / 'shared'
 
@@ -17,6 +22,20 @@ def real(file: str) -> str:
     assert 'WEIGHTS' not in os.environ, f'no {file} in WEIGHTS={folder}'
     pytest.skip(f'no {file} in {folder}; set WEIGHTS to the folder that has it')
   return str(path)
+
+
+def wanted(assemble, *arguments):
+  """Name to shape of all arrays that an import asks for."""
+  reader = weight_reader.Reader({})
+  assemble(reader, *arguments)
+  return reader.wanted
+
+
+def lpips_of(arrays, backbone, name):
+  """LPIPS of the state dict of the `lpips` package, or of taming's."""
+  network = lpips.Lpips(backbone, name)
+  params = network.read(arrays, 'the lpips state dict')
+  return dataclasses.replace(network, params=jax.tree.map(jnp.asarray, params))
 
 
 def random_lpips(shapes, seed=0, dtype=np.float16):

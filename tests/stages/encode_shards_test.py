@@ -3,11 +3,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import data, errors
-from selfboottok_jax.data import (
-  latent_files,
-  latent_index,
-  latent_writer,
-)
+from selfboottok_jax.data import token_cache, token_cache_writer
 from selfboottok_jax.stages import (
   encode_shards,
   encoder,
@@ -20,15 +16,15 @@ from tests.launch import encodes
 def _write_in_process(encoding, tokenizer, config, out, batch_size):
   """All of val in two shards, on the eight devices of this process."""
   source = inputs.open_data(config, 'val')
-  index = latent_index.Index(
+  index = token_cache.Index(
     16,
     'float32',
     {name: leaf.shape for name, leaf in encoding.shapes.items()},
     source.class_names,
     frozen_encoders.provenance(config, encoding, tokenizer.fingerprint),
-    {'val': latent_index.Split(len(source), 2, source.fingerprint)},
+    {'val': token_cache.Split(len(source), 2, source.fingerprint)},
   )
-  latent_files.write_index(out, index)
+  token_cache.write_index(out, index)
   counts = encode_shards.write_shards(
     encoder.Encoder(encoding, 'float32', batch_size),
     source,
@@ -47,9 +43,9 @@ def test_devices_share_a_batch(runs, photos, tmp_path):
   _, counts = _write_in_process(encoding, tokenizer, config, tmp_path, 16)
   assert counts == [4, 4]
   _, wanted = encodes.online(config, encoding, 'val')
-  index = latent_files.read_index(tmp_path)
-  latent_writer.finish(tmp_path, index, 'val')
-  source = data.open_latents(tmp_path, 'val')
+  index = token_cache.read_index(tmp_path)
+  token_cache_writer.finish(tmp_path, index, 'val')
+  source = data.open_token_cache(tmp_path, 'val')
   for i in range(8):
     for name, values in wanted.items():
       np.testing.assert_allclose(source[i][name], values[i], atol=2e-5)
@@ -69,7 +65,7 @@ def test_what_fails_in_the_writing_thread_ends_the_command(
     params = broken
 
   bad = Broken(
-    encoding.codec, encoding.teacher, encoding.has_cls, encoding.align_mode
+    encoding.tokenizer, encoding.teacher, encoding.has_cls, encoding.align_mode
   )
   with pytest.raises(errors.DataError, match='codes of image 0 of val are not'):
     _write_in_process(bad, tokenizer, config, tmp_path, 8)

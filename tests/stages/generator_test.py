@@ -114,8 +114,8 @@ def test_statistics_are_placeholders_until_they_are_measured(history):
 def _batch(task, count=8):
   batch = {'image': tiny.images(count), 'label': jnp.arange(count) % CLASSES}
   if not task.frozen:
-    encode = jax.jit(task.encoding)
-    made = encode(task.encoding.params, batch.pop('image'))
+    encode = jax.jit(task.encoders)
+    made = encode(task.encoders.params, batch.pop('image'))
     batch |= made
   return batch
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from selfboottok_jax import errors, trees
+from selfboottok_jax import errors
 from selfboottok_jax.training import checkpointing, optim, workdirs
 from selfboottok_jax.training import state as state_lib
 

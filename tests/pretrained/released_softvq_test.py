@@ -5,7 +5,7 @@ import pytest
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import aligners, tokenizer
-from selfboottok_jax.pretrained import softvq, softvq_weights
+from selfboottok_jax.pretrained import released_softvq
 from tests.inference import released
 
 TEACHER = 32
@@ -16,14 +16,72 @@ def arrays():
   return released.state_dict(teacher=TEACHER)
 
 
+@pytest.mark.parametrize('settings', [{}, released.SETTINGS])
+def test_arrays_tell_all_sizes(arrays, settings):
+  fields = released_softvq.fields(arrays, 'test', settings)
+  assert released.SIZES.items() <= fields.items()
+  assert fields['mlp_ratio'] == 4.0
+  assert fields['tau'] == 0.07
+  model = tokenizer.Tokenizer(**fields)
+  model.check()
+  assert model.groups == ('global',)
+
+
+def test_temperature_is_that_of_the_settings(arrays):
+  settings = released.SETTINGS | {'tau': 0.1}
+  assert released_softvq.fields(arrays, 'test', settings)['tau'] == 0.1
+
+
+def test_settings_of_another_model_are_in_one_error(arrays):
+  settings = released.SETTINGS | {
+    'image_size': 512, 'use_rope': True, 'enc_type': 'cnn', 'tau': None,
+  }  # fmt: skip
+  with pytest.raises(errors.WeightsError) as caught:
+    released_softvq.fields(arrays, 'some.safetensors', settings)
+  for words in (
+    'config.json of some.safetensors',
+    'image_size=512, wanted 16',
+    'use_rope=True, wanted False',
+    "enc_type='cnn', wanted 'vit'",
+    'tau=None, wanted a number above 0',
+  ):
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'encoder.latent_tokens': None}, 'no encoder.latent_tokens'),
+    ({'quantize.embedding': 'quantize.codebook_used'}, 'is (3, 65536)'),
+  ],
+)
+def test_arrays_of_another_model(arrays, change, words):
+  changed = dict(arrays)
+  for name, other in change.items():
+    changed[name] = arrays.get(other)
+    if other is None:
+      del changed[name]
+  with pytest.raises(errors.WeightsError) as caught:
+    released_softvq.fields(changed, 'some.safetensors', {})
+  assert 'some.safetensors is no SoftVQ-VAE' in str(caught.value)
+  assert words in str(caught.value)
+
+
+def test_what_is_released_is_named_by_its_repository():
+  for name, public in released_softvq.RELEASED.items():
+    if public is not None:
+      short = public.hub.removeprefix('SoftVQVAE/').replace('-', '')
+      assert name.replace('_', '') == short
+
+
 @pytest.fixture(scope='module')
 def model(arrays):
-  return tokenizer.Tokenizer(**softvq.fields(arrays, 'test', {}))
+  return tokenizer.Tokenizer(**released_softvq.fields(arrays, 'test', {}))
 
 
 @pytest.fixture(scope='module')
 def params(arrays, model):
-  return softvq_weights.read(arrays, model, 'test')
+  return released_softvq.read(arrays, model, 'test')
 
 
 def _shapes(tree):
@@ -35,7 +93,7 @@ def test_parameters_are_those_that_the_model_and_the_head_want(model, params):
     model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
   )['params']
   head = aligners.Projector(TEACHER, 7)
-  wanted[softvq_weights.HEAD] = jax.eval_shape(
+  wanted[released_softvq.HEAD] = jax.eval_shape(
     head.init, jax.random.key(0), jnp.zeros((1, 6, 5))
   )['params']
   assert _shapes(params) == _shapes(wanted)
@@ -83,8 +141,8 @@ def test_what_served_training_alone_may_be_missing(arrays, model, params):
     and name != 'quantize.codebook_used'
   }
   assert len(bare) < len(arrays) - 20
-  again = softvq_weights.read(bare, model, 'test')
-  assert params.keys() - again.keys() == {softvq_weights.HEAD}
+  again = released_softvq.read(bare, model, 'test')
+  assert params.keys() - again.keys() == {released_softvq.HEAD}
   jax.tree.map(
     np.testing.assert_array_equal,
     again,
@@ -101,7 +159,7 @@ def test_all_that_does_not_fit_is_in_one_error(arrays, model):
   for name in ('encoder.model.blocks.1.ls2.gamma', 'projection.4.bias'):
     del changed[name]
   with pytest.raises(errors.WeightsError) as caught:
-    softvq_weights.read(changed, model, 'some.safetensors')
+    released_softvq.read(changed, model, 'some.safetensors')
   for words in (
     'some.safetensors',
     'missing: encoder.model.blocks.1.ls2.gamma; projection.4.bias',
@@ -114,7 +172,7 @@ def test_all_that_does_not_fit_is_in_one_error(arrays, model):
 
 def test_another_image_size_is_refused(arrays, model):
   with pytest.raises(errors.WeightsError) as caught:
-    softvq_weights.read(arrays, model.clone(image_size=32), 'test')
+    released_softvq.read(arrays, model.clone(image_size=32), 'test')
   for words in (
     'does not fit SoftVQ-VAE at 32 pixels',
     'encoder.model.pos_embed is (1, 17, 64), wanted (1, 65, 64)',

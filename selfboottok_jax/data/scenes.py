@@ -7,13 +7,127 @@ in units of the picture, so it is the same scene at every size.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from selfboottok_jax.data import shapes
+Plane = Float[np.ndarray, '...']
+
+
+# Shapes: signed distance to the outline, negative inside, about 1 in radius.
+
+
+def _disc(x: Plane, y: Plane) -> Plane:
+  return np.hypot(x, y) - 0.85
+
+
+def _square(x: Plane, y: Plane) -> Plane:
+  return np.maximum(np.abs(x), np.abs(y)) - 0.75
+
+
+def _triangle(x: Plane, y: Plane) -> Plane:
+  side = 0.866 * np.abs(x) + 0.5 * y
+  return np.maximum(side, -y) - 0.52
+
+
+def _star(x: Plane, y: Plane) -> Plane:
+  """Five points: one edge, folded into a tenth of the circle."""
+  radius, sector = np.hypot(x, y), 2 * np.pi / 5
+  angle = np.arctan2(x, y)
+  angle = np.abs(angle - sector * np.round(angle / sector))
+  tip = np.array([1.05, 0.0])
+  dent = 0.44 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+  normal = np.array([dent[1] - tip[1], tip[0] - dent[0]])
+  normal /= np.linalg.norm(normal)
+  nx, ny = map(float, normal)
+  along, across = radius * np.cos(angle), radius * np.sin(angle)
+  return nx * (along - float(tip[0])) + ny * across
+
+
+def _ring(x: Plane, y: Plane) -> Plane:
+  return np.abs(np.hypot(x, y) - 0.69) - 0.2
+
+
+def _cross(x: Plane, y: Plane) -> Plane:
+  x, y = np.abs(x), np.abs(y)
+  return np.maximum(np.minimum(x, y) - 0.27, np.maximum(x, y) - 0.92)
+
+
+def _crescent(x: Plane, y: Plane) -> Plane:
+  x = x - 0.15
+  return np.maximum(np.hypot(x, y) - 0.95, 0.8 - np.hypot(x - 0.5, y))
+
+
+def _heart(x: Plane, y: Plane) -> Plane:
+  """A square on its corner with a disc on each upper side."""
+  s = 0.53
+  y = y + 0.12
+  x = np.abs(x)
+  u, v = (x + y) * 0.7071, (y - x) * 0.7071
+  square = np.maximum(np.abs(u), np.abs(v)) - s
+  return np.minimum(square, np.hypot(u - s, v) - s)
+
+
+def _bars(x: Plane, y: Plane) -> Plane:
+  x, y = np.abs(x), np.abs(y)
+  return np.maximum(x - 0.85, np.minimum(y, np.abs(y - 0.62)) - 0.18)
+
+
+def _hourglass(x: Plane, y: Plane) -> Plane:
+  x, y = np.abs(x), np.abs(y)
+  return np.maximum(y - 0.88, 0.78 * (x - 0.06) - 0.62 * y)
+
+
+SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
+  'disc': _disc,
+  'square': _square,
+  'triangle': _triangle,
+  'star': _star,
+  'ring': _ring,
+  'cross': _cross,
+  'crescent': _crescent,
+  'heart': _heart,
+  'bars': _bars,
+  'hourglass': _hourglass,
+}
+
+
+# Textures: about -1..1 in coordinates of one period; edges soft, so that they
+# stay below what the pixels can carry.
+
+
+def _plain(u: Plane, v: Plane) -> Plane:
+  del v
+  return np.zeros_like(u)
+
+
+def _stripes(u: Plane, v: Plane) -> Plane:
+  del v
+  return np.clip(1.5 * np.sin(2 * np.pi * u), -1, 1)
+
+
+def _checks(u: Plane, v: Plane) -> Plane:
+  return np.clip(
+    2.5 * np.sin(np.pi * u) * np.sin(np.pi * v),
+    -1,
+    1,
+  )
+
+
+def _dots(u: Plane, v: Plane) -> Plane:
+  wave = np.cos(2 * np.pi * u) + np.cos(2 * np.pi * v)
+  return np.clip(1.5 * wave - 0.8, -1, 1)
+
+
+TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
+  'stripes': _stripes,
+  'checks': _checks,
+  'dots': _dots,
+  'plain': _plain,
+}
+
 
 Colour = Float[np.ndarray, '3']
 
@@ -22,7 +136,7 @@ _LENGTHS = {'train': 50_000, 'val': 2_000}
 # First half of the random generator's key: the splits share no scene.
 _STREAMS = {'train': 0x7472, 'val': 0x7661}
 _DRAWS = 32
-_OUTLINES = tuple(shapes.SHAPES.values())
+_OUTLINES = tuple(SHAPES.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +147,7 @@ class Surface:
     near: RGB in [0, 1] at one side of the gradient.
     far: RGB at the other side.
     direction: of the gradient, radians.
-    texture: a key of `shapes.TEXTURES`.
+    texture: a key of `TEXTURES`.
     period: of the texture, in picture widths.
     angle: of the texture, radians.
     strength: how far the texture lightens and darkens, as a share.
@@ -65,7 +179,7 @@ def make_scene(split: str, index: int) -> Scene:
   """Draws the scene of an index: all of its numbers in one call."""
   generator = np.random.Philox(key=[_STREAMS[split], index])
   draws = iter(np.random.Generator(generator).random(_DRAWS).tolist())
-  label = int(len(shapes.SHAPES) * next(draws))
+  label = int(len(SHAPES) * next(draws))
   radius = 0.56 + 0.24 * next(draws)
   reach = 0.95 - radius
   center = tuple(reach * (2 * next(draws) - 1) for _ in range(2))
@@ -92,7 +206,7 @@ def _draw_surface(
     near=_colour(hue, saturation, value + 0.3 * step),
     far=_colour(hue + turn, saturation, value - step),
     direction=2 * np.pi * next(draws),
-    texture=tuple(shapes.TEXTURES)[int(len(shapes.TEXTURES) * next(draws))],
+    texture=tuple(TEXTURES)[int(len(TEXTURES) * next(draws))],
     # 2.5 to 6 pixels at 32x32.
     period=(2.5 + 3.5 * next(draws)) / 32,
     angle=np.pi * next(draws),
@@ -128,7 +242,7 @@ def render(scene: Scene, size: int) -> UInt8[np.ndarray, '{size} {size} 3']:
   return (255 * np.clip(image, 0, 1) + 0.5).astype(np.uint8)
 
 
-def _distance(scene: Scene, x: shapes.Plane, y: shapes.Plane) -> shapes.Plane:
+def _distance(scene: Scene, x: Plane, y: Plane) -> Plane:
   """Signed distance to the scene's outline, in half widths."""
   c, s = float(np.cos(scene.angle)), float(np.sin(scene.angle))
   x, y = x - scene.center[0], y - scene.center[1]
@@ -137,15 +251,13 @@ def _distance(scene: Scene, x: shapes.Plane, y: shapes.Plane) -> shapes.Plane:
   return _OUTLINES[scene.label](u, v) * scene.radius
 
 
-def _paint(
-  surface: Surface, x: shapes.Plane, y: shapes.Plane
-) -> Float[np.ndarray, '... 3']:
+def _paint(surface: Surface, x: Plane, y: Plane) -> Float[np.ndarray, '... 3']:
   c, s = float(np.cos(surface.direction)), float(np.sin(surface.direction))
   mix = 0.5 + 0.35 * (c * x + s * y)
   c, s = float(np.cos(surface.angle)), float(np.sin(surface.angle))
   scale = 1 / (2 * surface.period)
   u, v = scale * (c * x + s * y), scale * (c * y - s * x)
-  light = 1 + surface.strength * shapes.TEXTURES[surface.texture](u, v)
+  light = 1 + surface.strength * TEXTURES[surface.texture](u, v)
   colour = surface.near + mix[..., None] * (surface.far - surface.near)
   return colour * light[..., None]
 
@@ -160,7 +272,7 @@ class ProceduralSource:
       them would blur their textures.
   """
 
-  class_names = tuple(shapes.SHAPES)
+  class_names = tuple(SHAPES)
   max_scale = 1.0
 
   def __init__(self, split: str, image_size: int, length: int | None = None):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import data, errors
-from selfboottok_jax.data import latent_files, latent_writer
+from selfboottok_jax.data import token_cache, token_cache_writer
 from tests.data import caches
 
 
 @pytest.fixture
 def index(tmp_path):
   index = caches.index_of()
-  latent_files.write_index(tmp_path, index)
+  token_cache.write_index(tmp_path, index)
   return index
 
 
@@ -27,7 +27,7 @@ def _statistics(codes):
 def test_statistics_are_of_the_images_as_stored(dtype, tmp_path):
   index = caches.index_of(dtype)
   caches.write(tmp_path, index)
-  source = data.open_latents(tmp_path, 'train')
+  source = data.open_token_cache(tmp_path, 'train')
   codes = np.stack([source[i]['codes'][0] for i in range(len(source))])
   told = source.statistics
   assert told.count == 50
@@ -43,16 +43,16 @@ def test_a_shard_that_was_not_closed_is_written_again(index, tmp_path):
   caches.write(whole)
   source = caches.images()
   caches.write_shard(tmp_path, index, 'train', 0, source)
-  torn = latent_writer.ShardWriter(tmp_path, index, 'train', 1)
+  torn = token_cache_writer.ShardWriter(tmp_path, index, 'train', 1)
   torn.write(*caches.batch_of(source, 16, 20))
   # As after kill -9: nobody tidies up.
   partial = next(tmp_path.glob('.*.partial'))
   partial = partial.rename(partial.with_suffix('.1.partial'))
-  assert latent_writer.pending_shards(tmp_path, index, 'train') == [1, 2]
+  assert token_cache_writer.pending_shards(tmp_path, index, 'train') == [1, 2]
   with pytest.raises(errors.DataError, match='lacks shards of train.*is 1'):
-    latent_writer.finish(tmp_path, index, 'train')
+    token_cache_writer.finish(tmp_path, index, 'train')
   caches.write(tmp_path, index)
-  assert latent_writer.pending_shards(tmp_path, index, 'train') == []
+  assert token_cache_writer.pending_shards(tmp_path, index, 'train') == []
   expected = caches.contents(whole)
   del torn
   (tmp_path / 'whole').rename(tmp_path.parent / f'{tmp_path.name}-whole')
@@ -63,7 +63,7 @@ def test_a_shard_that_was_not_closed_is_written_again(index, tmp_path):
 def test_damaged_shards_are_written_again(damage, index, tmp_path):
   caches.write(tmp_path, index)
   before = caches.contents(tmp_path)
-  file = latent_files.record_file(tmp_path, index, 'train', 1)
+  file = token_cache.record_file(tmp_path, index, 'train', 1)
   sidecar = file.with_suffix('.json')
   if damage == 'cut':
     file.write_bytes(file.read_bytes()[:100])
@@ -72,15 +72,15 @@ def test_damaged_shards_are_written_again(damage, index, tmp_path):
   elif damage == 'no sums':
     sidecar.unlink()
   else:
-    told = latent_files.read_json(sidecar)
-    latent_files.write_json(sidecar, told | {'index': 'of another'})
-  assert latent_writer.pending_shards(tmp_path, index, 'train') == [1]
+    told = token_cache.read_json(sidecar)
+    token_cache.write_json(sidecar, told | {'index': 'of another'})
+  assert token_cache_writer.pending_shards(tmp_path, index, 'train') == [1]
   caches.write(tmp_path, index)
   assert caches.contents(tmp_path) == before
 
 
 def test_abort_leaves_nothing(index, tmp_path):
-  writer = latent_writer.ShardWriter(tmp_path, index, 'train', 0)
+  writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   writer.write(*caches.batch_of(caches.images(), 0, 4))
   writer.abort()
   writer.abort()
@@ -88,7 +88,7 @@ def test_abort_leaves_nothing(index, tmp_path):
 
 
 def test_a_shard_is_whole_or_not_closed(index, tmp_path):
-  writer = latent_writer.ShardWriter(tmp_path, index, 'train', 0)
+  writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   writer.write(*caches.batch_of(caches.images(), 0, 4))
   assert writer.left == 12
   with pytest.raises(ValueError, match='12 images are missing'):
@@ -104,7 +104,7 @@ def test_a_shard_is_whole_or_not_closed(index, tmp_path):
 )
 def test_numbers_that_cannot_be_stored_are_refused(value, dtype, tmp_path):
   index = caches.index_of(dtype)
-  writer = latent_writer.ShardWriter(tmp_path, index, 'train', 0)
+  writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   fields, labels = caches.batch_of(caches.images(), 0, 4)
   writer.write(fields, labels)
   fields['targets'][2, 1, 0, 0] = value
@@ -114,7 +114,7 @@ def test_numbers_that_cannot_be_stored_are_refused(value, dtype, tmp_path):
 
 
 def test_two_commands_in_one_folder_do_not_mix(index, tmp_path):
-  first = latent_writer.ShardWriter(tmp_path, index, 'train', 0)
+  first = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   first.write(*caches.batch_of(caches.images(), 0, 16))
   caches.write_shard(tmp_path, index, 'train', 0, caches.images())
   before = caches.contents(tmp_path)
@@ -124,7 +124,7 @@ def test_two_commands_in_one_folder_do_not_mix(index, tmp_path):
 
 
 def test_a_full_disk_is_told(index, tmp_path):
-  writer = latent_writer.ShardWriter(tmp_path, index, 'train', 0)
+  writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   writer.write(*caches.batch_of(caches.images(), 0, 16))
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -142,12 +142,12 @@ def test_a_full_disk_is_told(index, tmp_path):
 @pytest.mark.parametrize('shapes', [{'codes': (1,)}, {'codes': (400, 100)}])
 def test_room_is_estimated_from_above(shapes, tmp_path):
   index = dataclasses.replace(caches.index_of(shards=1), shapes=shapes)
-  writer = latent_writer.ShardWriter(tmp_path, index, 'train', 0)
+  writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   shape = (50, 2, *shapes['codes'])
   writer.write({'codes': np.zeros(shape)}, np.zeros(50, np.int32))
   writer.close()
-  file = latent_files.record_file(tmp_path, index, 'train', 0)
-  room = latent_writer.check_room(tmp_path / 'new', index, {'train': [0]})
+  file = token_cache.record_file(tmp_path, index, 'train', 0)
+  room = token_cache_writer.check_room(tmp_path / 'new', index, {'train': [0]})
   assert file.stat().st_size <= room <= 1.02 * file.stat().st_size + 2**18
 
 
@@ -157,9 +157,13 @@ def test_too_little_room_is_told_before_anything_is_written(
   index = caches.index_of()
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(
-    latent_writer.shutil, 'disk_usage', lambda _: usage._replace(free=400_000)
+    token_cache_writer.shutil,
+    'disk_usage',
+    lambda _: usage._replace(free=400_000),
   )
-  assert latent_writer.check_room(tmp_path, index, {'train': [2]}) < 400_000
+  assert (
+    token_cache_writer.check_room(tmp_path, index, {'train': [2]}) < 400_000
+  )
   with pytest.raises(errors.DataError, match=r'0.4 MB free; make room'):
-    latent_writer.check_room(tmp_path, index, {'train': [0, 1, 2]})
-  assert latent_writer.check_room(tmp_path, index, {'train': []}) == 0
+    token_cache_writer.check_room(tmp_path, index, {'train': [0, 1, 2]})
+  assert token_cache_writer.check_room(tmp_path, index, {'train': []}) == 0

@@ -1,33 +1,33 @@
-"""2D autoencoders as feature networks: the latents X of Eq. (12) and (13)."""
+"""2D autoencoders: the latents X of Eq. (12) and (13), and tokenizers of them.
+
+`LatentNetwork` is the feature network that optimal transport aims at;
+`ImageAutoencoder` puts one (SD-VAE, VA-VAE) in the place of a tokenizer.
+"""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, pixels
 from selfboottok_jax.models import layers
-from selfboottok_jax.pretrained import (
-  contract,
-  published,
-  resample,
-  vae,
-  vae_weights,
-)
+from selfboottok_jax.pretrained import contract, resample, vae
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-  """An autoencoder, and how its latents become patches.
+class PatchedAutoencoder:
+  """An autoencoder, and the way from its latents to patches.
 
   Attributes:
-    fields: of `vae.Autoencoder`.
+    fields: fields of `vae.Autoencoder`.
     fold: latents along each side of a patch.
-    published: where its weights are; None where nobody publishes any.
+    published: place of its weights; None where nobody publishes any.
     scale: latents are multiplied by it; None where a file beside the weights
       has the mean and deviation of each channel.
     unused: names in the file, as patterns, that served its training alone.
@@ -35,7 +35,7 @@ class Variant:
 
   fields: Mapping[str, Any]
   fold: int
-  published: published.Published | None
+  published: contract.Published | None
   scale: float | None = None
   unused: tuple[str, ...] = ()
 
@@ -47,11 +47,11 @@ _SDVAE = {
   'attend_last': False,
 }
 
-VARIANTS: dict[str, Variant] = {
-  'vavae': Variant(
+AUTOENCODERS: dict[str, PatchedAutoencoder] = {
+  'vavae': PatchedAutoencoder(
     _VAVAE,
     1,
-    published.Published(
+    contract.Published(
       'hustvl/vavae-imagenet256-f16d32-dinov2',
       ('vavae-imagenet256-f16d32-dinov2.pt', 'latents_stats.pt'),
       'MIT',
@@ -60,10 +60,10 @@ VARIANTS: dict[str, Variant] = {
     ),
     unused=('loss.*', 'foundation_model.*', 'linear_proj.*'),
   ),
-  'sdvae': Variant(
+  'sdvae': PatchedAutoencoder(
     _SDVAE,
     2,
-    published.Published(
+    contract.Published(
       'stabilityai/sd-vae-ft-ema',
       ('diffusion_pytorch_model.safetensors',),
       'MIT',
@@ -72,36 +72,36 @@ VARIANTS: dict[str, Variant] = {
     ),
     scale=0.18215,
   ),
-  # Of no published weights: to run every code path on a small machine.
-  'vavae_tiny': Variant(
+  # Nobody publishes it: it runs every code path on a small machine.
+  'vavae_tiny': PatchedAutoencoder(
     {'channels': (8, 8, 16, 16, 16), 'latent_dim': 32, 'groups': 4}, 1, None
   ),
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Latents:
+class LatentNetwork:
   """Posterior means of an autoencoder, of about unit variance per channel.
 
   Attributes:
-    name: one of VARIANTS.
+    name: one of AUTOENCODERS.
     autoencoder: encodes, and decodes if wanted.
-    variant: how latents are normalised and folded into patches.
+    variant: normalisation of latents, and their folding into patches.
     side: rows (and columns) of patches; images are resized to fit, bicubic.
-    decodes: whether the decoder's parameters are kept.
+    decodes: True if the decoder's parameters are kept.
     params: 'network' (of the autoencoder), 'mean' and 'deviation' (of each
       latent channel); None until they are loaded.
   """
 
   name: str
   autoencoder: vae.Autoencoder
-  variant: Variant
+  variant: PatchedAutoencoder
   side: int
   decodes: bool = False
   params: Any = None
 
   @property
-  def published(self) -> published.Published | None:
+  def published(self) -> contract.Published | None:
     """Where the weights are."""
     return self.variant.published
 
@@ -133,16 +133,14 @@ class Latents:
     mean, _ = self.autoencoder.apply(
       {'params': params['network']}, x, method='encode'
     )
-    shift, scale = (
-      params[key][None, None, None] for key in ('mean', 'deviation')
-    )
+    shift, scale = _channel_statistics(params)
     latents = (mean.astype(jnp.float32) - shift) / scale
     return contract.Features(layers.patchify(latents, self.variant.fold))
 
   def decode(
     self, params: PyTree, patches: Float[Array, 'b n d']
   ) -> Float[Array, 'b h w 3']:
-    """Images around [-1, 1] from what a call makes of images.
+    """Images around [-1, 1] from the patches of a call.
 
     Raises:
       ValueError: a network that was built without `decodes`.
@@ -150,12 +148,11 @@ class Latents:
     if not self.decodes:
       raise ValueError(f'{self.name} was built without decodes=True')
     latents = layers.unpatchify(patches, self.variant.fold)
-    shift, scale = (
-      params[key][None, None, None] for key in ('mean', 'deviation')
-    )
-    return self.autoencoder.apply(
+    shift, scale = _channel_statistics(params)
+    images: Any = self.autoencoder.apply(
       {'params': params['network']}, latents * scale + shift, method='decode'
     )
+    return images
 
   def init(self, key: Any) -> PyTree:
     """Random parameters; traceable, so that shapes cost nothing."""
@@ -179,13 +176,15 @@ class Latents:
     """
     arrays = dict(arrays)
     statistics = self._statistics(arrays, source)
-    whole = vae_weights.read(
+    whole = vae.read(
       arrays, self.autoencoder, source, unused=self.variant.unused
     )
     kept = jax.eval_shape(self.init, jax.random.key(0))['network']
     return {'network': {name: whole[name] for name in kept}, **statistics}
 
-  def _statistics(self, arrays, source):
+  def _statistics(
+    self, arrays: dict[str, Any], source: str
+  ) -> dict[str, np.ndarray]:
     """Mean and deviation of each channel; takes them out of `arrays`."""
     count, scale = self.autoencoder.latent_dim, self.variant.scale
     if scale is not None:
@@ -214,18 +213,102 @@ class Latents:
     return found
 
 
+def _channel_statistics(params: PyTree) -> tuple[Array, Array]:
+  """Mean and deviation of latents, broadcastable to [b, i, j, e]."""
+  return tuple(params[key][None, None, None] for key in ('mean', 'deviation'))
+
+
 def build(
   name: str, grid: int = 16, dtype: str = 'float32', decodes: bool = False
-) -> Latents:
+) -> LatentNetwork:
   """An autoencoder without its weights.
 
   Args:
-    name: one of VARIANTS.
+    name: one of AUTOENCODERS.
     grid: rows (and columns) of patches that it returns.
-    dtype: of the computation.
-    decodes: whether it is to decode too.
+    dtype: floating-point type of the computation.
+    decodes: True to decode too.
   """
   contract.check_options(name, dtype=dtype, grid=grid)
-  variant = VARIANTS[name]
+  variant = AUTOENCODERS[name]
   network = vae.Autoencoder(**variant.fields, dtype=dtype)
-  return Latents(name, network, variant, grid, decodes)
+  return LatentNetwork(name, network, variant, grid, decodes)
+
+
+# Pixels to a side of a patch of either: f8 with 2 x 2 latents, f16 with one.
+PATCH_SIZE = 16
+# Parts of the network that `encode` reads.
+_ENCODER = ('encoder', 'quant')
+
+
+class ImageAutoencoder:
+  """A 2D autoencoder with the surface of an `ImageTokenizer`.
+
+  With it the baselines with 256 patches are trained, and released generators
+  judged, by the same commands. Attributes are those of `ImageTokenizer`; its
+  codes are the posterior mean, normalised, in patches of the raster order.
+  `step` is 0. The decoder has no part in the fingerprint: those that were only
+  fine-tuned in it, as SD-VAE's, are interchangeable.
+  """
+
+  def __init__(self, network: LatentNetwork):
+    """Wraps a network that decodes, with its parameters."""
+    self.network, self.params = network, jax.device_put(network.params)
+    self.patch_size = PATCH_SIZE
+    self.image_size = network.side * PATCH_SIZE
+    self.num_tokens, self.token_dim = network.side**2, network.dim
+    self.latent_dim = network.autoencoder.latent_dim
+    self.image_encoder = encoder_of(network)
+    self.fingerprint = fingerprint(network.name, self.image_size)
+    self.step = 0
+    self.config: dict[str, Any] = {
+      'task': 'autoencoder',
+      'network': network.name,
+      'data': {'image_size': self.image_size},
+    }
+    self._encode = jax.jit(self.image_encoder.encode)
+    self._decode = jax.jit(self.decode_with)
+
+  def encode(
+    self, images: Num[Array, 'b h w 3'] | Num[np.ndarray, 'b h w 3']
+  ) -> Float[Array, 'b k e']:
+    """Codes of images, uint8 or float in [-1, 1]."""
+    images = pixels.as_images(images, self.image_size)
+    return self._encode(self.image_encoder.params, images)
+
+  def decode(
+    self, codes: Float[Array, 'b k e'] | Float[np.ndarray, 'b k e']
+  ) -> Float[Array, 'b h w 3']:
+    """Images in [-1, 1] from codes."""
+    codes = pixels.as_codes(codes, self.num_tokens, self.token_dim)
+    return jnp.clip(self._decode(self.params, codes), -1.0, 1.0)
+
+  def decode_with(
+    self, params: PyTree, codes: Float[Array, 'b k e']
+  ) -> Float[Array, 'b h w 3']:
+    """Images around [-1, 1], by parameters like `params`; traceable."""
+    return self.network.decode(params, codes)
+
+
+def encoder_of(network: LatentNetwork) -> contract.ImageEncoder:
+  """The encoding half of an autoencoder."""
+  parts = {name: network.params['network'][name] for name in _ENCODER}
+  return contract.ImageEncoder(
+    lambda params, images: network(params, images).patches,
+    {**network.params, 'network': parts},
+    network.side**2,
+    network.dim,
+    network.side * PATCH_SIZE,
+    positions='2d',
+  )
+
+
+def fingerprint(name: str, image_size: int) -> str:
+  """Digest of all that `encode` depends on, as published."""
+  text = json.dumps({'autoencoder': name, 'image_size': image_size})
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_autoencoder(spec: str) -> bool:
+  """True if a spec names an autoencoder; False for a workdir."""
+  return spec.partition(':')[0] in AUTOENCODERS

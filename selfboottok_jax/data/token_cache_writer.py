@@ -1,7 +1,7 @@
-"""Writing a token cache, shard by shard, so that it can be gone on with.
+"""Writes token caches shard by shard, so that a stopped command can continue.
 
-A shard is written under a name that no reader looks at, and takes its own when
-it is whole: whatever stops the writing costs the shards in hand and no other.
+A shard is written under a hidden name and renamed when it is whole: whatever
+stops the writing costs the shards in hand and no other.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import latent_files, latent_index, latent_statistics
+from selfboottok_jax.data import token_cache
 
 # A record to a chunk, for random access. Codes do not compress: zstd takes 8 %
 # off white noise in float16, and halves the rate of reading.
@@ -25,19 +25,19 @@ _RECORD_OVERHEAD, _FILE_OVERHEAD = 128, 2**17
 
 
 def pending_shards(
-  folder: latent_files.Path, index: latent_index.Index, split: str
+  folder: token_cache.Path, index: token_cache.Index, split: str
 ) -> list[int]:
-  """The shards of a split that are not there, or not as they were written."""
+  """The shards of a split that are missing or damaged."""
   shards = range(index.splits[split].shards)
   return [s for s in shards if _sidecar(folder, index, split, s) is None]
 
 
 def check_room(
-  folder: latent_files.Path,
-  index: latent_index.Index,
+  folder: token_cache.Path,
+  index: token_cache.Index,
   shards: Mapping[str, Sequence[int]],
 ) -> int:
-  """How many bytes some shards will take, or a few more.
+  """Bytes that some shards will take, rounded up.
 
   Raises:
     DataError: the disk has less.
@@ -64,18 +64,18 @@ class ShardWriter:
 
   def __init__(
     self,
-    folder: latent_files.Path,
-    index: latent_index.Index,
+    folder: token_cache.Path,
+    index: token_cache.Index,
     split: str,
     shard: int,
   ):
-    """Opens a file under a hidden name, over what was left of an earlier one.
+    """Opens a file under a hidden name; removes those of killed writers.
 
     Raises:
       DataError: it cannot be written.
     """
     self._index, self._split = index, split
-    self._file = latent_files.record_file(folder, index, split, shard)
+    self._file = token_cache.record_file(folder, index, split, shard)
     self._sidecar = self._file.with_suffix('.json')
     self._partial = self._file.with_name(
       f'.{self._file.name}.{os.getpid()}.partial'
@@ -84,7 +84,7 @@ class ShardWriter:
       old.unlink(missing_ok=True)
     first, self._end = index.splits[split].bounds(shard)
     self._next = first
-    self._sums = latent_statistics.Sums()
+    self._sums = token_cache.Sums()
     with self._errors():
       self._writer = array_record_module.ArrayRecordWriter(
         str(self._partial), _OPTIONS
@@ -92,7 +92,7 @@ class ShardWriter:
 
   @property
   def left(self) -> int:
-    """Images that are still missing."""
+    """Number of images that are still missing."""
     return self._end - self._next
 
   def write(self, fields: Mapping[str, np.ndarray], labels: np.ndarray) -> None:
@@ -106,35 +106,35 @@ class ShardWriter:
       # What overflows is found just below.
       with np.errstate(over='ignore'):
         stored[name] = np.asarray(fields[name], self._index.stored)
-      wanted = (len(labels), latent_index.SIDES, *shape)
+      wanted = (len(labels), token_cache.SIDES, *shape)
       if stored[name].shape != wanted:
         raise ValueError(f'{name} is {stored[name].shape}; wanted {wanted}')
       self._check_finite(name, stored[name])
     self._sums.add(stored['codes'][:, 0])
     with self._errors():
-      for record in latent_index.pack(self._index, stored, labels):
+      for record in token_cache.pack(self._index, stored, labels):
         self._writer.write(record)
     self._next += len(labels)
 
   def close(self) -> None:
-    """Gives the shard its name; DataError where that cannot be done."""
+    """Renames the whole shard to its name; DataError if that fails."""
     if self.left:
       raise ValueError(f'{self.left} images are missing')
     with self._errors():
       self._writer.close()
       with self._partial.open('rb') as file:
         os.fsync(file.fileno())
-      told = {
+      content = {
         'index': self._index.digest(self._split),
         'bytes': self._partial.stat().st_size,
         'sums': self._sums.to_json(),
       }
       # The records last: they are whole where the name is seen.
-      latent_files.write_json(self._sidecar, told)
+      token_cache.write_json(self._sidecar, content)
       self._partial.replace(self._file)
 
   def abort(self) -> None:
-    """Leaves nothing behind; may follow `close`."""
+    """Removes an unfinished file; may follow `close`."""
     with contextlib.suppress(Exception):
       self._writer.close()
     self._partial.unlink(missing_ok=True)
@@ -151,7 +151,7 @@ class ShardWriter:
 
   @contextlib.contextmanager
   def _errors(self):
-    """What goes wrong with files, in one line."""
+    """Turns errors of the file system into a DataError of one line."""
     try:
       yield
     except FileNotFoundError as error:
@@ -167,8 +167,8 @@ class ShardWriter:
 
 
 def finish(
-  folder: latent_files.Path, index: latent_index.Index, split: str
-) -> latent_statistics.Statistics:
+  folder: token_cache.Path, index: token_cache.Index, split: str
+) -> token_cache.Statistics:
   """Declares a split complete, and writes its statistics.
 
   Raises:
@@ -182,26 +182,26 @@ def finish(
       f'{folder} lacks shards of {split}, the first is {missing[0]}; wanted '
       'all of them in one folder that every process sees: give such an --out'
     )
-  statistics = latent_statistics.combine(
-    latent_statistics.Sums(**told['sums']) for told in sidecars
+  statistics = token_cache.combine(
+    token_cache.Sums(**content['sums']) for content in sidecars
   )
-  told = {
+  content = {
     'index': index.digest(split),
-    'bytes': [told['bytes'] for told in sidecars],
+    'bytes': [content['bytes'] for content in sidecars],
     'statistics': dataclasses.asdict(statistics),
   }
-  latent_files.write_json(latent_files.split_file(folder, split), told)
+  token_cache.write_json(token_cache.split_file(folder, split), content)
   return statistics
 
 
 def _sidecar(folder, index, split, shard):
-  """What is told of a shard, or None unless it is whole and of this index."""
-  file = latent_files.record_file(folder, index, split, shard)
+  """The record of a shard; None unless it is whole and of this index."""
+  file = token_cache.record_file(folder, index, split, shard)
   sidecar = file.with_suffix('.json')
   try:
-    told = latent_files.read_json(sidecar)
-    whole = told['bytes'] == file.stat().st_size
-    latent_statistics.Sums(**told['sums'])
+    content = token_cache.read_json(sidecar)
+    whole = content['bytes'] == file.stat().st_size
+    token_cache.Sums(**content['sums'])
   except (errors.DataError, OSError, KeyError, TypeError):
     return None
-  return told if whole and told['index'] == index.digest(split) else None
+  return content if whole and content['index'] == index.digest(split) else None
