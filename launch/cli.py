@@ -1,4 +1,20 @@
-"""Entry points: flags, and errors as one line with a non-zero exit."""
+"""Entry points: flags, and errors as one line with a non-zero exit.
+
+A command declares its flags in a `Flags` of its own and is started by `run`:
+
+  FLAGS = cli.Flags()
+  _WORKDIR = FLAGS.string('workdir', '', 'Folder of the run.')
+
+  def main() -> None:
+    cli.require(workdir=_WORKDIR.value)
+    ...
+
+  if __name__ == '__main__':
+    cli.run(main, FLAGS)
+
+Declaring defines nothing yet: absl's flags are global, and two commands that
+are imported by one process may have flags of the same name.
+"""
 
 import difflib
 import itertools
@@ -7,7 +23,8 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 import jax
 import ml_collections
@@ -17,46 +34,172 @@ from ml_collections import config_flags
 from selfboottok_jax import errors, trees
 from selfboottok_jax.training import loop, processes
 
-# What loading a config file can raise, its own mistakes included.
+Holder, Texts = flags.FlagHolder, list[str]
+# Errors of loading a config file, mistakes in the file included.
 _CONFIG_ERRORS = (
   AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError,
   ValueError,
 )  # fmt: skip
-# By what absl says of a value that is none.
+# The kind of value that was wanted, by absl's words for a wrong one.
 _KINDS = {
   'invalid literal for int()': 'an integer',
   'could not convert string to float': 'a number',
   'Non-boolean argument': 'true or false',
 }
-# What names the processes of a run where no scheduler does.
+# Variables that describe the processes of a run without a scheduler.
 _JOINING = {
   'JAX_COORDINATOR_ADDRESS': r'.+:\d+',
   'JAX_NUM_PROCESSES': r'[1-9]\d*',
   'JAX_PROCESS_ID': r'\d+',
 }
-# Of a process that ended on SIGINT, by the convention of shells.
+# Exit code of a process that SIGINT ended, by the convention of shells.
 _INTERRUPTED = 130
 
 
-def run(
-  main: Callable[[Sequence[str]], None], *, continues: bool = True
-) -> None:
-  """Runs an absl main; a user's mistake ends it with one clear line.
+class Flags:
+  """The flags of one command; they become absl's when `run` starts it."""
 
-  `continues`: whether the command goes on where it was stopped.
+  def __init__(self) -> None:
+    """Starts without flags."""
+    self._own = flags.FlagValues()
+    self._config: ConfigFlag | None = None
+
+  def string(self, name: str, default: str, help: str) -> Holder[str]:
+    """Declares a text; '' if it must be given or may be left out."""
+    return flags.DEFINE_string(name, default, help, flag_values=self._own)
+
+  def strings(self, name: str, default: list[str], help: str) -> Holder[Texts]:
+    """Declares texts with commas between; [] if they were not given."""
+    return flags.DEFINE_list(name, default, help, flag_values=self._own)
+
+  def choice(
+    self, name: str, default: str, known: Iterable[str], help: str
+  ) -> Holder[str]:
+    """Declares one of the `known` texts."""
+    return flags.DEFINE_enum(
+      name, default, list(known), help, flag_values=self._own
+    )
+
+  def switch(self, name: str, default: bool, help: str) -> Holder[bool]:
+    """Declares --NAME and --noNAME."""
+    return flags.DEFINE_bool(name, default, help, flag_values=self._own)
+
+  def integer(self, name: str, default: int, help: str) -> Holder[int]:
+    """Declares an integer."""
+    return flags.DEFINE_integer(name, default, help, flag_values=self._own)
+
+  def optional_integer(self, name: str, help: str) -> Holder[int | None]:
+    """Declares an integer that is None if it was not given."""
+    return flags.DEFINE_integer(name, None, help, flag_values=self._own)
+
+  def number(self, name: str, default: float, help: str) -> Holder[float]:
+    """Declares a number."""
+    return flags.DEFINE_float(name, default, help, flag_values=self._own)
+
+  def optional_number(self, name: str, help: str) -> Holder[float | None]:
+    """Declares a number that is None if it was not given."""
+    return flags.DEFINE_float(name, None, help, flag_values=self._own)
+
+  def config(self, default: str = '') -> 'ConfigFlag':
+    """Declares --config=FILE:PRESET and --config.KEY=VALUE."""
+    self._config = ConfigFlag(default)
+    return self._config
+
+  def parse(self, argv: Sequence[str]) -> list[str]:
+    """Sets the flags from a command line; returns what is no flag.
+
+    Raises:
+      ConfigError: a configuration file, preset or key that does not exist.
+      flags.Error: an unknown flag, or a value of the wrong type.
+    """
+    every = flags.FLAGS
+    for name in self._own:
+      every[name] = self._own[name]
+      # --help lists the flags of the module that was started.
+      every.register_key_flag_for_module(sys.argv[0], self._own[name])
+    try:
+      if self._config:
+        self._config.define()
+      # All of them together: grain reads the global ones, too.
+      left = every(argv)
+    except (flags.Error, *_CONFIG_ERRORS):
+      if self._config:
+        # Says more than absl and ml_collections do.
+        check_config(argv[1:], self._config.default)
+      raise
+    self._own.mark_as_parsed()
+    return left
+
+
+class ConfigFlag:
+  """The flags --config=FILE:PRESET and --config.KEY=VALUE of a command."""
+
+  def __init__(self, default: str):
+    """Declares the flags; `default` is the file if none is given."""
+    self.default = default
+
+  def define(self) -> None:
+    """Defines the flags; a default is loaded at once, --config when parsed."""
+    config_flags.DEFINE_config_file(
+      'config',
+      self.default or None,
+      'Configuration as FILE.py:PRESET.',
+      lock_config=True,
+    )
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], self._flag)
+
+  @property
+  def _flag(self) -> flags.Flag:
+    return flags.FLAGS['config']
+
+  @property
+  def value(self) -> ml_collections.ConfigDict:
+    """The configuration, locked.
+
+    Raises:
+      ConfigError: none was given.
+    """
+    if self._flag.value is None:
+      require(config='')
+    return self._flag.value
+
+  @property
+  def name(self) -> str:
+    """FILE:PRESET and the keys that were overridden, as text."""
+    overrides = config_flags.get_override_values(self._flag)
+    changed = [f'config.{key}={value}' for key, value in overrides.items()]
+    return ' '.join([config_flags.get_config_filename(self._flag), *changed])
+
+
+def run(
+  main: Callable[[], None], own: Flags, *, continues: bool = True
+) -> None:
+  """Parses the flags of a command and runs it.
+
+  A user's mistake ends the process with one clear line.
+
+  Args:
+    main: the command.
+    own: its flags.
+    continues: True if the command, given again, goes on where it was stopped.
   """
   logging.set_verbosity(logging.ERROR)
   python_logging.getLogger('jax').setLevel(python_logging.ERROR)
-  app.run(lambda argv: _guarded(main, argv, continues), flags_parser=_parse)
+  app.run(
+    lambda argv: _guarded(main, argv, continues),
+    flags_parser=lambda argv: _parse(own, argv),
+  )
 
 
-def _guarded(main, argv, continues):
+def _guarded(
+  main: Callable[[], None], argv: Sequence[str], continues: bool
+) -> None:
   try:
     if len(argv) > 1:
       raise errors.ConfigError(
         f'unexpected argument {argv[1]!r}; flags are written --name=value'
       )
-    main(argv)
+    main()
   except (errors.UserError, loop.DivergedError) as error:
     _end(str(error), 1)
   except (loop.Interrupted, KeyboardInterrupt) as error:
@@ -65,15 +208,17 @@ def _guarded(main, argv, continues):
     _end(f'{str(error) or "stopped"}; the same command continues', _INTERRUPTED)
 
 
-def _parse(argv):
+def _parse(own: Flags, argv: Sequence[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return own.parse(argv)
+  except errors.ConfigError as error:
+    _end(str(error), 2)
   except flags.Error as error:
     _end(_plain(str(error)), 2)
 
 
 def _plain(message: str) -> str:
-  """What absl says of a flag, in words that need no Python."""
+  """Rewrites absl's message about a flag in words that need no Python."""
   for reason, kind in _KINDS.items():
     if reason in message:
       given = message.removeprefix('flag ').partition(': ')[0]
@@ -81,31 +226,24 @@ def _plain(message: str) -> str:
   return f'{message}; --help lists the flags'
 
 
-def _end(message: str, code: int) -> None:
+def _end(message: str, code: int) -> NoReturn:
   line = ' '.join(message.split())
   sys.stderr.write(f'error: {line}\n')
   sys.stderr.flush()
   sys.exit(code)
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-  """The --config=FILE:PRESET flag; an unknown key ends the process here.
+def check_config(arguments: Sequence[str], default: str = '') -> None:
+  """Looks for the mistake in the --config flags of a command line.
 
-  The flag of ml_collections says neither which key, file or preset is wrong
-  nor what there is, and with a default it reads the command line right away.
+  Called when parsing has failed: absl and ml_collections say neither which key,
+  file or preset is wrong nor which there are.
+
+  Raises:
+    ConfigError: a file, preset or key does not exist.
   """
-  try:
-    _check_config(sys.argv[1:], default)
-  except errors.ConfigError as error:
-    _end(str(error), 2)
-  return config_flags.DEFINE_config_file(
-    'config', default, 'Configuration as FILE.py:PRESET.', lock_config=True
-  )
-
-
-def _check_config(arguments: Sequence[str], default: str | None) -> None:
-  """Raises ConfigError for a file, preset or key that is not there."""
-  path, keys = default, []
+  path: str | None = default
+  keys = []
   for argument, following in itertools.zip_longest(arguments, arguments[1:]):
     if match := re.fullmatch(r'--?config(?:=(.*))?', argument):
       path = following if match[1] is None else match[1]
@@ -143,8 +281,8 @@ def _load_config(path: str) -> ml_collections.ConfigDict:
     ) from error
 
 
-def require(**values: str | None) -> None:
-  """Raises ConfigError for flags that were left out."""
+def require(**values: str | Texts) -> None:
+  """Raises ConfigError for flags that are empty: those that were left out."""
   missing = [f'--{name}' for name, value in values.items() if not value]
   if missing:
     raise errors.ConfigError(
@@ -153,10 +291,20 @@ def require(**values: str | None) -> None:
     )
 
 
-def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
-  """Joins the other hosts, and keeps compiled programs for the next start.
+def check_least(flag: Holder[int], least: int) -> None:
+  """Raises ConfigError if the value of a flag is below `least`."""
+  if flag.value < least:
+    raise errors.ConfigError(
+      f'--{flag.name}={flag.value}; wanted {least} or more'
+    )
 
-  `devices` makes up so many on the CPU in place of the real ones.
+
+def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
+  """Joins the other hosts, and turns on the cache of compiled programs.
+
+  Args:
+    multihost: whether to join the other processes of a pod or a cluster.
+    devices: number of simulated CPU devices in place of the real ones.
   """
   if devices is not None:
     if devices < 1 or multihost:
@@ -176,13 +324,13 @@ def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
   jax.config.update('jax_compilation_cache_dir', cache)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-  # Early: the first meeting does not wait long for those who come late. Not
-  # before the cache is set: what is compiled first decides whether it is used.
+  # Early, as the first collective waits only shortly for late processes; but
+  # after the cache is set: the first program decides whether it is used.
   processes.meet('joined')
 
 
 def _join() -> None:
-  """Joins the processes that a scheduler, a pod or the environment names."""
+  """Joins the processes that a scheduler or the environment describes."""
   given = {name: os.environ.get(name, '') for name in _JOINING}
   wrong = [
     f'{name}={given[name]!r}'

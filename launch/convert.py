@@ -13,24 +13,22 @@ import json
 import pathlib
 from typing import Any
 
-from absl import flags
-
 from launch import cli
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.pretrained import store, weight_files
 
-_NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
-_OPTIONS = flags.DEFINE_list(
+FLAGS = cli.Flags()
+_NETWORK = FLAGS.string('network', '', 'NAME or NAME:SOURCE.')
+_OPTIONS = FLAGS.strings(
   'options', [], "The network's own, as grid=16,patch_size=14."
 )
-_OUT = flags.DEFINE_string('out', None, 'New folder or .safetensors file.')
-_LIST = flags.DEFINE_bool('list', False, 'Tell which networks are published.')
+_OUT = FLAGS.string('out', '', 'New folder or .safetensors file.')
+_LIST = FLAGS.switch('list', False, 'Tell which networks are published.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Lists the networks, or imports the one that the flags name."""
-  del argv
   if _LIST.value:
     cli.say(listing())
     return
@@ -90,4 +88,4 @@ def parse_options(given: list[str]) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  cli.run(main, continues=False)
+  cli.run(main, FLAGS, continues=False)

@@ -15,7 +15,6 @@ import pathlib
 import jax
 import ml_collections
 import tqdm
-from absl import flags
 
 from launch import cli
 from selfboottok_jax import data, errors, files
@@ -31,20 +30,21 @@ from selfboottok_jax.stages import (
 from selfboottok_jax.stages import encoder as encoder_lib
 from selfboottok_jax.training import processes
 
-_CONFIG = cli.define_config()
-_OUT = flags.DEFINE_string('out', None, 'Folder of the cache.')
-_SPLITS = flags.DEFINE_list('splits', 'train,val', 'What to encode.')
-_SHARDS = flags.DEFINE_integer(
-  'shards', None, 'Files of each split; one per 10,000 images by default.'
+FLAGS = cli.Flags()
+_CONFIG = FLAGS.config()
+_OUT = FLAGS.string('out', '', 'Folder of the cache.')
+_SPLITS = FLAGS.strings('splits', ['train', 'val'], 'Splits to encode.')
+_SHARDS = FLAGS.optional_integer(
+  'shards', 'Files of each split; one per 10,000 images by default.'
 )
-_DTYPE = flags.DEFINE_string('dtype', 'float16', 'float16 or float32.')
-_BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', None, 'Images at a time in each process.'
+_DTYPE = FLAGS.string('dtype', 'float16', 'float16 or float32.')
+_BATCH_SIZE = FLAGS.optional_integer(
+  'batch_size', 'Images at a time in each process.'
 )
-_MULTIHOST = flags.DEFINE_bool(
+_MULTIHOST = FLAGS.switch(
   'multihost', False, 'Join the other processes of a pod or a cluster first.'
 )
-_MEASURE = flags.DEFINE_bool(
+_MEASURE = FLAGS.switch(
   'measure', False, 'Time the encoder alone on the way, and compare.'
 )
 
@@ -53,11 +53,11 @@ SHARD_IMAGES = 10_000
 _ON_CPU, _ELSE = 16, 128
 
 
-def main(argv) -> None:
+def main() -> None:
   """Encodes what the flags say."""
-  del argv
-  cli.require(config=_CONFIG.value, out=_OUT.value)
-  config, out = _CONFIG.value, os.path.expanduser(_OUT.value)
+  config = _CONFIG.value
+  cli.require(out=_OUT.value)
+  out = os.path.expanduser(_OUT.value)
   _check(config)
   files.check_folder('out', out)
   cli.start_jax(multihost=_MULTIHOST.value)
@@ -229,4 +229,4 @@ def _size(count: int) -> str:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, FLAGS)

@@ -8,25 +8,23 @@ source: NAME:FILE, NAME:FOLDER, NAME:ORG/REPO. A source may be of another size.
 Sampling, scoring and fine-tuning take the workdir like that of any generator.
 """
 
-from absl import flags
-
 from launch import cli
 from selfboottok_jax import files, inference
 from selfboottok_jax.stages import import_run
 
-_NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
-_TOKENIZER = flags.DEFINE_string(
+FLAGS = cli.Flags()
+_NETWORK = FLAGS.string('network', '', 'NAME or NAME:SOURCE.')
+_WORKDIR = FLAGS.string('workdir', '', 'Where the run is written.')
+_TOKENIZER = FLAGS.string(
   'tokenizer', '', 'Run or autoencoder of its codes, if not the published.'
 )
-_HEADS = flags.DEFINE_integer(
+_HEADS = FLAGS.integer(
   'heads', 0, 'Attention heads, of a width that none was published of.'
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Imports the network that the flags name."""
-  del argv
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
   files.check_folder('workdir', workdir)
@@ -43,4 +41,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, continues=False)
+  cli.run(main, FLAGS, continues=False)

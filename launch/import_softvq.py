@@ -7,19 +7,17 @@ these or 'softvq' with a source: softvq:FILE, softvq:FOLDER, softvq:ORG/REPO.
 Scoring, generators and fine-tuning take the workdir like that of any stage 1.
 """
 
-from absl import flags
-
 from launch import cli
 from selfboottok_jax import files
 from selfboottok_jax.stages import import_run
 
-_NETWORK = flags.DEFINE_string('network', None, 'NAME or NAME:SOURCE.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written.')
+FLAGS = cli.Flags()
+_NETWORK = FLAGS.string('network', '', 'NAME or NAME:SOURCE.')
+_WORKDIR = FLAGS.string('workdir', '', 'Where the run is written.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Imports the network that the flags name."""
-  del argv
   spec, workdir = _NETWORK.value, _WORKDIR.value
   cli.require(network=spec, workdir=workdir)
   files.check_folder('workdir', workdir)
@@ -34,4 +32,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, continues=False)
+  cli.run(main, FLAGS, continues=False)

@@ -6,37 +6,28 @@ Trains the SoftVQ baseline, SelfBootTok, a larger local aligner and a generator
 of the global tokens; samples, scores, and writes report.html.
 """
 
-import datetime
 import math
 import pathlib
 import time
 
 import ml_collections
 import numpy as np
-from absl import flags
 
-from launch import cli, pages
+from launch import cli
 from selfboottok_jax import errors, files, inference, pixels, pretrained
-from selfboottok_jax.evaluation import (
-  content,
-  cost,
-  evaluate,
-  findings,
-  report,
-  tables,
-)
+from selfboottok_jax.evaluation import cost, evaluate, report, tables
+from selfboottok_jax.evaluation import scores as scores_lib
 from selfboottok_jax.presets import generator as generator_config
 from selfboottok_jax.presets import scaling as scaling_config
 from selfboottok_jax.presets import tokenizer as tokenizer_config
 from selfboottok_jax.stages import inputs, train
 from selfboottok_jax.training import sharding, workdirs
 
-_WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/quickstart', 'Where runs and report go.'
+FLAGS = cli.Flags()
+_WORKDIR = FLAGS.string(
+  'workdir', 'runs/quickstart', 'Folder of the runs and the report.'
 )
-_BUDGET = flags.DEFINE_float(
-  'budget', 1.0, 'Multiplies the steps of every training.'
-)
+_BUDGET = FLAGS.number('budget', 1.0, 'Multiplies the steps of every training.')
 
 BASELINE, STAGE1 = 'SoftVQ baseline', 'SelfBootTok, stage 1'
 STAGE2, GENERATOR = 'Stage 2, larger aligner', 'Generator'
@@ -51,22 +42,22 @@ SAMPLES_PER_CLASS = 4
 FRECHET_SAMPLES = 500
 
 
-def main(argv) -> None:
+def main() -> None:
   """Runs everything, or what is left of it after a stop."""
-  del argv
   if not 0 < _BUDGET.value < math.inf:
     raise errors.ConfigError(
       f'--budget={_BUDGET.value}; wanted a number above 0, as 0.5'
     )
   files.check_folder('workdir', _WORKDIR.value)
+  report.check_dependencies()
   cli.start_jax()
   workdir = pathlib.Path(_WORKDIR.value)
   began = time.monotonic()
-  configs = make_configs(workdir, _BUDGET.value)
+  configs = _make_configs(workdir, _BUDGET.value)
   _check_budget(workdir, configs)
   for name, config in configs.items():
     train.train(config, str(workdir / FOLDERS[name]))
-  written = make_report(workdir)
+  written = _make_report(workdir)
   path = report.write_report(written, workdir)
   cli.say(
     tables.table(
@@ -78,17 +69,18 @@ def main(argv) -> None:
       ['run', 'metric', 'value'],
     )
   )
-  stages = [(row.label, row.psnr) for row in written.comparison.rows[1:]]
-  for line in findings.regressions(stages):
+  for line in report.regressions(written.stages):
     cli.say(line)
   cli.say(f'{path} written after {tables.duration(time.monotonic() - began)}')
 
 
-def _check_budget(workdir, configs) -> None:
+def _check_budget(
+  workdir: pathlib.Path, configs: dict[str, ml_collections.ConfigDict]
+) -> None:
   """Raises ConfigError if the folder holds a quickstart of another length.
 
-  Its stages build on each other: trained on, stage 1 would no longer be the one
-  that the later runs began with.
+  The later runs began with stage 1 as it is: training it further would leave
+  them with a tokenizer that no longer exists.
   """
   for name, config in configs.items():
     folder = workdir / FOLDERS[name]
@@ -103,7 +95,7 @@ def _check_budget(workdir, configs) -> None:
       )
 
 
-def make_configs(
+def _make_configs(
   workdir: pathlib.Path, budget: float
 ) -> dict[str, ml_collections.ConfigDict]:
   """The four trainings, in their order."""
@@ -126,7 +118,7 @@ def make_configs(
   return configs
 
 
-def make_report(workdir: pathlib.Path) -> content.Report:
+def _make_report(workdir: pathlib.Path) -> report.Report:
   """Reads the four runs back, scores them and collects the page."""
   tokenizers = {
     name: inference.load_tokenizer(str(workdir / FOLDERS[name]))
@@ -155,20 +147,20 @@ def make_report(workdir: pathlib.Path) -> content.Report:
     batch_size=100,
     reference=reference,
   )
-  return content.Report(
+  return report.Report(
     title='SelfBootTok quickstart',
-    created=datetime.datetime.now(datetime.UTC).strftime('%d %B %Y %H:%M UTC'),
-    environment=pages.environment(),
+    created=report.timestamp(),
+    environment=report.environment(),
     configs={
       name: workdirs.read_config(str(workdir / folder), 'quickstart')
       for name, folder in FOLDERS.items()
     },
     runs=[
-      pages.run_of(workdir / folder, name, '--workdir')
+      report.read_run(workdir / folder, name, '--workdir')
       for name, folder in FOLDERS.items()
     ],
     comparison=_comparison(tokenizers, batches, measured, reference),
-    samples=pages.samples_of(
+    samples=report.draw_samples(
       generator, SAMPLES_PER_CLASS, seed=1, decoded_by='stage 2'
     ),
     scores=measured,
@@ -185,9 +177,15 @@ def make_report(workdir: pathlib.Path) -> content.Report:
   )
 
 
-def _comparison(tokenizers, batches, measured, reference):
+def _comparison(
+  tokenizers: dict[str, inference.ImageTokenizer],
+  batches: evaluate.Batches,
+  measured: list[scores_lib.Score],
+  reference: str,
+) -> report.Comparison:
+  """The first images, and what each tokenizer makes of them."""
   originals = next(iter(batches))['image'][:SHOWN]
-  rows = [content.Reconstruction('Originals', originals)]
+  rows = [report.Reconstruction('Originals', originals)]
   for name, tokenizer in tokenizers.items():
     images = tokenizer.decode(tokenizer.encode(originals))
     psnr = next(
@@ -196,8 +194,8 @@ def _comparison(tokenizers, batches, measured, reference):
       if score.run == name and score.metric == 'psnr'
     )
     quantised = np.asarray(pixels.to_uint8(images, 'round'))
-    rows.append(content.Reconstruction(name, quantised, psnr))
-  return content.Comparison(
+    rows.append(report.Reconstruction(name, quantised, psnr))
+  return report.Comparison(
     rows,
     f'PSNR over {reference}, data range 1, per image then mean; EMA weights; '
     'the first ones are shown',
@@ -205,4 +203,4 @@ def _comparison(tokenizers, batches, measured, reference):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, FLAGS)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that can take them."""
+"""Atomic writes, and checks of the folders to write into."""
 
 import contextlib
 import os
@@ -10,9 +10,16 @@ from selfboottok_jax import errors
 def write_atomically(
   path: str | os.PathLike[str], data: bytes, *, durable: bool = False
 ) -> pathlib.Path:
-  """Writes `data` beside `path`, then renames: readers see old or new.
+  """Writes a file so that readers see the old contents or the new, never half.
 
-  Missing folders are made. A `durable` file survives a loss of power too.
+  Args:
+    path: the file; missing folders are made.
+    data: its contents.
+    durable: whether to wait until the data is on the disk, so that the file
+      survives a loss of power.
+
+  Returns:
+    The path.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,18 +40,18 @@ def write_atomically(
 
 
 def is_vacant(folder: str | os.PathLike[str]) -> bool:
-  """Whether a folder is absent or holds nothing but hidden files.
+  """True if a folder is absent or holds nothing but hidden files.
 
-  Those are what a command that was killed at its start has left.
+  A command that was killed at its start leaves hidden partial files behind.
   """
   path = pathlib.Path(folder)
   return not path.exists() or all(p.name[0] == '.' for p in path.iterdir())
 
 
 def remove_partials(folder: str | os.PathLike[str]) -> None:
-  """Removes what writers that were killed left in `folder`.
+  """Removes the partial files that killed writers left in `folder`.
 
-  Only for a time when nobody writes there.
+  Call it only while nobody writes there.
   """
   for partial in pathlib.Path(folder).glob('.*.partial'):
     partial.unlink(missing_ok=True)
@@ -54,11 +61,11 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
   """Checks that a folder exists or can be made, and can be written.
 
   Args:
-    name: the flag that named the folder, for the error.
+    name: the flag that gave the folder, for the error.
     path: the folder.
 
   Raises:
-    ConfigError: it can be neither made nor written; says why.
+    ConfigError: the folder can be neither made nor written.
   """
   folder = pathlib.Path(path).absolute()
   nearest = next(p for p in (folder, *folder.parents) if os.path.lexists(p))

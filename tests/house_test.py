@@ -230,7 +230,7 @@ def test_every_key_of_every_preset_is_read(module, preset):
 
 def test_every_key_of_evaluation_is_read():
   keys = trees.flatten(evaluate_config.get_config().to_dict())
-  source = _sources('launch/evaluate.py')
+  source = _sources(f'{PACKAGE}/stages/score.py')
   assert keys
   for key in keys:
     assert re.search(rf'\bconfig\.{re.escape(key)}\b', source), key

@@ -46,12 +46,12 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-  """A network, or a module of one, whose cost is a row of its own.
+  """A network, or a module of one, whose cost has a row of its own.
 
   Attributes:
     name: unique within a training; the named scope in which it computes.
     params: its parameters, or their shapes.
-    trained: whether the training updates them.
+    trained: True if the training updates them.
   """
 
   name: str
@@ -61,12 +61,12 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A component of a training.
+  """The cost of a component of a training.
 
   Attributes:
     component: its name.
-    parameters: their number.
-    trained: whether the training updates them; None of what is no network.
+    parameters: number of its parameters.
+    trained: True if the training updates them; None for what is no network.
     flops: operations per image of a train step.
   """
 
@@ -78,13 +78,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What a compiled train step needs on each device, in bytes.
+  """Memory of a compiled train step on each device, in bytes.
 
   Attributes:
     state: parameters, running means and moments of the optimiser.
     frozen: parameters of frozen networks.
     batch: images and labels.
-    temporary: everything between the first and the last operation.
+    temporary: intermediate values, at their largest.
   """
 
   state: int
@@ -94,21 +94,21 @@ class Memory:
 
   @property
   def total(self) -> int:
-    """Of one step; the new state is written over the old one."""
+    """Bytes of one step; the new state replaces the old one (donation)."""
     return self.state + self.frozen + self.batch + self.temporary
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """What is known before a training runs.
+  """The cost of one phase of a training, known before it runs.
 
   Attributes:
-    rows: the components, and what belongs to none.
-    first_step: of the phase of the training that all this is of.
-    memory: of the step as compiled for `devices`; None before it is compiled.
-    compile_seconds: None before it is compiled, and where it was read back from
-      the compilation cache.
-    devices: number and kind.
+    rows: the components, then everything that belongs to none.
+    first_step: first step of the phase.
+    memory: need of the step compiled for `devices`; None before it is compiled.
+    compile_seconds: None before the step is compiled, and if it was read back
+      from the compilation cache.
+    devices: number, kind and mesh of the devices.
   """
 
   rows: Sequence[Row]
@@ -119,20 +119,24 @@ class Card:
 
   @property
   def flops(self) -> flops.Flops:
-    """Operations per image of everything."""
+    """Operations per image, over all rows."""
     return sum((row.flops for row in self.rows), flops.Flops())
 
   def parameters(self, *, trained: bool) -> int:
-    """Number of trained, or of frozen parameters."""
+    """Number of trained or of frozen parameters."""
     return sum(r.parameters for r in self.rows if r.trained is trained)
 
   def to_dict(self) -> dict[str, Any]:
-    """For JSON."""
+    """Nested dicts and lists, as JSON holds them."""
     return dataclasses.asdict(self)
 
 
 def complete(card: Card, other: Card) -> Card:
-  """A card with what only another one of the same program knows."""
+  """Fills gaps of `card` from another card of the same program.
+
+  Memory and compile time are known to one process and not to another: a program
+  read back from the compilation cache was not compiled there.
+  """
   if (card.rows, card.first_step) != (other.rows, other.first_step):
     return card
   if card.memory is None:
@@ -143,13 +147,13 @@ def complete(card: Card, other: Card) -> Card:
 
 
 def write(card: Card, workdir: str | os.PathLike[str]) -> None:
-  """Keeps the card of a training in its workdir."""
+  """Writes the card of a training into its workdir."""
   text = json.dumps(card.to_dict(), indent=2) + '\n'
   files.write_atomically(pathlib.Path(workdir) / FILE, text.encode())
 
 
 def read(workdir: str | os.PathLike[str]) -> Card:
-  """The card that `write` kept.
+  """Reads the card that `write` wrote.
 
   Raises:
     UserError: there is none, or it is damaged.
@@ -175,7 +179,16 @@ def count(
   components: Sequence[Component],
   batch_size: int,
 ) -> list[Row]:
-  """The rows of a train step, from its trace on a batch of that size."""
+  """Counts the rows of a train step from its trace.
+
+  Args:
+    jaxpr: the trace of the step.
+    components: networks that have a row of their own.
+    batch_size: images in the batch that was traced.
+
+  Returns:
+    A row for each component, and one for the losses: all the rest.
+  """
   counted = flops.count(jaxpr, [component.name for component in components])
   per_image = {name: f * (1 / batch_size) for name, f in counted.items()}
   rows = []
@@ -188,15 +201,17 @@ def count(
 def measure_memory(
   compiled: Any, state: PyTree, frozen: PyTree, batch: PyTree
 ) -> Memory:
-  """Bytes per device of a compiled step and its placed or abstract inputs."""
+  """Measures a compiled step and its inputs, which may be abstract."""
   return Memory(
-    *(_shard_bytes(tree) for tree in (state, frozen, batch)),
-    compiled.memory_analysis().temp_size_in_bytes,
+    state=_shard_bytes(state),
+    frozen=_shard_bytes(frozen),
+    batch=_shard_bytes(batch),
+    temporary=compiled.memory_analysis().temp_size_in_bytes,
   )
 
 
 def _shard_bytes(tree: PyTree) -> int:
-  """Of one device's share."""
+  """Bytes of a placed tree on one device."""
   total = 0
   for leaf in jax.tree.leaves(tree):
     shard = leaf.sharding.shard_shape(leaf.shape)
@@ -210,7 +225,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def table(card: Card) -> str:
-  """The card for a terminal."""
+  """The card as plain text."""
   rows = [
     {
       'component': row.component,
@@ -240,7 +255,7 @@ def table(card: Card) -> str:
 
 
 def sentences(card: Card) -> list[str]:
-  """What a card knows of the compiled step, for people."""
+  """Memory and compile time in words; nothing before the step is compiled."""
   if card.memory is None:
     return []
   memory = {
@@ -258,7 +273,7 @@ def sentences(card: Card) -> list[str]:
 
 
 def kind(row: Row) -> str:
-  """'trained', 'frozen', or nothing for what is no network."""
+  """'trained', 'frozen', or '' for what is no network."""
   return {True: 'trained', False: 'frozen', None: ''}[row.trained]
 
 

@@ -1,33 +1,123 @@
-"""Curves of the numbers that runs logged.
+"""The numbers that a run logged, and curves of them.
 
+matplotlib is imported by the functions that draw: nothing else needs it.
 Figures are built without pyplot, so nothing here is global or needs a screen.
 """
 
 import io
+import json
+import os
+import pathlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib import axes, ticker
-from matplotlib import figure as figures
-from matplotlib.backends import backend_agg
+from jaxtyping import Float, Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.evaluation import history
+
+if TYPE_CHECKING:
+  import matplotlib.axes
+  import matplotlib.figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-MOST_POINTS = 400  # Of a drawn line; more are averaged.
+MOST_POINTS = 400  # More points than that are averaged in bins.
 _DASHES = ('--', ':', '-.')
 _LOG_RANGE = 50  # Positive training terms spanning more get a log axis.
 _LAST = ('learning_rate', 'images_per_second', 'data_wait')
 _FIRST = ('loss', 'val/psnr', 'val/ssim')
 
 
-def panels(metrics: history.Metrics) -> list[str]:
-  """Names that get a panel: losses, then evaluation, then throughput.
+class Series(NamedTuple):
+  """The history of one logged number: increasing steps, and its values."""
 
-  Baselines have none of their own; they are lines in their metric's panel.
+  steps: Int[np.ndarray, ' n']
+  values: Float[np.ndarray, ' n']
+
+
+Metrics = Mapping[str, Series]  # By name, such as 'val/psnr'.
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
+  """Reads metrics.jsonl, or that file of a workdir, into series by name.
+
+  Each line is an object with an integer `step` and numbers. Of two lines with
+  the same step and name the later one counts: a resumed run writes again what
+  it had written after its last checkpoint. A torn last line (the run was
+  killed, or is still writing) is left out.
+
+  Raises:
+    UserError: the file cannot be read, or a line before the last is damaged.
+  """
+  path = pathlib.Path(path)
+  path = path / 'metrics.jsonl' if path.is_dir() else path
+  try:
+    lines = path.read_bytes().splitlines()
+  except OSError as error:
+    raise errors.UserError(
+      f'Metrics {path} cannot be read ({error.strerror}); give a workdir or '
+      f'its metrics.jsonl.'
+    ) from error
+  numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+  points: dict[str, dict[int, float]] = {}
+  for number, line in numbered:
+    try:
+      entry = json.loads(line)
+    except ValueError as error:
+      if number == numbered[-1][0]:
+        break
+      raise errors.UserError(
+        f'Line {number} of {path} is torn or is not JSON ({line[:60]!r}); '
+        f'remove that line to draw the rest.'
+      ) from error
+    step, values = _checked(entry, number, path)
+    for name, value in values.items():
+      points.setdefault(name, {})[step] = value
+  return {
+    name: Series(
+      np.array(sorted(by_step), np.int64),
+      np.array([by_step[step] for step in sorted(by_step)], np.float64),
+    )
+    for name, by_step in points.items()
+  }
+
+
+def _checked(
+  entry: object, number: int, path: pathlib.Path
+) -> tuple[int, dict[str, float]]:
+  """The step and the numbers of a parsed line; null becomes NaN."""
+  values = dict(entry) if isinstance(entry, dict) else {}
+  step = values.pop('step', None)
+  if type(step) is not int or not all(
+    value is None or type(value) in (int, float) for value in values.values()
+  ):
+    raise errors.UserError(
+      f'Line {number} of {path} is not a line of metrics; wanted an object '
+      f'with an integer "step" and numbers, as {{"step": 10, "loss": 0.5}}.'
+    )
+  return step, {
+    name: float('nan') if value is None else float(value)
+    for name, value in values.items()
+  }
+
+
+def baselines(name: str, metrics: Metrics) -> dict[str, float]:
+  """Last values of the trivial predictors that were logged beside a metric.
+
+  `val/psnr_mean_image` is the baseline `mean image` of `val/psnr`.
+  """
+  return {
+    key.removeprefix(f'{name}_').replace('_', ' '): float(series.values[-1])
+    for key, series in metrics.items()
+    if key.startswith(f'{name}_mean_')
+  }
+
+
+def panels(metrics: Metrics) -> list[str]:
+  """Names of the panels to draw: losses, then evaluation, then throughput.
+
+  A baseline is no panel of its own but a line in that of its metric.
   """
   drawn_elsewhere = {
     key
@@ -47,21 +137,19 @@ def panels(metrics: history.Metrics) -> list[str]:
   )
 
 
-def thin(series: history.Series) -> history.Series:
-  """Means of equal bins, at most 400 of them; short series stay as they are."""
+def thin(series: Series) -> Series:
+  """Means over at most MOST_POINTS equal bins; a short series as it is."""
   count = len(series.steps)
   if count <= MOST_POINTS:
     return series
   edges = np.linspace(0, count, MOST_POINTS + 1).astype(np.int64)
   sizes = np.diff(edges)
   steps = np.add.reduceat(series.steps, edges[:-1]) // sizes
-  return history.Series(
-    steps, np.add.reduceat(series.values, edges[:-1]) / sizes
-  )
+  return Series(steps, np.add.reduceat(series.values, edges[:-1]) / sizes)
 
 
-def draw(name: str, runs: Mapping[str, history.Metrics]) -> figures.Figure:
-  """One metric over steps, a line a run, trivial baselines dashed.
+def draw(name: str, runs: Mapping[str, Metrics]) -> 'matplotlib.figure.Figure':
+  """Draws one metric over steps: a line for each run, baselines dashed.
 
   Args:
     name: a name that at least one of the runs logged.
@@ -70,13 +158,15 @@ def draw(name: str, runs: Mapping[str, history.Metrics]) -> figures.Figure:
   Raises:
     UserError: no run logged the name.
   """
+  import matplotlib.figure
+
   drawn = {run: m[name] for run, m in runs.items() if name in m}
   if not drawn:
     raise errors.UserError(
       f'No metric "{name}" in the runs {sorted(runs)}; logged are '
       f'{sorted({key for m in runs.values() for key in m})}.'
     )
-  figure = figures.Figure(figsize=(3.5, 2.3), layout='constrained')
+  figure = matplotlib.figure.Figure(figsize=(3.5, 2.3), layout='constrained')
   axis = figure.add_subplot()
   labels = []
   colours = dict(zip(runs, COLOURS * len(runs), strict=False))
@@ -93,7 +183,7 @@ def draw(name: str, runs: Mapping[str, history.Metrics]) -> figures.Figure:
     labels += [run] if len(runs) > 1 else []
   # Runs on the same images share their baselines: each is drawn once.
   levels = sorted(
-    {pair for m in runs.values() for pair in history.baselines(name, m).items()}
+    {pair for m in runs.values() for pair in baselines(name, m).items()}
   )
   lines = axis.get_lines()[: len(labels)]
   for index, (label, value) in enumerate(levels):
@@ -108,7 +198,10 @@ def draw(name: str, runs: Mapping[str, history.Metrics]) -> figures.Figure:
   return figure
 
 
-def _style(axis: axes.Axes, name: str, drawn: history.Metrics) -> None:
+def _style(axis: 'matplotlib.axes.Axes', name: str, drawn: Metrics) -> None:
+  """Titles, ticks and the scale of the axis."""
+  from matplotlib import ticker
+
   values = np.concatenate([series.values for series in drawn.values()])
   values = values[np.isfinite(values)]
   low, high = (values.min(), values.max()) if len(values) else (0, 0)
@@ -131,7 +224,9 @@ def _style(axis: axes.Axes, name: str, drawn: history.Metrics) -> None:
   axis.spines[['left', 'bottom']].set_color('#999')
 
 
-def _legend(axis: axes.Axes, lines: list, labels: list[str]) -> None:
+def _legend(
+  axis: 'matplotlib.axes.Axes', lines: list[Any], labels: list[str]
+) -> None:
   # Set after construction: matplotlib hides labels that start with '_' and
   # reads '$' as mathematics, and run names may hold either.
   legend = axis.legend(
@@ -142,20 +237,14 @@ def _legend(axis: axes.Axes, lines: list, labels: list[str]) -> None:
     text.set_text(label)
 
 
-def svg_bytes(figure: figures.Figure) -> bytes:
+def svg_bytes(figure: 'matplotlib.figure.Figure') -> bytes:
   """The figure as an SVG file, letters as outlines, the same at every call."""
+  import matplotlib
+
   buffer = io.BytesIO()
   # Without the salt and the date two drawings of one curve would differ.
   with matplotlib.rc_context(
     {'svg.hashsalt': 'curves', 'svg.fonttype': 'path'}
   ):
     figure.savefig(buffer, format='svg', metadata={'Date': None})
-  return buffer.getvalue()
-
-
-def png_bytes(figure: figures.Figure, dots_per_inch: int = 160) -> bytes:
-  """The figure as a PNG file."""
-  backend_agg.FigureCanvasAgg(figure)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=dots_per_inch)
   return buffer.getvalue()

@@ -1,7 +1,11 @@
 """Scores of finished runs, each with its protocol."""
 
+import contextlib
 import dataclasses
 import functools
+import json
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,16 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
-from selfboottok_jax import inference, pixels, trees
-from selfboottok_jax.evaluation import content, frechet, reconstruction, scores
+from selfboottok_jax import errors, files, inference, pixels, trees
+from selfboottok_jax.evaluation import frechet, reconstruction, scores
 from selfboottok_jax.flow import code_scale
 
+Images = UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
 Batches = Iterable[dict[str, np.ndarray]]
-# The file of a workdir that keeps the scores of its run.
+# The file of a workdir that holds the scores of its run.
 SCORES = 'scores.json'
-# None: neither direction is better.
+# True where more is better; of the other metrics neither direction is.
 DIRECTIONS = {'psnr': True, 'ssim': True, 'ssim_range2': True}
 PROTOCOLS = {
   'psnr': 'data range 1 on [0, 1], uint8, per image then mean',
@@ -40,19 +45,19 @@ def evaluate_tokenizer(
   *,
   reference: str,
   perceptual: Any = None,
-) -> list[content.Score]:
+) -> list[scores.Score]:
   """Reconstruction scores of a tokenizer.
 
   Args:
-    name: of the run.
-    tokenizer: what is measured.
-    batches: uint8 centre crops with masks, readable again and again.
-    mesh: where to compute.
-    reference: what the images are, for the protocol.
-    perceptual: a PerceptualDistance to measure besides, or None.
+    name: name of the run.
+    tokenizer: the tokenizer to measure.
+    batches: uint8 centre crops with masks; iterated over several times.
+    mesh: devices to compute on.
+    reference: description of the images, for the protocol.
+    perceptual: a PerceptualDistance to measure as well, or None.
 
   Returns:
-    A score per metric.
+    One score per metric.
   """
   measured = dict(
     reconstruction.Reconstruction(tokenizer.model, batches, mesh).run_params(
@@ -65,10 +70,11 @@ def evaluate_tokenizer(
   )
   result = []
   for metric, value in measured.items():
-    family = next((key for key in PROTOCOLS if metric == key), None)
-    family = family or next(k for k in PROTOCOLS if metric.startswith(k))
+    # 'codes_used' also describes 'codes_used_global' and the like.
+    exact = [metric] if metric in PROTOCOLS else []
+    family = (exact or [k for k in PROTOCOLS if metric.startswith(k)])[0]
     result.append(
-      content.Score(
+      scores.Score(
         name,
         metric,
         value,
@@ -78,53 +84,49 @@ def evaluate_tokenizer(
     )
   if perceptual is not None:
     result.append(
-      content.Score(
+      scores.Score(
         name,
         f'distance ({perceptual.name})',
         _perceptual(tokenizer, batches, perceptual),
         False,
-        f'{perceptual.name} (weights {trees.weights_hash(perceptual.params)}) on '
-        f'[-1, 1], uint8 rounded; {where}',
+        f'{perceptual.name} (weights {trees.weights_hash(perceptual.params)}) '
+        f'on [-1, 1], uint8 rounded; {where}',
       )
     )
   return result
 
 
-def _perceptual(tokenizer, batches, perceptual) -> float:
+def _perceptual(
+  tokenizer: inference.ImageTokenizer, batches: Batches, perceptual: Any
+) -> float:
+  """The mean distance between images and their reconstructions."""
   distance = jax.jit(perceptual.__call__)
   means = scores.MeanScores()
   for batch in batches:
-    quantised = pixels.to_uint8(
-      _reconstruct(tokenizer, batch['image']), 'round'
-    )
+    made = tokenizer.decode(tokenizer.encode(batch['image']))
     values = distance(
       perceptual.params,
-      _to_float(batch['image']),
-      _to_float(quantised),
+      pixels.to_float(jnp.asarray(batch['image'])),
+      pixels.to_float(pixels.to_uint8(made, 'round')),
     )
     means.add({'distance': values}, batch['mask'])
   return means.means()['distance']
 
 
-def _reconstruct(tokenizer, images):
-  return tokenizer.decode(tokenizer.encode(images))
-
-
-def _to_float(images) -> Float[Array, 'b h w 3']:
-  return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1
-
-
 def image_features(
   network: Any,
-) -> Callable[[Num[Array, 'b h w 3']], Float[Array, 'b d']]:
-  """Returns uint8 images -> one vector per image, for Frechet distances.
+) -> Callable[[Images], Float[Array, 'b d']]:
+  """Makes a function from uint8 images to one vector per image.
 
-  The network's class vector, or where it has none the mean of its patches.
+  The vector is the network's class token or, if it has none, the mean of its
+  patches; `network` is a FeatureNetwork with its parameters.
   """
 
   @jax.jit
-  def features(params, images):
-    seen = network(params, _to_float(images))
+  def features(
+    params: PyTree, images: Num[Array, 'b h w 3']
+  ) -> Float[Array, 'b d']:
+    seen = network(params, pixels.to_float(images))
     return jnp.mean(seen.patches, axis=1) if seen.cls is None else seen.cls
 
   return functools.partial(features, network.params)
@@ -141,22 +143,35 @@ def evaluate_generator(
   reference: str,
   seed: int = 0,
   scales: Sequence[float] = (),
-) -> list[content.Score]:
-  """Frechet distance of samples to real images, beside a baseline.
+) -> list[scores.Score]:
+  """Frechet distance of samples to real images, and of a baseline to them.
 
-  The baseline decodes Gaussian codes of the right mean and deviation: what
-  remains when a generator has learnt nothing else. Labels are balanced.
-  `scales` of guidance have a score each; () is the one of `generator.sampling`.
+  The baseline decodes Gaussian codes of the right mean and deviation: a
+  generator that has learnt nothing else. Labels are balanced.
+
+  Args:
+    name: name of the run.
+    generator: the generator to measure.
+    batches: real images as uint8 centre crops with masks.
+    network: a feature network, see `image_features`.
+    num_samples: number of samples, and of decoded Gaussian codes.
+    batch_size: samples at a time.
+    reference: description of the real images, for the protocol.
+    seed: of all noise.
+    scales: guidance scales, one score for each; () is the one configured.
+
+  Returns:
+    A score for each scale, and the baseline's.
   """
   features = image_features(network)
 
-  def fit(images):
+  def fit(images: Iterable[np.ndarray]) -> frechet.Gaussian:
     return frechet.fit(np.asarray(features(batch)) for batch in images)
 
   real = frechet.fit(
     np.asarray(features(batch['image']))[batch['mask']] for batch in batches
   )
-  metric = frechet.name_of(network.name)
+  metric = f'FD ({network.name})'
   where = _where(generator, network, num_samples, reference)
   labels = balanced_labels(num_samples, generator.num_classes)
   found = []
@@ -167,10 +182,10 @@ def evaluate_generator(
         generator, labels, batch_size, seed=seed, guidance_scale=scale
       )
     )
-    told = f'{metric}, guidance {scale:g}' if scales else metric
+    label = f'{metric}, guidance {scale:g}' if scales else metric
     distance = frechet.frechet_distance(sampled, real)
     protocol = f'{sampling.describe()}; {where}'
-    found.append(content.Score(name, told, distance, False, protocol))
+    found.append(scores.Score(name, label, distance, False, protocol))
   noise = fit(_gaussian_batches(generator, num_samples, batch_size, seed))
   baseline = frechet.frechet_distance(noise, real)
   protocol = (
@@ -178,67 +193,110 @@ def evaluate_generator(
   )
   return [
     *found,
-    content.Score(name, f'{metric}, Gaussian codes', baseline, False, protocol),
+    scores.Score(name, f'{metric}, Gaussian codes', baseline, False, protocol),
   ]
 
 
-def _where(generator, network, num_samples, reference) -> str:
+def _where(
+  generator: inference.ImageGenerator,
+  network: Any,
+  num_samples: int,
+  reference: str,
+) -> str:
   """The part of the protocol that all distances share."""
   decoder = generator.tokenizer
   patch = getattr(network, 'patch_size', None)
   return (
     f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
-    f'{trees.weights_hash(network.params)}; {num_samples} samples, rounded down to '
-    f'uint8, balanced labels, against centre crops of {reference}; step '
-    f'{generator.step}, EMA weights {trees.weights_hash(generator.params)}, decoded '
-    f'by a tokenizer of step {decoder.step}, EMA weights '
-    f'{trees.weights_hash(decoder.params)}; {jax.default_backend()}'
+    f'{trees.weights_hash(network.params)}; {num_samples} samples, rounded '
+    f'down to uint8, balanced labels, against centre crops of {reference}; '
+    f'step {generator.step}, EMA weights '
+    f'{trees.weights_hash(generator.params)}, decoded by a tokenizer of step '
+    f'{decoder.step}, EMA weights {trees.weights_hash(decoder.params)}; '
+    f'{jax.default_backend()}'
   )
 
 
-def balanced_labels(count: int, num_classes: int) -> np.ndarray:
+def balanced_labels(count: int, num_classes: int) -> Int[np.ndarray, ' n']:
   """Labels 0, 1, ... over and over, [count]."""
   return np.arange(count, dtype=np.int32) % num_classes
 
 
 def sample_batches(
   generator: inference.ImageGenerator,
-  labels: np.ndarray,
+  labels: Int[np.ndarray, ' n'],
   batch_size: int,
   *,
-  indices: np.ndarray | None = None,
+  indices: Int[np.ndarray, ' m'] | None = None,
   seed: int = 0,
-  **settings: Any,
-) -> Iterator[np.ndarray]:
-  """uint8 samples in batches.
+  guidance_scale: float | None = None,
+) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
+  """Yields uint8 samples in batches.
 
   Args:
-    generator: what makes them.
-    labels: of all samples, by index.
-    batch_size: at least so many at a time; as many more as fill all devices.
-    indices: which samples; all of `labels` where they are not given.
+    generator: makes the samples.
+    labels: classes of all samples, by index.
+    batch_size: samples at a time, rounded up to fill all devices.
+    indices: the samples wanted; all of `labels` by default.
     seed: of the noise.
-    **settings: changes of `generator.sampling`.
+    guidance_scale: in place of that of `generator.sampling`.
   """
   if indices is None:
     indices = np.arange(len(labels))
+  if guidance_scale is None:
+    guidance_scale = generator.sampling.guidance_scale
   at_a_time = -(-batch_size // generator.round_size) * generator.round_size
   for first in range(0, len(indices), at_a_time):
     chosen = indices[first : first + at_a_time]
-    # One shape for all batches: one compilation.
-    padded = np.resize(chosen, at_a_time)
     images = generator.sample_uint8(
-      labels[padded], indices=padded, seed=seed, **settings
+      labels[chosen],
+      indices=chosen,
+      seed=seed,
+      guidance_scale=guidance_scale,
     )
-    yield np.asarray(images)[: len(chosen)]
+    yield np.asarray(images)
 
 
-def _gaussian_batches(generator, num_samples, batch_size, seed):
-  tokenizer, latents = generator.tokenizer, generator.latents
+def _gaussian_batches(
+  generator: inference.ImageGenerator,
+  num_samples: int,
+  batch_size: int,
+  seed: int,
+) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
+  """Yields decoded Gaussian codes of the right mean and deviation, as uint8."""
+  tokenizer, statistics = generator.tokenizer, generator.latents
   shape = (batch_size, tokenizer.num_tokens, tokenizer.token_dim)
   for first in range(0, num_samples, batch_size):
     key = jax.random.fold_in(jax.random.key(seed), first)
     noise = jax.random.normal(key, shape)
-    codes = code_scale.denormalise(noise, latents)
+    codes = code_scale.denormalise(noise, statistics)
     count = min(batch_size, num_samples - first)
     yield np.asarray(pixels.to_uint8(tokenizer.decode(codes)))[:count]
+
+
+def write_scores(
+  workdir: str | os.PathLike[str], found: Sequence[scores.Score]
+) -> None:
+  """Keeps the scores of a run in its workdir."""
+  text = json.dumps([dataclasses.asdict(score) for score in found], indent=2)
+  files.write_atomically(pathlib.Path(workdir, SCORES), f'{text}\n'.encode())
+
+
+def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
+  """The scores that `write_scores` kept; none if there is no such file.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = pathlib.Path(workdir, SCORES)
+  if not path.exists():
+    return []
+  with contextlib.suppress(ValueError, TypeError, KeyError):
+    known = [field.name for field in dataclasses.fields(scores.Score)]
+    return [
+      scores.Score(**{name: record[name] for name in known})
+      for record in json.loads(path.read_text())
+    ]
+  raise errors.UserError(
+    f'{path} is damaged; measure again with launch.evaluate --workdir={workdir}'
+  )

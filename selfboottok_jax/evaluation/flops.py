@@ -1,33 +1,33 @@
 """Floating-point operations of a program, counted from its trace.
 
-Counted are matrix products and convolutions, a multiply-add as two: what
-papers and hardware peaks count. A loop's body counts as often as it runs,
-which XLA's own analysis does not do.
+Matrix products and convolutions are counted, a multiply-add as two, as papers
+and hardware peaks do. The body of a loop counts as often as it runs, which
+XLA's own analysis does not do.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.extend import core
 
 OTHER = 'other'
-# What reverse mode and rematerialisation write into an equation's name stack.
+# Marks of rematerialisation and reverse mode in an equation's name stack.
 _RECOMPUTED, _TRANSPOSED = 'rematted_computation', 'transpose('
 _WRAPPED = re.compile(r'\w+\((.*)\)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """Operations of a component.
+  """Floating-point operations of a component, by phase.
 
   Attributes:
-    forward: of the values.
-    backward: of the gradients.
-    recompute: of values that rematerialisation computes a second time.
+    forward: to compute the values.
+    backward: to compute the gradients.
+    recompute: to compute again the values that rematerialisation dropped.
   """
 
   forward: float = 0.0
@@ -36,16 +36,16 @@ class Flops:
 
   @property
   def model(self) -> float:
-    """Without what is done twice: the numerator of MFU."""
+    """Forward and backward operations: the numerator of MFU."""
     return self.forward + self.backward
 
   @property
   def total(self) -> float:
-    """All that the device executes."""
+    """All operations that the device executes."""
     return self.model + self.recompute
 
   def __add__(self, other: 'Flops') -> 'Flops':
-    """Of both."""
+    """Sums each phase."""
     return Flops(
       self.forward + other.forward,
       self.backward + other.backward,
@@ -53,7 +53,7 @@ class Flops:
     )
 
   def __mul__(self, factor: float) -> 'Flops':
-    """Of so many."""
+    """Scales each phase."""
     return Flops(
       self.forward * factor, self.backward * factor, self.recompute * factor
     )
@@ -65,11 +65,11 @@ def count(
   """Operations by component.
 
   Args:
-    jaxpr: of a whole program, as `jax.jit(f).trace(...).jaxpr`; shapes in it
-      are global, whatever the mesh.
-    components: names of scopes (`jax.named_scope`, or of Flax modules). An
-      operation belongs to the outermost of its scopes that is one of them, and
-      to `OTHER` if none is.
+    jaxpr: a whole program, as `jax.jit(f).trace(...).jaxpr`; its shapes are
+      global, whatever the mesh.
+    components: names of scopes (`jax.named_scope`, or Flax modules). An
+      operation belongs to the outermost of its scopes that is listed here, or
+      to `OTHER`.
 
   Returns:
     Flops of every component and of `OTHER`.
@@ -86,7 +86,10 @@ def count(
 
 
 def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
-  """(name stack, operations) of every product below, loops multiplied out."""
+  """Yields (name stack, operations) of every product in a program.
+
+  The products in a loop are multiplied by the number of its iterations.
+  """
   for equation in jaxpr.eqns:
     # An inner program's stack begins where it was called.
     stack = f'{outer}/{equation.source_info.name_stack}'
@@ -100,14 +103,14 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
       yield stack, _COUNTED[kind](equation)
     inner = [list(_walk(j, stack)) for j in _inner_jaxprs(parameters)]
     if kind == 'cond':
-      # The dearest branch: the one that a step must be able to pay.
+      # The most expensive branch bounds the cost of the step.
       yield from max(inner, key=lambda found: sum(n for _, n in found))
       continue
     times = 1
     if kind == 'scan':
       times = parameters['length']
     elif kind == 'shard_map':
-      # Its body shows one device's share.
+      # The shapes in its body are those of one device.
       times = parameters['mesh'].size
     if kind == 'while' and any(inner):
       raise ValueError(
@@ -119,6 +122,7 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
 
 
 def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+  """Yields the programs among an equation's parameters: bodies and branches."""
   for value in parameters.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       if isinstance(item, core.ClosedJaxpr):
@@ -127,19 +131,23 @@ def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
         yield item
 
 
+def _shapes(variables: Sequence[Any]) -> list[tuple[int, ...]]:
+  return [variable.aval.shape for variable in variables]
+
+
 def _dot_general(equation: core.JaxprEqn) -> float:
   (contracted, _), _ = equation.params['dimension_numbers']
-  left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+  left, out = _shapes([equation.invars[0], equation.outvars[0]])
   return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: core.JaxprEqn) -> float:
-  image, kernel = (variable.aval.shape for variable in equation.invars)
-  out, how = equation.outvars[0].aval.shape, equation.params
+  image, kernel, out = _shapes([*equation.invars, *equation.outvars])
+  how = equation.params
   (_, _, *rows), (_, inputs, *taps), (b, c, *spots) = how['dimension_numbers']
   products = out[b] * out[c] * kernel[inputs]
   for axis, (row, tap, spot) in enumerate(zip(rows, taps, spots, strict=True)):
-    products *= _met(
+    products *= _count_meetings(
       image[row],
       kernel[tap],
       out[spot],
@@ -151,11 +159,28 @@ def _convolution(equation: core.JaxprEqn) -> float:
   return 2.0 * products
 
 
-def _met(size, taps, out, stride, padding, inserted, spread) -> int:
-  """Pairs of an output and a kernel's tap that meet a number, on one axis.
+def _count_meetings(
+  size: int,
+  taps: int,
+  out: int,
+  stride: int,
+  padding: int,
+  inserted: int,
+  spread: int,
+) -> int:
+  """Number of (output, kernel tap) pairs that read a value, on one axis.
 
-  Neither the padding nor what dilation inserts is one; so the value and both
-  gradients of a convolution have the same count.
+  Padding and the zeros that dilation inserts are no values, so a convolution
+  and both of its gradients have the same count.
+
+  Args:
+    size: values of the input.
+    taps: values of the kernel.
+    out: values of the output.
+    stride: distance of neighbouring outputs in the input.
+    padding: zeros before the input.
+    inserted: dilation of the input.
+    spread: dilation of the kernel.
   """
   at = np.arange(out)[:, None] * stride + np.arange(taps)[None] * spread
   at = at - padding
@@ -164,18 +189,16 @@ def _met(size, taps, out, stride, padding, inserted, spread) -> int:
 
 
 def _ragged_dot(equation: core.JaxprEqn) -> float:
-  (rows, width), (_, _, columns) = (
-    variable.aval.shape for variable in equation.invars[:2]
-  )
+  (rows, width), (_, _, columns) = _shapes(equation.invars[:2])
   return 2.0 * rows * width * columns
 
 
-def _attention(products: int):
-  """Of a fused kernel, whose trace is one equation with q and k in front."""
+def _attention(products: int) -> Callable[[core.JaxprEqn], float]:
+  """The rule of a fused kernel, whose equation has q and k as first inputs."""
 
   def count_products(equation: core.JaxprEqn) -> float:
-    b, queries, heads, width = equation.invars[0].aval.shape
-    keys = equation.invars[1].aval.shape[1]
+    q, k = _shapes(equation.invars[:2])
+    (b, queries, heads, width), keys = q, k[1]
     return 2.0 * products * b * heads * queries * keys * width
 
   return count_products
@@ -185,16 +208,17 @@ _COUNTED = {
   'dot_general': _dot_general,
   'conv_general_dilated': _convolution,
   'ragged_dot_general': _ragged_dot,
-  # jax.nn.dot_product_attention with 'cudnn': logits and mixture; and for each
-  # of the two a gradient on either side.
+  # jax.nn.dot_product_attention with 'cudnn' is two products, the logits and
+  # the weighted sum of values; each has a gradient for both of its factors.
   'dot_product_attention_fwd_wrapper': _attention(2),
   'dot_product_attention_bwd_wrapper': _attention(4),
 }
-# Kernels that say nothing of what they multiply.
+# Kernels whose equations do not show their products.
 _OPAQUE = ('pallas_call', 'ffi_call')
 
 
 def _of_phase(stack: str, amount: float) -> Flops:
+  """Puts operations into the phase that their name stack marks."""
   if _RECOMPUTED in stack:
     return Flops(recompute=amount)
   return Flops(backward=amount) if _TRANSPOSED in stack else Flops(amount)

@@ -1,7 +1,7 @@
 """Frechet distance between Gaussian fits of features, in float64.
 
-It is called FID only for the pool features of Inception-v3; on any other
-network it is `FD (network)`, and its numbers compare with no FID.
+Reports call it `FD (network)`. FID is the name of one official protocol, with
+the pool features of Inception-v3, and its numbers compare with no other.
 """
 
 import dataclasses
@@ -12,11 +12,6 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
-
-
-def name_of(network: str) -> str:
-  """What a report calls the distance on the features of `network`."""
-  return f'FD ({network})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Moments:
   def add(
     self, features: Float[Array, 'b d'] | Float[np.ndarray, 'b d']
   ) -> None:
-    """Adds a batch; drop padding rows before."""
+    """Adds a batch, without its padding rows."""
     features = np.asarray(features, np.float64)
     if not len(features):
       return
@@ -59,7 +54,7 @@ class Moments:
     self.merge(Moments(len(features), mean, centred.T @ centred))
 
   def merge(self, other: 'Moments') -> None:
-    """Adds what another one, e.g. of another process, has seen."""
+    """Adds the features that another instance has seen."""
     if other.mean is None or other.scatter is None:
       return
     if self.mean is None or self.scatter is None:
@@ -70,7 +65,7 @@ class Moments:
     shift = other.mean - self.mean
     weight = self.count * other.count / total
     between = weight * np.outer(shift, shift)
-    # New arrays: the old ones may be another's.
+    # Not in place: `merge` may have adopted these arrays from another instance.
     self.scatter = self.scatter + other.scatter + between
     self.mean = self.mean + shift * (other.count / total)
     self.count = total
@@ -100,10 +95,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
   The trace of the root is the sum of the singular values of F^T G for any
   factors A = F F^T and B = G G^T, which is real, non-negative and exact for
   singular covariances too, where the usual `sqrtm` needs an offset or returns
-  complex numbers. With fewer
-  images than features (count < d) the covariances are singular: the number is
-  well defined, but it is biased upwards and falls as the count grows, so
-  compare it only at equal counts.
+  complex numbers. With fewer images than features (count < d) the covariances
+  are singular: the distance is well defined, but biased upwards and falling as
+  the count grows, so compare it only at equal counts.
   """
   if a.mean.shape != b.mean.shape:
     raise errors.UserError(

@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs held-out images."""
+"""Reconstruction scores of a tokenizer on held-out images."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Num, PyTree, UInt8
+from jaxtyping import Array, Float, Num, PyTree, UInt8
 
 from selfboottok_jax import pixels
 from selfboottok_jax.evaluation import scores
@@ -21,8 +21,8 @@ from selfboottok_jax.training import state as state_lib
 class Reconstruction:
   """PSNR, SSIM and codebook use on held-out images, beside two baselines.
 
-  The baselines are what a tokenizer that says nothing would score: the mean
-  image of the set, and each image's own mean colour.
+  The baselines need no tokenizer: the mean image of the set, and each image's
+  own mean colour.
   """
 
   def __init__(
@@ -31,22 +31,22 @@ class Reconstruction:
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
   ):
-    """`batches` can be read again and again, as data.make_eval_dataset's."""
+    """Measures on `batches`, which are iterated over at every run."""
     self._model, self._batches, self._mesh = model, batches, mesh
     self._measure = jax.jit(
       functools.partial(measure_reconstruction, model),
       out_shardings=sharding.replicated(mesh),
     )
-    self._mean_image = None
+    self._mean_image: UInt8[np.ndarray, 'h w 3'] | None = None
 
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
-    """Scores of the running means of a training's parameters."""
+    """Yields (metric, value) of a training's EMA parameters."""
     yield from self.run_params(
       tokenizer_params.served_params(state.params, state.ema)
     )
 
   def run_params(self, params: PyTree) -> Iterator[tuple[str, float]]:
-    """Scores of a tokenizer's parameters."""
+    """Yields (metric, value) of a tokenizer's parameters."""
     if self._mean_image is None:
       self._mean_image = self._mean()
     totals = None
@@ -68,7 +68,9 @@ class Reconstruction:
     """The mean image over all processes."""
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(self._mesh))
-    def sums(batch):
+    def sums(
+      batch: dict[str, Array],
+    ) -> tuple[Float[Array, 'h w 3'], Float[Array, '']]:
       weight = batch['mask'].astype(jnp.float32)
       images = batch['image'].astype(jnp.float32)
       return jnp.einsum('b,bhwc->hwc', weight, images), jnp.sum(weight)
@@ -88,8 +90,7 @@ def measure_reconstruction(
 ) -> dict[str, Any]:
   """Sums of scores over a batch, and histograms of the codes chosen."""
   original, mask = batch['image'], batch['mask']
-  images = original.astype(jnp.float32) / 127.5 - 1
-  output = model.apply({'params': params}, images)
+  output: Any = model.apply({'params': params}, pixels.to_float(original))
   reconstruction = pixels.to_uint8(output.reconstruction, 'round')
   values = scores.image_scores(original, reconstruction)
   values |= scores.baseline_scores(original, jnp.asarray(mean_image))

@@ -1,33 +1,271 @@
-"""One self-contained HTML page about a set of runs."""
+"""One self-contained HTML page about a set of runs.
+
+jinja2 and matplotlib are imported by the functions that need them: the extra
+`report` installs both.
+"""
 
 import base64
+import dataclasses
+import datetime
 import functools
 import importlib.resources
+import importlib.util
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+import jax
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib import figure as figures
 
-from selfboottok_jax import files
-from selfboottok_jax.evaluation import (
-  content,
-  cost,
-  curves,
-  findings,
-  history,
-  pictures,
-  tables,
-)
+from selfboottok_jax import errors, files, inference, trees
+from selfboottok_jax.evaluation import cost, evaluate, pictures, tables
+from selfboottok_jax.evaluation import curves as curves_lib
+from selfboottok_jax.evaluation import scores as scores_lib
+from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import logging as logging_lib
+from selfboottok_jax.training import workdirs as workdirs_lib
 
+if TYPE_CHECKING:
+  import jinja2
+  import matplotlib.figure
+
+# Metrics compared with trivial predictors; more is better for each of them.
+BASELINED = ('val/psnr', 'val/ssim')
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'ott-jax', 'grain')
 _SAMPLE_COLUMNS = 10
 
 
+def check_dependencies() -> None:
+  """Raises UserError if what draws the page is not installed."""
+  missing = [
+    name
+    for name in ('jinja2', 'matplotlib')
+    if importlib.util.find_spec(name) is None
+  ]
+  if missing:
+    raise errors.UserError(
+      f'a report needs {" and ".join(missing)}, not installed here; wanted '
+      "pip install 'selfboottok_jax[report]'"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A training run; `metrics` is its metrics.jsonl, None if it has none."""
+
+  name: str
+  workdir: str
+  task: str
+  steps: int
+  seconds: float | int
+  metrics: str | os.PathLike[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+  """A row of the comparison; `psnr` in dB, None for the originals."""
+
+  label: str
+  images: UInt8[np.ndarray, 'm h w 3']
+  psnr: float | int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """The same images by row: originals, then stages in training order."""
+
+  rows: Sequence[Reconstruction]
+  protocol: str
+
+  def __post_init__(self) -> None:
+    """Refuses rows that cannot be told apart, or have no protocol."""
+    scores_lib.check_protocol(self.protocol, 'the reconstruction comparison')
+    _need_distinct([row.label for row in self.rows], 'Rows of a comparison')
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """Generated images by class name, equally many of each class."""
+
+  classes: Mapping[str, UInt8[np.ndarray, '...']]
+  protocol: str
+
+  def __post_init__(self) -> None:
+    """Refuses pictures without their protocol."""
+    scores_lib.check_protocol(self.protocol, 'the samples')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """The contents of a page; everything but the title may be left out.
+
+  Attributes:
+    title: of the page.
+    created: date and time, as text.
+    environment: versions, devices and cores by name.
+    configs: the configuration of each run, nested.
+    runs: the trainings.
+    comparison: reconstructions of the same images by several stages.
+    samples: generated images.
+    scores: measured numbers.
+    costs: the cost card of each run.
+    notes: sentences for the reader.
+  """
+
+  title: str
+  created: str = ''
+  environment: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  runs: Sequence[Run] = ()
+  comparison: Comparison | None = None
+  samples: Samples | None = None
+  scores: Sequence[scores_lib.Score] = ()
+  costs: Mapping[str, cost.Card] = dataclasses.field(default_factory=dict)
+  notes: Sequence[str] = ()
+
+  def __post_init__(self) -> None:
+    """Refuses runs that cannot be told apart."""
+    _need_distinct([run.name for run in self.runs], 'Runs of a report')
+
+  @property
+  def stages(self) -> list[tuple[str, float | int]]:
+    """(label, PSNR in dB) of the stages compared, in training order."""
+    rows = self.comparison.rows if self.comparison else ()
+    return [(row.label, row.psnr) for row in rows if row.psnr is not None]
+
+
+def _need_distinct(names: Sequence[str], what: str) -> None:
+  if len(set(names)) < len(names):
+    raise errors.UserError(
+      f'{what} need different names to be told apart; given {list(names)}.'
+    )
+
+
+def make_page(
+  workdirs: Sequence[str],
+  *,
+  tokenizer: str = '',
+  title: str = 'SelfBootTok runs',
+  per_class: int = 8,
+  seed: int = 1,
+) -> Report:
+  """Reads runs back, and samples from the generator among them.
+
+  Args:
+    workdirs: the runs; at most one of them a generator.
+    tokenizer: workdir of the tokenizer that decodes for the generator.
+    title: of the page.
+    per_class: samples of each class.
+    seed: of the samples.
+
+  Raises:
+    UserError: a folder that is no run, two generators, or a generator without
+      a tokenizer.
+  """
+  names = list(dict.fromkeys(workdirs))
+  configs = {name: workdirs_lib.read_config(name, '--runs') for name in names}
+  generators = [n for n in names if configs[n]['task'] == 'generator']
+  if len(generators) > 1:
+    raise errors.ConfigError(
+      f'--runs has {len(generators)} generators ({", ".join(generators)}), and '
+      'a page shows the samples of one; wanted a page for each'
+    )
+  samples = None
+  if generators:
+    if not tokenizer:
+      raise errors.ConfigError(
+        f'--tokenizer not given; {generators[0]} is a generator, wanted the '
+        'workdir of the tokenizer that decodes for it'
+      )
+    generator = inference.load_generator(
+      generators[0], tokenizer=inference.load_tokenizer(tokenizer)
+    )
+    samples = draw_samples(
+      generator, per_class, seed=seed, decoded_by=tokenizer
+    )
+  return Report(
+    title=title,
+    created=timestamp(),
+    environment=environment(),
+    configs=configs,
+    runs=[read_run(name, name, '--runs') for name in names],
+    samples=samples,
+    scores=[score for name in names for score in evaluate.read_scores(name)],
+    # Imported runs have no card.
+    costs={
+      name: cost.read(name)
+      for name in names
+      if pathlib.Path(name, cost.FILE).exists()
+    },
+  )
+
+
+def read_run(
+  workdir: str | os.PathLike[str], name: str, flag: str = 'workdir'
+) -> Run:
+  """A run of a page; `flag` is what gave the workdir, for errors."""
+  run = checkpointing.read_run(str(workdir), what=flag)
+  path = pathlib.Path(workdir, logging_lib.METRICS)
+  return Run(
+    name,
+    str(workdir),
+    run.config['task'],
+    run.step,
+    logging_lib.seconds(path) if path.exists() else 0,
+    path if path.exists() else None,
+  )
+
+
+def draw_samples(
+  generator: inference.ImageGenerator,
+  per_class: int,
+  *,
+  seed: int,
+  decoded_by: str,
+  most_classes: int = 10,
+) -> Samples:
+  """Samples of every class, or of `most_classes` spread evenly over all."""
+  count = min(most_classes, generator.num_classes)
+  chosen = np.arange(count) * generator.num_classes // count
+  labels = np.tile(chosen.astype(np.int32), per_class)
+  images = np.concatenate(
+    list(evaluate.sample_batches(generator, labels, len(labels), seed=seed))
+  )
+  classes = {
+    generator.class_names[label]: images[index::count]
+    for index, label in enumerate(chosen)
+  }
+  return Samples(
+    classes,
+    f'{generator.sampling.describe()}; seed {seed}, step {generator.step}, EMA '
+    f'weights, decoded by {decoded_by}; unselected',
+  )
+
+
+def environment() -> dict[str, object]:
+  """Versions, devices and cores by name."""
+  return {
+    'Python': platform.python_version(),
+    **{package: metadata.version(package) for package in _PACKAGES},
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'CPU cores': os.cpu_count(),
+  }
+
+
+def timestamp() -> str:
+  """The date and time of now, for `Report.created`."""
+  return datetime.datetime.now(datetime.UTC).strftime('%d %B %Y %H:%M UTC')
+
+
 def write_report(
-  report: content.Report, directory: str | os.PathLike[str]
+  report: Report, directory: str | os.PathLike[str]
 ) -> pathlib.Path:
   """Writes report.html, and comparison.png and samples.png beside it.
 
@@ -59,27 +297,26 @@ def write_report(
   return files.write_atomically(directory / 'report.html', page.encode())
 
 
-def render(report: content.Report) -> str:
+def render(report: Report) -> str:
   """The page as text."""
+  check_dependencies()
   metrics = {
-    run.name: history.read_metrics(run.metrics)
+    run.name: curves_lib.read_metrics(run.metrics)
     for run in report.runs
     if run.metrics is not None
   }
-  rows = report.comparison.rows if report.comparison else ()
-  stages = [(row.label, row.psnr) for row in rows if row.psnr is not None]
   return _template().render(
     report=report,
-    stages=stages,
-    regressions=findings.regressions(stages),
+    stages=report.stages,
+    regressions=regressions(report.stages),
     unbeaten=[
       sentence
       for name, of_run in metrics.items()
-      for sentence in findings.unbeaten_baselines(name, of_run)
+      for sentence in unbeaten_baselines(name, of_run)
     ],
     reconstructions=[
       (row.label, row.psnr, _png_url(pictures.strip(row.images)))
-      for row in rows
+      for row in (report.comparison.rows if report.comparison else ())
     ],
     samples=[
       (
@@ -91,15 +328,19 @@ def render(report: content.Report) -> str:
       )
     ],
     curves=_curve_figures(metrics),
-    most_points=curves.MOST_POINTS,
+    most_points=curves_lib.MOST_POINTS,
     components=_component_rows(report.costs),
     cost_notes=_notes_on_costs(report.costs, metrics),
-    configs={name: _flat(tree) for name, tree in report.configs.items()},
+    configs={
+      name: trees.flatten(tree).items() for name, tree in report.configs.items()
+    },
   )
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template() -> 'jinja2.Template':
+  import jinja2
+
   environment = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -116,26 +357,34 @@ def _template() -> jinja2.Template:
 
 
 def _curve_figures(
-  metrics: Mapping[str, history.Metrics],
+  metrics: Mapping[str, curves_lib.Metrics],
 ) -> list[tuple[str, list[tuple[str, str]], list[str]]]:
-  """(heading, [(metric, image)], baselines): all runs, then each of them."""
+  """Curves of all runs together, then of each run.
+
+  Returns:
+    (heading, [(metric, URL of its picture)], names of baselines) per group.
+  """
   shared = {
     name
-    for name in (key for m in metrics.values() for key in curves.panels(m))
+    for name in (key for m in metrics.values() for key in curves_lib.panels(m))
     if name.startswith('val/') and sum(name in m for m in metrics.values()) > 1
   }
-  groups = [('', metrics, [n for n in _in_order(metrics) if n in shared])]
-  groups += [(run, {run: m}, curves.panels(m)) for run, m in metrics.items()]
+  merged = {key: s for m in metrics.values() for key, s in m.items()}
+  together = [name for name in curves_lib.panels(merged) if name in shared]
+  groups = [('', metrics, together)]
+  groups += [
+    (run, {run: m}, curves_lib.panels(m)) for run, m in metrics.items()
+  ]
   return [
     (
       heading,
-      [(name, _svg_url(curves.draw(name, runs))) for name in names],
+      [(name, _svg_url(curves_lib.draw(name, runs))) for name in names],
       sorted(
         {
           label
           for m in runs.values()
           for name in names
-          for label in history.baselines(name, m)
+          for label in curves_lib.baselines(name, m)
         }
       ),
     )
@@ -144,27 +393,25 @@ def _curve_figures(
   ]
 
 
-def _in_order(metrics: Mapping[str, history.Metrics]) -> list[str]:
-  return curves.panels({k: s for m in metrics.values() for k, s in m.items()})
-
-
-def _component_rows(costs: Mapping[str, cost.Card]) -> list[tuple[str, list]]:
-  """Components as rows; for each run a row of its card, or None."""
+def _component_rows(
+  costs: Mapping[str, cost.Card],
+) -> list[tuple[str, list[cost.Row | None]]]:
+  """(component, [its row in the card of each run, or None])."""
   names = dict.fromkeys(r.component for c in costs.values() for r in c.rows)
   by_run = [{r.component: r for r in card.rows} for card in costs.values()]
   return [(name, [rows.get(name) for rows in by_run]) for name in names]
 
 
 def _notes_on_costs(
-  costs: Mapping[str, cost.Card], metrics: Mapping[str, history.Metrics]
+  costs: Mapping[str, cost.Card], metrics: Mapping[str, curves_lib.Metrics]
 ) -> list[tuple[str, str]]:
-  """What is known of a run's compiled step and of its speed."""
+  """(run, sentences about its compiled step and its speed)."""
   notes = []
   for name, card in costs.items():
     known = cost.sentences(card)
     rates = metrics.get(name, {}).get('images_per_second')
     if rates is not None:
-      # Of the phase whose operations were counted.
+      # Only steps of the phase whose operations the card counts.
       values = rates.values[rates.steps > card.first_step]
       if values.size:
         rate = float(np.median(values))
@@ -176,24 +423,65 @@ def _notes_on_costs(
   return [(name, note) for name, note in notes if note]
 
 
-def _flat(tree: Mapping, prefix: str = '') -> list[tuple[str, object]]:
-  """Nested mappings as (dotted.key, value) pairs."""
-  pairs = []
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      pairs += _flat(value, f'{prefix}{key}.')
-    else:
-      pairs.append((f'{prefix}{key}', value))
-  return pairs
-
-
 def _png_url(image: UInt8[np.ndarray, 'h w 3']) -> str:
   return _data_url('image/png', pictures.png_bytes(image))
 
 
-def _svg_url(figure: figures.Figure) -> str:
-  return _data_url('image/svg+xml', curves.svg_bytes(figure))
+def _svg_url(figure: 'matplotlib.figure.Figure') -> str:
+  return _data_url('image/svg+xml', curves_lib.svg_bytes(figure))
 
 
 def _data_url(kind: str, data: bytes) -> str:
   return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def regressions(stages: Sequence[tuple[str, float | int]]) -> list[str]:
+  """A sentence for each stage that reconstructs worse than an earlier one.
+
+  Args:
+    stages: (label, PSNR in dB) in the order in which the stages were trained.
+
+  Each stage is compared with the best one before it, so a stage that makes up
+  for only half of a loss is named too. NaN counts as worse.
+  """
+  sentences = []
+  best_label, best = '', -math.inf
+  for label, psnr in stages:
+    if best_label and not psnr >= best:
+      later, earlier = _apart(psnr, best)
+      sentences.append(
+        f'{label} reconstructs worse than {best_label}: PSNR {later} dB '
+        f'against {earlier} dB.'
+      )
+    elif not math.isnan(psnr):
+      best_label, best = label, psnr
+  return sentences
+
+
+def unbeaten_baselines(run: str, metrics: curves_lib.Metrics) -> list[str]:
+  """A sentence for each trivial baseline that a run's last score is not above.
+
+  Baselines are logged beside their metric, see `curves.baselines`.
+  """
+  sentences = []
+  for name in BASELINED:
+    if name not in metrics:
+      continue
+    last = float(metrics[name].values[-1])
+    for label, value in curves_lib.baselines(name, metrics).items():
+      if not last > value:
+        own, trivial = _apart(last, value)
+        sentences.append(
+          f'{run} does not beat the trivial baseline "{label}": {name} {own} '
+          f'against {trivial}.'
+        )
+  return sentences
+
+
+def _apart(a: float | int, b: float | int) -> tuple[str, str]:
+  """Both numbers with two digits, or with as many as distinguish them."""
+  for digits in range(2, 7):
+    pair = f'{a:.{digits}f}', f'{b:.{digits}f}'
+    if pair[0] != pair[1] or a == b:
+      return pair
+  return f'{a}', f'{b}'

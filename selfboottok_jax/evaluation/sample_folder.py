@@ -1,39 +1,46 @@
-"""A folder of samples that is filled piece by piece, and survives a stop.
+"""A folder of samples that is filled batch by batch and survives a stop.
 
-  sampling.json       what the samples are of; other ones are refused
-  images/             000000_class0007.png, one a sample
+  sampling.json       the settings of the samples; others are refused
+  images/             000000_class0007.png, one file per sample
   samples.npz         arr_0 (uint8 [n, h, w, 3]) and arr_1 (labels), as ADM's
                       evaluator reads them
   grids/              a picture for each class
-  parts/              what samples.npz is made of, until all of them are there
+  parts/              batches of samples.npz, until all of them are there
 
-A sample is known by its index, so a folder may be continued with other batches
-and by other numbers of processes.
+A sample is known by its index, so a folder may be continued with another batch
+size and by another number of processes.
 """
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import pathlib
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from selfboottok_jax import errors, files
-from selfboottok_jax.evaluation import pictures
+from selfboottok_jax import errors, files, inference, trees
+from selfboottok_jax.evaluation import evaluate, pictures
+from selfboottok_jax.flow import noise
+from selfboottok_jax.training import processes
 
 SETTINGS = 'sampling.json'
 ARRAYS = 'samples.npz'
 _IMAGE = re.compile(r'(\d+)_class\d+\.png')
-# What reading a damaged part raises.
+# Errors of reading a damaged part.
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _PER_CLASS = 16  # Samples in the picture of a class.
 _COLUMNS = 4
@@ -56,10 +63,10 @@ class SampleFolder:
 
     Args:
       path: the folder; it need not exist.
-      settings: what the samples depend on, as JSON can say it.
-      labels: of all samples, by index.
-      png: whether to keep an image file of each.
-      npz: whether to end with all of them in one file.
+      settings: everything that the samples depend on, as JSON values.
+      labels: classes of all samples, by index.
+      png: whether to write an image file of each sample.
+      npz: whether to end with all samples in one file.
 
     Raises:
       UserError: the folder holds something else, or nothing is to be kept.
@@ -79,12 +86,12 @@ class SampleFolder:
 
   @property
   def identity(self) -> str:
-    """What tells these samples from others: their settings and labels."""
+    """Settings and labels as text: equal if and only if the samples are."""
     return json.dumps([self._settings, self.labels.tolist()], sort_keys=True)
 
   @property
   def is_complete(self) -> bool:
-    """Whether `finish` has nothing to do."""
+    """True if `finish` has nothing left to do."""
     is_drawn = (self.path / 'grids').is_dir()
     is_tidy = not (self.path / 'parts').exists()
     return is_drawn and is_tidy and not self.missing().size
@@ -96,7 +103,7 @@ class SampleFolder:
       files.write_atomically(self.path / SETTINGS, text.encode())
 
   def missing(self) -> Int[np.ndarray, ' m']:
-    """Indices of samples that are not here yet, ascending."""
+    """Indices of samples that are not in the folder yet, ascending."""
     here = np.zeros(len(self.labels), bool)
     if not self._npz:
       here[self._indices_of_images()] = True
@@ -112,11 +119,11 @@ class SampleFolder:
     indices: Int[np.ndarray, ' b'],
     images: UInt8[np.ndarray, 'b h w 3'],
   ) -> None:
-    """Keeps a batch; what was kept is whole whenever it is there."""
+    """Writes a batch; a stop leaves whole files only."""
     with self._writing():
       if self._png:
         with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
-          list(pool.map(self._save_image, indices, images))
+          list(pool.map(self._save_image, indices.tolist(), images))
       if self._npz:
         buffer = io.BytesIO()
         np.savez(buffer, indices=indices, images=images)
@@ -126,7 +133,7 @@ class SampleFolder:
         )
 
   def finish(self, class_names: Sequence[str]) -> None:
-    """Draws the grids and, where it is wanted, writes samples.npz.
+    """Draws the grids and, with `npz`, writes samples.npz.
 
     Raises:
       UserError: samples are missing.
@@ -139,13 +146,13 @@ class SampleFolder:
         'folder that all processes see'
       )
     with self._writing():
-      # Every sample is here: no process of this command is writing any.
+      # Every sample is here, so no process is writing one.
       for folder in (self.path, self.path / 'images'):
         files.remove_partials(folder)
       self._draw_grids(class_names)
       if self._npz and not (self.path / ARRAYS).exists():
         self._write_arrays()
-      # Only now is nothing of them needed again.
+      # Last: a stop before this line needs the parts again.
       shutil.rmtree(self.path / 'parts', ignore_errors=True)
 
   def _check(self) -> None:
@@ -180,35 +187,35 @@ class SampleFolder:
     name = f'{index:06d}_class{self.labels[index]:04d}.png'
     return self.path / 'images' / name
 
-  def _save_image(self, index, image) -> None:
-    # Fast: fifty thousand of them are written.
+  def _save_image(self, index: int, image: UInt8[np.ndarray, 'h w 3']) -> None:
+    # Compressed fast: there are fifty thousand of them.
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, 'PNG', compress_level=1)
-    files.write_atomically(self._image_path(int(index)), buffer.getvalue())
+    files.write_atomically(self._image_path(index), buffer.getvalue())
 
   def _indices_of_images(self) -> list[int]:
     folder = self.path / 'images'
     if not folder.is_dir():
       return []
-    # A machine that lost its power may have left names without contents.
+    # A loss of power may leave empty files.
     names = [e.name for e in os.scandir(folder) if e.stat().st_size]
     found = [match for name in names if (match := _IMAGE.fullmatch(name))]
     return [int(m[1]) for m in found if int(m[1]) < len(self.labels)]
 
   def _parts(self) -> Iterator[tuple[Int[np.ndarray, ' b'], pathlib.Path]]:
-    """Indices and path of each part."""
+    """Yields indices and path of each part."""
     for path in sorted((self.path / 'parts').glob('[0-9]*.npz')):
       try:
         with np.load(path) as arrays:
           indices = arrays['indices']
       except _DAMAGED:
-        continue  # as if it were not there
+        continue  # Its samples are made again.
       yield indices, path
 
   def _in_order(
     self, wanted: Int[np.ndarray, ' m']
   ) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
-    """Samples by ascending index, a part in memory at a time."""
+    """Yields samples by ascending index, with one part in memory at a time."""
     if not self._npz:
       for index in wanted:
         with Image.open(self._image_path(int(index))) as image:
@@ -223,7 +230,7 @@ class SampleFolder:
       for indices, path in self._parts()
       for row, index in enumerate(indices)
     }
-    opened, images = None, None
+    opened, images = None, np.empty(0)
     for index in wanted:
       path, row = place[int(index)]
       if path != opened:
@@ -232,7 +239,7 @@ class SampleFolder:
       yield images[row]
 
   def _draw_grids(self, class_names: Sequence[str]) -> None:
-    """Of each class that there is, its first samples."""
+    """Draws a grid for each class, and one of the first classes together."""
     chosen = {
       label: np.flatnonzero(self.labels == label)[:_PER_CLASS]
       for label in np.unique(self.labels).tolist()
@@ -240,7 +247,7 @@ class SampleFolder:
     wanted = np.unique(np.concatenate(list(chosen.values())))
     images = dict(zip(wanted.tolist(), self._in_order(wanted), strict=True))
     rows = []
-    # Beside the folder until all are there: its presence tells the end.
+    # Renamed when all are drawn: the folder `grids` marks the end.
     partial = self.path / '.grids'
     for label, indices in chosen.items():
       of_class = np.stack([images[index] for index in indices.tolist()])
@@ -251,7 +258,6 @@ class SampleFolder:
         pictures.grid(shown, min(len(shown), _COLUMNS)),
       )
       rows.append(shown)
-    # A row for each of the first classes.
     columns = min(8, min(len(row) for row in rows))
     first = np.concatenate([row[:columns] for row in rows[:10]])
     pictures.save_png(self.path / 'grid.png', pictures.grid(first, columns))
@@ -260,13 +266,13 @@ class SampleFolder:
     shutil.rmtree(partial, ignore_errors=True)
 
   def _write_arrays(self) -> None:
-    """Streams all parts into one file that numpy reads."""
+    """Streams all samples into one file that numpy reads."""
     partial = self.path / f'.{ARRAYS}.partial'
     count = len(self.labels)
     samples = self._in_order(np.arange(count))
     first = next(samples)
     with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:
-      # Forced: the size is not known before it is written.
+      # ZIP64 in any case: the size is not known in advance.
       with archive.open('arr_0.npy', 'w', force_zip64=True) as file:
         np.lib.format.write_array_header_2_0(
           file,
@@ -285,6 +291,7 @@ class SampleFolder:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
+    """Turns an OSError into a UserError that names the folder."""
     try:
       yield
     except OSError as error:
@@ -295,5 +302,186 @@ class SampleFolder:
 
 
 def _file_name(name: str) -> str:
-  """A class name without what file systems dislike."""
+  """A class name with characters that every file system allows."""
   return re.sub(r'[^\w.-]+', '_', name)[:60]
+
+
+def sample_folders(
+  generator: inference.ImageGenerator,
+  sweep: Sequence[inference.Sampling],
+  out: str | os.PathLike[str],
+  labels: Int[np.ndarray, ' n'],
+  *,
+  labels_as: str,
+  batch_size: int = 0,
+  seed: int = 0,
+  rounding: str = 'truncate',
+  png: bool = True,
+  npz: bool = False,
+) -> Iterator[str]:
+  """Fills a folder of samples for each setting of a sweep.
+
+  Folders that a stop left unfinished are continued. The processes of a run
+  share the samples.
+
+  Args:
+    generator: makes the samples.
+    sweep: settings; several of them have a folder each, below `out`.
+    out: the folder.
+    labels: classes of all samples, by index.
+    labels_as: the labels in words, for the record.
+    batch_size: samples between two writes of a process; 0 is as many as its
+      devices compute at a time.
+    seed: of the noise.
+    rounding: a key of `pixels.ROUNDINGS`.
+    png: whether to write an image file of each sample.
+    npz: whether to end with all samples in one file.
+
+  Yields:
+    A sentence for each folder when it is complete.
+
+  Raises:
+    UserError: a folder holds something else, or the processes disagree.
+  """
+  known = {
+    'generator': trees.weights_hash(generator.params),
+    'tokenizer': trees.weights_hash(generator.tokenizer.params),
+    'step': generator.step,
+    'seed': seed,
+    'rounding': rounding,
+    'labels': labels_as,
+    'device_batch': generator.device_batch,
+  }
+  out = pathlib.Path(out)
+  # No process creates a folder while another still checks it.
+  with processes.all_or_none():
+    folders = [
+      SampleFolder(
+        out / sampling.name if len(sweep) > 1 else out,
+        {**known, **dataclasses.asdict(sampling)},
+        labels,
+        png=png,
+        npz=npz,
+      )
+      for sampling in sweep
+    ]
+  processes.check_same(
+    'samples to make', '\n'.join(folder.identity for folder in folders)
+  )
+  for sampling, folder in zip(sweep, folders, strict=True):
+    yield fill_folder(
+      generator,
+      sampling,
+      folder,
+      batch_size=batch_size or generator.round_size,
+      seed=seed,
+      rounding=rounding,
+    )
+
+
+def fill_folder(
+  generator: inference.ImageGenerator,
+  sampling: inference.Sampling,
+  folder: SampleFolder,
+  *,
+  batch_size: int,
+  seed: int,
+  rounding: str,
+) -> str:
+  """Makes the missing samples of a folder, each process its share of them.
+
+  Returns:
+    A sentence about what was made.
+  """
+  is_first, count = jax.process_index() == 0, len(folder.labels)
+  missing = _agree_on_missing(folder)
+  if missing is None:
+    return f'{count} samples are in {folder.path} already'
+  mine = missing[jax.process_index() :: jax.process_count()]
+  began = time.monotonic()
+  bar = tqdm.tqdm(
+    total=len(mine),
+    desc=sampling.describe(),
+    unit='image',
+    # None is silent unless the output is a terminal.
+    disable=None if is_first else True,
+  )
+
+  def keep(indices: Int[np.ndarray, ' b'], images: Any) -> None:
+    folder.add(indices, np.asarray(images))
+    bar.update(len(indices))
+
+  pending = None
+  with processes.all_or_none(), bar:
+    for first in range(0, len(mine), batch_size):
+      indices = mine[first : first + batch_size]
+      images = generator.sample_uint8(
+        folder.labels[indices],
+        seed=seed,
+        indices=indices,
+        rounding=rounding,
+        **dataclasses.asdict(sampling),
+      )
+      # The devices compute this batch while the one before is written.
+      if pending:
+        keep(*pending)
+      pending = indices, images
+    if pending:
+      keep(*pending)
+  rate = len(mine) * jax.process_count() / (time.monotonic() - began)
+  # No process begins with the next folder before this one is complete.
+  with processes.all_or_none():
+    if is_first:
+      folder.finish(generator.class_names)
+  new = f', {len(missing)} of them now' if len(missing) < count else ''
+  return (
+    f'{count} samples in {folder.path}{new} ({rate:.3g} images/s; '
+    f'{sampling.describe()})'
+  )
+
+
+def _agree_on_missing(folder: SampleFolder) -> Int[np.ndarray, ' m'] | None:
+  """Indices of the missing samples; None if the folder is complete.
+
+  The first process looks and tells the others, which might see files that
+  faster ones have written meanwhile. The folder exists afterwards.
+  """
+  state = np.zeros(1 + len(folder.labels), bool)
+  with processes.all_or_none():
+    if jax.process_index() == 0:
+      folder.begin()
+      state[0] = folder.is_complete
+      state[1 + folder.missing()] = True
+  if jax.process_count() > 1:
+    state = multihost_utils.broadcast_one_to_all(state)
+  return None if state[0] else np.flatnonzero(state[1:])
+
+
+def make_labels(
+  given: Sequence[str], count: int, seed: int, num_classes: int
+) -> Int[np.ndarray, ' n']:
+  """The labels of `count` samples.
+
+  Args:
+    given: ['balanced'] for equally many of each class, ['random'], or classes
+      to repeat. A random label depends on the seed and its index alone, so a
+      longer set begins with the shorter one.
+    count: number of samples.
+    seed: of random labels.
+    num_classes: classes are 0 to num_classes - 1.
+
+  Raises:
+    ConfigError: something else was given.
+  """
+  if list(given) == ['balanced']:
+    return evaluate.balanced_labels(count, num_classes)
+  if list(given) == ['random']:
+    return np.asarray(noise.sample_labels(seed, np.arange(count), num_classes))
+  last = num_classes - 1
+  for label in given:
+    if not label.isdecimal() or int(label) > last:
+      raise errors.ConfigError(
+        f'--labels={",".join(given)}: {label!r} is no class; wanted balanced, '
+        f'random or integers from 0 to {last}, as 0,{last}'
+      )
+  return np.resize(np.array([int(label) for label in given], np.int32), count)

@@ -19,9 +19,10 @@ _SHOWN = 4
 class Reader:
   """Takes arrays by name, and reports all that do not fit at once.
 
-  Where an array is missing, mis-shaped or no array of numbers, zeros stand in for it, so that
-  reading goes on and `check` can list every problem in one message. Arrays of
-  jax stay traced: gradients reach back to the names of the file.
+  Where an array is missing, mis-shaped or no array of numbers, zeros stand in
+  for it, so that reading goes on and `check` can list every problem in one
+  message. Arrays of jax stay traced: gradients reach back to the names of the
+  file.
 
   Attributes:
     arrays: arrays by the names of the file.

@@ -1,4 +1,4 @@
-"""Agreement among the processes of one run, each of which may fail alone."""
+"""Synchronisation of the processes of one run, each of which may fail alone."""
 
 import contextlib
 import hashlib
@@ -13,14 +13,14 @@ from selfboottok_jax import errors
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-  """A block that all processes end before any goes on, or that ends them all.
+  """Makes the processes leave a block together, or all fail.
 
-  For what each does by itself: what goes wrong in one would leave the others
-  waiting for it, and what one writes next would be there for the others to
-  find. Processes must not meet inside.
+  Put checks and file access of a single process inside: without it the others
+  would wait forever for one that failed, or would find files that a faster one
+  has written after the block. The block must not contain collectives.
 
   Raises:
-    UserError: that of this process, or that another has one.
+    UserError: the error of this process, or a note that another one failed.
   """
   error = None
   try:
@@ -39,15 +39,15 @@ def all_or_none() -> Iterator[None]:
     )
 
 
-def check_same(what: str, told: str) -> None:
-  """Raises ConfigError on all processes unless all were told the same.
+def check_same(what: str, value: str) -> None:
+  """Raises ConfigError on all processes unless all have the same `value`.
 
-  Each reads flags and checkpoints itself, and a run that is being trained may
-  get a checkpoint in between.
+  Each process reads flags and checkpoints itself, and a run that is being
+  trained may get a new checkpoint in between.
   """
   if jax.process_count() == 1:
     return
-  digest = np.frombuffer(hashlib.sha256(told.encode()).digest(), np.uint8)
+  digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
   every = multihost_utils.process_allgather(digest)
   if (every != every[0]).any():
     raise errors.ConfigError(
@@ -56,7 +56,7 @@ def check_same(what: str, told: str) -> None:
     )
 
 
-def meet(where: str) -> None:
-  """Waits until all processes have come to the same place."""
+def meet(name: str) -> None:
+  """Waits until all processes have called this; `name` must be the same."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
+    multihost_utils.sync_global_devices(name)

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from selfboottok_jax import data
-from selfboottok_jax.data import token_cache, token_cache_writer, transforms
+from selfboottok_jax import data, pixels
+from selfboottok_jax.data import token_cache, token_cache_writer
 
 SIZE = 8
 MADE_BY = {
@@ -42,11 +42,11 @@ def index_of(
 def encode(image: np.ndarray) -> dict[str, np.ndarray]:
   """What a frozen network would make of a picture and its mirror image."""
   sides = np.stack([image, image[:, ::-1]])
-  pixels = transforms.to_float(sides)
+  images = pixels.to_float(sides)
   return {
-    'cls': pixels.mean((1, 2)),
-    'codes': pixels.reshape(2, *SHAPES['codes']),
-    'targets': pixels.reshape(2, -1)[:, :10].reshape(2, 2, 5),
+    'cls': images.mean((1, 2)),
+    'codes': images.reshape(2, *SHAPES['codes']),
+    'targets': images.reshape(2, -1)[:, :10].reshape(2, 2, 5),
   }
 
 

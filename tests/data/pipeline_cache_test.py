@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from selfboottok_jax import data
-from selfboottok_jax.data import transforms
+from selfboottok_jax import data, pixels
 from tests.data import caches, takes
 
 
@@ -27,7 +26,7 @@ def assert_cached(offline, online):
     wanted = b['image']
     if wanted.dtype == np.uint8:
       wanted = np.where(
-        b['mask'][:, None, None, None], transforms.to_float(wanted), 0
+        b['mask'][:, None, None, None], pixels.to_float(wanted), 0
       )
     assert a['codes'].dtype == np.float32
     np.testing.assert_array_equal(a['codes'].reshape(wanted.shape), wanted)

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from selfboottok_jax import data, errors
-from selfboottok_jax.data import pipeline, transforms
+from selfboottok_jax import data, errors, pixels
+from selfboottok_jax.data import pipeline
 from tests.data import caches, takes, trees
 
 
@@ -171,7 +171,7 @@ def test_a_source_smaller_than_a_batch_is_repeated():
 
 def test_the_source_sets_the_scale_unless_told():
   source = data.ProceduralSource('train', 8, length=1)
-  wanted = transforms.to_float(source[0]['image'])
+  wanted = pixels.to_float(source[0]['image'])
   (batch,) = takes.take(source, 1, flip=False)
   for actual in batch['image']:
     np.testing.assert_array_equal(actual, wanted)

@@ -10,8 +10,8 @@ from selfboottok_jax.data import scenes
 
 _PROGRAM = """
 import hashlib
-from selfboottok_jax.data import procedural
-source = procedural.ProceduralSource('train', 32)
+from selfboottok_jax.data import scenes
+source = scenes.ProceduralSource('train', 32)
 data = b''.join(source[i]['image'].tobytes() for i in range(12))
 print(hashlib.sha256(data).hexdigest())
 """

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfboottok_jax import pixels
 from selfboottok_jax.data import photos, transforms
 from tests.data import trees
 
@@ -30,7 +31,7 @@ def test_evaluation_crop_is_adm(shape):
 
 
 def test_to_float_covers_the_range():
-  actual = transforms.to_float(np.array([0, 255], np.uint8))
+  actual = pixels.to_float(np.array([0, 255], np.uint8))
   assert actual.dtype == np.float32
   np.testing.assert_array_equal(actual, np.array([-1, 1], np.float32))
 
@@ -64,7 +65,7 @@ def test_training_pictures_vary_in_scale_place_and_mirroring():
 
 def test_centre_crops_are_mirrored_by_the_first_draw():
   image = np.asarray(trees.picture(0, (40, 30)))
-  centre = transforms.to_float(transforms.center_crop(image, 16))
+  centre = pixels.to_float(transforms.center_crop(image, 16))
   transform = transforms.TrainTransform(16, random_crop=False)
   seen = set()
   for seed in range(20):
@@ -92,7 +93,7 @@ def test_fields_switch_augmentation_off():
   image = np.asarray(trees.picture(0, (16, 16)))
   transform = transforms.TrainTransform(16, max_scale=1.0, flip=False)
   actual = transform({'image': image, 'label': 0}, np.random.default_rng(1))
-  np.testing.assert_array_equal(actual['image'], transforms.to_float(image))
+  np.testing.assert_array_equal(actual['image'], pixels.to_float(image))
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,97 @@
-import io
+import json
 import sys
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
 
 from selfboottok_jax import errors
-from selfboottok_jax.evaluation import curves, history
+from selfboottok_jax.evaluation import curves
+
+
+def _write(folder, *lines, end='\n'):
+  path = folder / 'metrics.jsonl'
+  texts = [x if isinstance(x, str) else json.dumps(x) for x in lines]
+  path.write_text('\n'.join(texts) + end)
+  return path
+
+
+def test_series_are_sparse_sorted_and_resumed_lines_win(tmp_path):
+  path = _write(
+    tmp_path,
+    {'step': 10, 'loss': 3},
+    {'step': 20, 'loss': 2.0},
+    {'step': 20, 'val/psnr': 15.5},
+    {'step': 30, 'loss': 9.0},
+    '',
+    {'step': 30, 'loss': 1.0},
+    {'step': 25, 'loss': None},
+  )
+  metrics = curves.read_metrics(path)
+  assert sorted(metrics) == ['loss', 'val/psnr']
+  np.testing.assert_array_equal(metrics['loss'].steps, [10, 20, 25, 30])
+  np.testing.assert_array_equal(metrics['loss'].values, [3, 2, np.nan, 1])
+  np.testing.assert_array_equal(metrics['val/psnr'].values, [15.5])
+  # A workdir stands for its file.
+  assert sorted(curves.read_metrics(tmp_path)) == sorted(metrics)
+
+
+@pytest.mark.parametrize('cut', range(1, 27))
+def test_a_torn_last_line_is_left_out(tmp_path, cut):
+  whole = json.dumps({'step': 20, 'loss': 2.0, 'a': 1.0})
+  path = _write(tmp_path, {'step': 10, 'loss': 3.0}, whole[:cut], end='')
+  metrics = curves.read_metrics(path)
+  assert list(metrics) == ['loss']
+  np.testing.assert_array_equal(metrics['loss'].steps, [10])
+
+
+def test_torn_bytes_are_not_text_but_a_torn_line(tmp_path):
+  path = _write(tmp_path, {'step': 10, 'loss': 3.0})
+  path.write_bytes(path.read_bytes() + b'{"step": 20, "\xc3')
+  np.testing.assert_array_equal(curves.read_metrics(path)['loss'].steps, [10])
+
+
+def test_a_torn_middle_line_is_an_error_with_its_number(tmp_path):
+  path = _write(tmp_path, {'step': 1}, '{"step": 2, "lo', {'step': 3})
+  with pytest.raises(errors.UserError, match=r'Line 2 of .*metrics.jsonl'):
+    curves.read_metrics(path)
+
+
+@pytest.mark.parametrize(
+  'line',
+  ['[1]', '7', {'loss': 1.0}, {'step': 1.5}, {'step': True},
+   {'step': 1, 'loss': 'high'}, {'step': 1, 'loss': True}],
+)  # fmt: skip
+def test_a_line_of_something_else_is_an_error(tmp_path, line):
+  path = _write(tmp_path, {'step': 0, 'loss': 1.0}, line, {'step': 3})
+  with pytest.raises(errors.UserError, match='Line 2 .* is not a line of'):
+    curves.read_metrics(path)
+
+
+def test_no_file_is_an_error_and_an_empty_file_is_not(tmp_path):
+  with pytest.raises(errors.UserError, match='cannot be read'):
+    curves.read_metrics(tmp_path)
+  assert curves.read_metrics(_write(tmp_path)) == {}
+
+
+def test_baselines_belong_to_their_metric_alone(tmp_path):
+  metrics = curves.read_metrics(
+    _write(
+      tmp_path,
+      {'step': 1, 'val/psnr': 9.0, 'val/psnr_mean_image': 5.0},
+      {'step': 2, 'val/psnr_mean_image': 6.0, 'val/psnr_mean_colour': 7.0},
+      {'step': 2, 'val/psnr_best': 7.0, 'val/ssim_mean_image': 0.5},
+    )
+  )
+  assert curves.baselines('val/psnr', metrics) == {
+    'mean image': 6.0,
+    'mean colour': 7.0,
+  }
 
 
 def _series(values, every=10):
-  return history.Series(
+  return curves.Series(
     np.arange(1, len(values) + 1) * every, np.array(values, np.float64)
   )
 
@@ -119,9 +198,3 @@ def test_svg_is_whole_the_same_each_time_and_changes_nothing_global():
   # Another library may have imported pyplot; it must not hold our figures.
   pyplot = sys.modules.get('matplotlib.pyplot')
   assert pyplot is None or not pyplot.get_fignums()
-
-
-def test_png_has_the_size_that_was_asked():
-  data = curves.png_bytes(curves.draw('loss', {'run': _metrics()}), 100)
-  with Image.open(io.BytesIO(data)) as file:
-    assert file.size == (350, 230)

@@ -104,7 +104,3 @@ def test_errors():
   a, b = (frechet.fit([_features(9, d)]) for d in (3, 4))
   with pytest.raises(errors.UserError, match='3 against 4'):
     frechet.frechet_distance(a, b)
-
-
-def test_name_is_never_fid():
-  assert frechet.name_of('mobilenet_v2') == 'FD (mobilenet_v2)'

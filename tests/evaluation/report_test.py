@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from selfboottok_jax import errors
-from selfboottok_jax.evaluation import content, cost, flops, pictures, report
+from selfboottok_jax.evaluation import (
+  cost,
+  curves,
+  flops,
+  pictures,
+  report,
+  scores,
+)
 from tests.evaluation import page as page_lib
 
 _HOSTILE = '<script>alert("x")</script> & <b>'
@@ -26,7 +33,7 @@ def _run(folder, name, psnr, baseline=10.0):
   lines = [{'step': s, 'loss': 1 / s, 'images_per_second': 9} for s in (1, 2)]
   lines += [{'step': 2, 'val/psnr': psnr, 'val/psnr_mean_image': baseline}]
   path.write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
-  return content.Run(name, f'runs/{name}', 'tokenizer', 1600, 185.0, path)
+  return report.Run(name, f'runs/{name}', 'tokenizer', 1600, 185.0, path)
 
 
 def _card(memory=None, **components):
@@ -41,7 +48,7 @@ def _card(memory=None, **components):
 
 def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
   names = ['SoftVQ baseline', f'Stage 1 {_HOSTILE}', 'Scaled aligner']
-  return content.Report(
+  return report.Report(
     title=f'Shapes {_HOSTILE}',
     created='1 May 2026',
     environment={'jax': '0.10.2', 'device': _HOSTILE, 'cores': 2},
@@ -50,23 +57,23 @@ def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
       _run(folder, name, psnr, baseline)
       for name, psnr in zip(names, psnrs, strict=True)
     ],
-    comparison=content.Comparison(
+    comparison=report.Comparison(
       [
-        content.Reconstruction('Originals', _images(5)),
+        report.Reconstruction('Originals', _images(5)),
         *(
-          content.Reconstruction(name, _images(5, i), psnr)
+          report.Reconstruction(name, _images(5, i), psnr)
           for i, (name, psnr) in enumerate(zip(names, psnrs, strict=True))
         ),
       ],
       f'first five of 1,000 images {_HOSTILE}',
     ),
-    samples=content.Samples(
+    samples=report.Samples(
       {'ring': _images(4), f'cross {_HOSTILE}': _images(4, 1)}, 'Heun, 25 steps'
     ),
     scores=[
-      content.Score(names[0], 'PSNR', 19.0, True, 'HOG, 1,000 images, EMA'),
-      content.Score(names[1], 'FD (HOG)', 45.678, False, f'raw {_HOSTILE}'),
-      content.Score(names[1], 'usage', 0.5, None, 'step 1,600'),
+      scores.Score(names[0], 'PSNR', 19.0, True, 'HOG, 1,000 images, EMA'),
+      scores.Score(names[1], 'FD (HOG)', 45.678, False, f'raw {_HOSTILE}'),
+      scores.Score(names[1], 'usage', 0.5, None, 'step 1,600'),
     ],
     costs={
       names[0]: _card(encoder=(1000, True), decoder=(234, True)),
@@ -254,13 +261,13 @@ def test_a_regression_and_an_unbeaten_baseline_are_notices(tmp_path):
 
 
 def test_everything_but_the_title_may_be_left_out(tmp_path):
-  path = report.write_report(content.Report(title='Bare'), tmp_path)
+  path = report.write_report(report.Report(title='Bare'), tmp_path)
   page = page_lib.Page(path.read_text())
   assert [p.name for p in tmp_path.iterdir()] == ['report.html']
   assert not page.images
   assert not {'h2', 'a'} & {tag for tag, _ in page.tags}
-  unlogged = content.Run('r', '/w', 'tokenizer', 1, 1.0)
-  only_runs = content.Report(title='Runs', runs=[unlogged])
+  unlogged = report.Run('r', '/w', 'tokenizer', 1, 1.0)
+  only_runs = report.Report(title='Runs', runs=[unlogged])
   tags = [
     attrs.get('id') for _, attrs in page_lib.Page(report.render(only_runs)).tags
   ]
@@ -276,11 +283,91 @@ def test_the_same_report_is_the_same_page(written):
 def test_unequal_rows_and_missing_metrics_write_no_page(tmp_path):
   made = _report(tmp_path)
   out = tmp_path / 'out'
-  short = content.Reconstruction('short', _images(3), 20.0)
-  rows = content.Comparison([*made.comparison.rows, short], 'protocol')
+  short = report.Reconstruction('short', _images(3), 20.0)
+  rows = report.Comparison([*made.comparison.rows, short], 'protocol')
   with pytest.raises(errors.UserError, match='as many images of one size'):
     report.write_report(dataclasses.replace(made, comparison=rows), out)
-  lost = content.Run('r', '/w', 'tokenizer', 1, 1.0, tmp_path / 'lost.jsonl')
+  lost = report.Run('r', '/w', 'tokenizer', 1, 1.0, tmp_path / 'lost.jsonl')
   with pytest.raises(errors.UserError, match=r'lost.jsonl cannot be read'):
     report.write_report(dataclasses.replace(made, runs=[lost]), out)
   assert not out.exists()
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: scores.Score('run', 'psnr', 20.0, True, ' '),
+    lambda: report.Comparison([], ''),
+    lambda: report.Samples({}, ''),
+  ],
+)
+def test_nothing_is_reported_without_its_protocol(make):
+  with pytest.raises(errors.UserError, match='No protocol was given'):
+    make()
+
+
+def test_names_tell_runs_and_rows_apart():
+  run = report.Run('twin', '/w', 'tokenizer', 1, 1.0)
+  with pytest.raises(errors.UserError, match=r"different names .*'twin'"):
+    report.Report(title='t', runs=[run, run])
+  row = report.Reconstruction('twin', np.zeros((1, 2, 2, 3), np.uint8))
+  with pytest.raises(errors.UserError, match=r"different names .*'twin'"):
+    report.Comparison([row, row], 'protocol')
+
+
+@pytest.mark.parametrize(
+  ('stages', 'worse'),
+  [
+    ([], []),
+    ([('a', 20.0)], []),
+    ([('a', 20.0), ('b', 20.0), ('c', 21)], []),
+    ([('a', 20.0), ('b', 19.0), ('c', 21.0)], [('b', 'a')]),
+    # Half mended is still worse than the best before.
+    ([('a', 20.0), ('b', 18.0), ('c', 19.0)], [('b', 'a'), ('c', 'a')]),
+    ([('a', 20.0), ('b', float('nan')), ('c', 20.0)], [('b', 'a')]),
+    ([('a', float('nan')), ('b', 3.0), ('c', 2.0)], [('c', 'b')]),
+  ],
+)
+def test_regressions(stages, worse):
+  sentences = report.regressions(stages)
+  assert len(sentences) == len(worse)
+  for sentence, (later, earlier) in zip(sentences, worse, strict=True):
+    assert sentence.startswith(f'{later} reconstructs worse than {earlier}:')
+
+
+def test_regressions_show_numbers_that_differ():
+  (sentence,) = report.regressions([('a', 21.4004), ('b', 21.4001)])
+  assert 'PSNR 21.4001 dB against 21.4004 dB' in sentence
+
+
+def _last(**last):
+  return {
+    name.replace('__', '/'): curves.Series(
+      np.array([1, 2]), np.array([50.0, value])
+    )
+    for name, value in last.items()
+  }
+
+
+def test_unbeaten_baselines_compare_last_scores():
+  metrics = _last(
+    val__psnr=12.0,
+    val__psnr_mean_image=11.9,
+    val__psnr_mean_colour=12.0,
+    val__ssim=0.2,
+    val__ssim_mean_image=0.35,
+    loss=1.0,
+    loss_mean_image=2.0,
+  )
+  assert report.unbeaten_baselines('tiny', metrics) == [
+    'tiny does not beat the trivial baseline "mean colour": val/psnr 12.00 '
+    'against 12.00.',
+    'tiny does not beat the trivial baseline "mean image": val/ssim 0.20 '
+    'against 0.35.',
+  ]
+  assert not report.unbeaten_baselines('none', _last(loss=1.0))
+
+
+def test_a_score_that_is_not_a_number_beats_nothing():
+  metrics = _last(val__psnr=float('nan'), val__psnr_mean_image=1.0)
+  assert len(report.unbeaten_baselines('broken', metrics)) == 1

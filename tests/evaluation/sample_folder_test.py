@@ -191,3 +191,15 @@ def test_a_run_that_was_killed_at_its_start_continues(tmp_path):
   _fill(folder, range(COUNT))
   folder.finish(CLASSES)
   assert not left.exists()
+
+
+def test_labels_are_balanced_random_or_given():
+  make = sample_folder.make_labels
+  np.testing.assert_array_equal(make(['balanced'], 5, 0, 3), [0, 1, 2, 0, 1])
+  np.testing.assert_array_equal(make(['2', '0'], 3, 0, 3), [2, 0, 2])
+  long, short = (make(['random'], count, 1, 3) for count in (40, 10))
+  np.testing.assert_array_equal(long[:10], short)
+  assert set(long.tolist()) == {0, 1, 2}
+  for wrong in (['3'], ['-1'], ['x'], [''], ['balanced', '1']):
+    with pytest.raises(errors.ConfigError, match='is no class; wanted'):
+      make(wrong, 5, 0, 3)

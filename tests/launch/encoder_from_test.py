@@ -8,7 +8,7 @@ import pytest
 
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.pretrained import vit
-from selfboottok_jax.stages import initialization, inputs, registry
+from selfboottok_jax.stages import initialization, inputs, tokenizer_stage
 from selfboottok_jax.training import checkpointing, sharding, workdirs
 from selfboottok_jax.training import state as state_lib
 from tests import tiny as models
@@ -45,9 +45,9 @@ def loads(monkeypatch):
   return given
 
 
-def _build(config) -> inputs.Built:
+def _build(config) -> tokenizer_stage.TokenizerStage:
   source = inputs.open_data(config, 'train')
-  return registry.build(config, source, sharding.make_mesh())
+  return tokenizer_stage.TokenizerStage(config, source, sharding.make_mesh())
 
 
 def _fresh(built, seed=0):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from selfboottok_jax import data, inference
+from selfboottok_jax import data, inference, pixels
 from selfboottok_jax.data import transforms
 from selfboottok_jax.stages import frozen_encoders
 from tests.launch import tiny
@@ -50,7 +50,7 @@ def online(config, encoding, split):
     [transforms.center_crop(source[i]['image'], 16) for i in range(len(source))]
   )
   sides = np.stack([crops, crops[:, :, ::-1]], 1).reshape(-1, 16, 16, 3)
-  made = encoding(encoding.params, jnp.asarray(transforms.to_float(sides)))
+  made = encoding(encoding.params, jnp.asarray(pixels.to_float(sides)))
   return source, {
     name: np.asarray(leaf).reshape(-1, 2, *leaf.shape[1:])
     for name, leaf in made.items()

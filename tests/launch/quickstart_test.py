@@ -50,8 +50,8 @@ def test_baseline_differs_from_stage_1_in_its_aligners_alone(runs):
 def test_budget_scales_steps(budget, share, tmp_path):
   from launch import quickstart
 
-  whole = quickstart.make_configs(tmp_path, 1.0)
-  scaled = quickstart.make_configs(tmp_path, budget)
+  whole = quickstart._make_configs(tmp_path, 1.0)
+  scaled = quickstart._make_configs(tmp_path, budget)
   assert list(scaled) == list(quickstart.FOLDERS)
   for name, config in scaled.items():
     steps = whole[name].train.steps
