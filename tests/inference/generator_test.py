@@ -158,10 +158,12 @@ def test_a_sweep_of_scales_and_intervals_is_one_program(generator):
   found = []
   for sampling in swept:
     codes = one.sample_codes(labels, **dataclasses.asdict(sampling))
-    compiled = _known(one, sampling)(labels, indices).lower().compile()
-    alone = compiled(one.params, one.statistics, labels, indices)
-    np.testing.assert_allclose(codes, alone, rtol=1e-4, atol=1e-4)
     found.append(np.asarray(codes))
+  # Every argument is once each of its values.
+  for index in (0, 3, 5, 6):
+    compiled = _known(one, swept[index])(labels, indices).lower().compile()
+    alone = compiled(one.params, one.statistics, labels, indices)
+    np.testing.assert_allclose(found[index], alone, rtol=1e-4, atol=1e-4)
   (key,) = list(one._compiled)[before:]
   assert one._compiled[key]._cache_size() == 1
   # Its arguments count.

@@ -101,7 +101,13 @@ def test_is_configured_as_its_authors_sample(runs_of):
   assert sampling['lightningdit']['guidance_scale'] == 6.7
 
 
-@pytest.mark.parametrize('family', list(NETWORKS))
+@pytest.mark.parametrize(
+  'family',
+  [
+    pytest.param(f, marks=() if f == 'sit' else pytest.mark.slow)
+    for f in NETWORKS
+  ],
+)
 def test_samples(server, runs_of, tmp_path, family):
   result = server.run(
     'sample',
