@@ -141,7 +141,7 @@ def _split_members(
   trees: Mapping[str, Parts], folders: set[Parts], path: str
 ) -> dict[str, dict[Parts, str]]:
   """Each split's pictures: path inside the split -> key of the listing."""
-  members = {split: {} for split in SPLITS}
+  members: dict[str, dict[Parts, str]] = {split: {} for split in SPLITS}
   if not _has_splits(trees, folders, path):
     for file, parts in trees.items():
       split = 'val' if in_validation('/'.join(parts)) else 'train'
@@ -345,11 +345,13 @@ def _index_tar(
 ) -> tuple[Mapping[str, tuple[int, int]], frozenset[str]]:
   """Every picture's (offset, bytes), and all folders."""
   del changed  # only part of the key
-  spans, folders = {}, set()
+  spans: dict[str, tuple[int, int]] = {}
+  folders: set[str] = set()
   try:
     with tarfile.open(path, 'r:') as tar:
       while (member := tar.next()) is not None:
-        tar.members.clear()  # a million headers are a gigabyte
+        # A million headers would take a gigabyte.
+        tar.members.clear()  # type: ignore[attr-defined]
         name = pathlib.PurePosixPath(member.name).as_posix().lstrip('/')
         if member.isdir():
           folders.add(name)

@@ -85,7 +85,7 @@ class Index:
   made_by: Mapping[str, str]
   splits: Mapping[str, Split]
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises ConfigError for a type or shards that cannot be stored."""
     if self.dtype not in DTYPES:
       raise errors.ConfigError(
@@ -203,7 +203,7 @@ def _flatten(content: Any, key: str = '') -> dict[str, Any]:
     }
   if not isinstance(content, dict):
     return {key: content}
-  flat = {}
+  flat: dict[str, Any] = {}
   for name, value in content.items():
     flat |= _flatten(value, f'{key}.{name}' if key else name)
   return flat
@@ -351,7 +351,7 @@ class Statistics:
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'Statistics':
     """Inverse of `dataclasses.asdict` after JSON."""
-    values = {
+    values: dict[str, Any] = {
       k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
     }
     return cls(**values)
@@ -367,11 +367,17 @@ class Sums:
     square: sum of their squares [e].
   """
 
-  def __init__(self, images: int = 0, rows: int = 0, total=0.0, square=0.0):
+  def __init__(
+    self,
+    images: int = 0,
+    rows: int = 0,
+    total: float | list[float] = 0.0,
+    square: float | list[float] = 0.0,
+  ):
     """Starts from nothing, or from sums that `to_json` returned."""
     self.images, self.rows = images, rows
-    self.total = np.asarray(total, np.float64)
-    self.square = np.asarray(square, np.float64)
+    self.total: np.ndarray = np.asarray(total, np.float64)
+    self.square: np.ndarray = np.asarray(square, np.float64)
 
   def add(self, codes: Float[np.ndarray, 'b *k e']) -> None:
     """Adds a batch of codes."""
@@ -395,8 +401,8 @@ def combine(parts: Iterable[Sums]) -> Statistics:
   """Statistics of everything that was added to one or more `parts`."""
   parts = list(parts)
   rows = sum(part.rows for part in parts)
-  mean = sum(part.total for part in parts) / rows
-  power = sum(part.square for part in parts) / rows
+  mean = np.sum([part.total for part in parts], axis=0) / rows
+  power = np.sum([part.square for part in parts], axis=0) / rows
   # Rounding may leave a constant channel a variance just below 0.
   std = np.sqrt(np.maximum(power - mean**2, 0))
   whole = float(mean.mean())

@@ -302,8 +302,10 @@ def make_codes(
   Returns:
     Codes in float32.
   """
-  shapes = {'tokens': (model.num_tokens, model.token_dim)}
-  scale = {'tokens': scales[0]}
+  shapes: dict[str, tuple[int, ...]] = {
+    'tokens': (model.num_tokens, model.token_dim)
+  }
+  scale: dict[str, Array] = {'tokens': scales[0]}
   if sampling.guided_channels:
     # A code is a patch of latents; their channel is its fastest axis.
     channel = np.arange(model.token_dim) % latent_dim
@@ -314,14 +316,19 @@ def make_codes(
     scale['cls'] = scales[1]
   start, noise = noise_lib.make_noise(seed, indices, shapes)
 
-  def velocity(state, t, labels):
-    out = model.apply(
+  module: Any = model
+
+  def velocity(
+    state: dict[str, Array], t: Array, labels: Array
+  ) -> dict[str, Array]:
+    out = module.apply(
       {'params': params}, state['tokens'], t, labels, state.get('cls')
     )
     moves = {'tokens': out.tokens, 'cls': out.cls}
     return {name: moves[name] for name in state}
 
-  state = guidance.sample(
+  options = {'noise': noise} if sampling.sampler == 'sde' else {}
+  state: Any = guidance.sample(
     velocity,
     start,
     labels,
@@ -331,7 +338,7 @@ def make_codes(
     sampler=sampling.sampler,
     times=sampling.times,
     path=path,
-    **({'noise': noise} if sampling.sampler == 'sde' else {}),
+    **options,
   )
   return code_scale.denormalise(state['tokens'], statistics)
 

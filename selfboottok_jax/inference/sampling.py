@@ -38,7 +38,7 @@ class Sampling:
   guidance_high: float | int = 0.85
   guided_channels: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises UserError for settings that no sampler takes."""
     _ = self.times
     for name in ('guidance_scale', 'cls_guidance_scale'):
@@ -137,7 +137,7 @@ def sweep(
   One compiled program serves all that are guided. Without guidance intervals
   make no difference, so that setting appears once.
   """
-  found = {}
+  found: dict[str, Sampling] = {}
   for low, high, scale in itertools.product(lows, highs, scales):
     one = dataclasses.replace(
       base, guidance_low=low, guidance_high=high, guidance_scale=scale

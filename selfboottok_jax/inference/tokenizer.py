@@ -97,7 +97,8 @@ class ImageTokenizer:
     self, params: PyTree, codes: Float[Array, 'b k e']
   ) -> Float[Array, 'b h w 3']:
     """Images around [-1, 1], by parameters like `params`; traceable."""
-    return self.model.apply({'params': params}, codes, method='decode')
+    model: Any = self.model
+    return model.apply({'params': params}, codes, method='decode')
 
 
 def load_tokenizer(
@@ -150,9 +151,10 @@ def image_encoder_of(
   model: tokenizer_lib.Tokenizer, params: PyTree
 ) -> contract.ImageEncoder:
   """The encoding half of a tokenizer; `params` are all of its parameters."""
+  module: Any = model
 
-  def encode(params, images):
-    return model.apply({'params': params}, images, method='encode')
+  def encode(params: PyTree, images: Array) -> Array:
+    return module.apply({'params': params}, images, method='encode')
 
   return contract.ImageEncoder(
     encode,

@@ -1,6 +1,7 @@
 """Benchmark of a training on this machine: its step, its loop and its data."""
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import platform
@@ -173,7 +174,7 @@ def measure(
   card = step_fn.card()
   frozen = dry_run.materialise(sketch.task.frozen, mesh)
   state = step_fn.init()
-  state = state.replace(step=_scalar(first, state.step))
+  state = dataclasses.replace(state, step=_scalar(first, state.step))
   clock = _Clock(config, step_fn, frozen, mesh, steps)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))

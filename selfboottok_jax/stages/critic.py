@@ -91,14 +91,15 @@ class Critic:
           trained, stats, inputs.frozen, images, key, strength
         )
         logits.append(judged)
-    real, fake, *strong = logits
+    real, fake, *again = logits
     game = adversarial.discriminator_loss(
       real, fake, stats['lecam'], lecam_weight=o.lecam
     )
     loss = o.hinge * game.loss
     metrics = {'logits_real': jnp.mean(real), 'logits_fake': jnp.mean(fake)}
-    if strong:
-      apart = adversarial.consistency((real, fake), tuple(strong))
+    if again:
+      strong_real, strong_fake = again
+      apart = adversarial.consistency((real, fake), (strong_real, strong_fake))
       loss += o.consistency * apart
       metrics['consistency'] = apart
     return loss, state_lib.LossOutputs(

@@ -255,7 +255,7 @@ def measure_codes(
     codes: batches.
     kind: 'channel', or 'scalar' for the same two numbers in every channel.
   """
-  count, total, square = 0, 0.0, 0.0
+  count, total, square = 0, np.zeros(()), np.zeros(())
   for batch in codes:
     wide = np.asarray(batch, np.float64)
     count += wide.shape[0] * wide.shape[1]
@@ -320,10 +320,9 @@ def load_frechet(spec: str, patch_size: int) -> pretrained.FeatureNetwork:
 
   Networks without weights see the tokenizer's patches.
   """
-  bare = spec in pretrained.BUILTIN
-  return pretrained.load_network(
-    spec, **({'patch_size': patch_size} if bare else {})
-  )
+  if spec in pretrained.BUILTIN:
+    return pretrained.load_network(spec, patch_size=patch_size)
+  return pretrained.load_network(spec)
 
 
 class Velocity:

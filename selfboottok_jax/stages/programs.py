@@ -166,7 +166,7 @@ jax.monitoring.register_event_listener(_CacheHits.listen)
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
   """Compiles anew inside the block, so that compile times are true."""
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.read('jax_enable_compilation_cache')
 
   def use(enabled: bool) -> None:
     jax.config.update('jax_enable_compilation_cache', enabled)

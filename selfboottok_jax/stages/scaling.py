@@ -96,7 +96,8 @@ def start_from(
 
 def can_deepen(fresh: PyTree, stored: PyTree) -> bool:
   """True if two aligners differ in nothing but the number of blocks."""
-  if jax.tree.structure(fresh) != jax.tree.structure(stored):
+  structures: list[Any] = [jax.tree.structure(t) for t in (fresh, stored)]
+  if structures[0] != structures[1]:
     return False
   pairs = zip(
     jax.tree_util.tree_leaves_with_path(fresh),
@@ -118,7 +119,7 @@ def deepen(fresh: PyTree, stored: PyTree) -> PyTree:
   new blocks these start at zero, everything else as initialised.
   """
 
-  def join(path, new, old):
+  def join(path: Any, new: jax.Array, old: jax.Array) -> jax.Array:
     if not _in_blocks(path):
       return old
     added = new[old.shape[0] :]

@@ -159,7 +159,6 @@ def test_other_settings_in_the_folder_are_refused(
     (['--config.tokenizer='], 'tokenizer is empty'),
     (['--config.tokenizer=/nowhere'], '/nowhere is no run'),
     (['--out=FLAT'], 'is not empty and holds no cache.json'),
-    (['--measure', '--config.data.num_workers=1'], '--measure cannot hold'),
     (['--config=tests/launch/tiny.py:tokenizer'], 'is of task tokenizer'),
   ],
   ids=lambda value: value[0] if isinstance(value, list) else '',

@@ -5,8 +5,7 @@ import pytest
 from selfboottok_jax import data, errors
 from selfboottok_jax.data import token_cache, token_cache_writer
 from selfboottok_jax.stages import (
-  encode_shards,
-  encoder,
+  encode_dataset,
   frozen_encoders,
   inputs,
 )
@@ -25,8 +24,8 @@ def _write_in_process(encoding, tokenizer, config, out, batch_size):
     {'val': token_cache.Split(len(source), 2, source.fingerprint)},
   )
   token_cache.write_index(out, index)
-  counts = encode_shards.write_shards(
-    encoder.Encoder(encoding, 'float32', batch_size),
+  counts = encode_dataset.write_shards(
+    encode_dataset.CacheEncoder(encoding, 'float32', batch_size),
     source,
     str(out),
     index,
@@ -50,7 +49,7 @@ def test_devices_share_a_batch(runs, photos, tmp_path):
     for name, values in wanted.items():
       np.testing.assert_allclose(source[i][name], values[i], atol=2e-5)
   with pytest.raises(errors.ConfigError, match='--batch_size=12 does not'):
-    encoder.Encoder(encoding, 'float32', 12)
+    encode_dataset.CacheEncoder(encoding, 'float32', 12)
 
 
 def test_what_fails_in_the_writing_thread_ends_the_command(
@@ -70,3 +69,15 @@ def test_what_fails_in_the_writing_thread_ends_the_command(
   with pytest.raises(errors.DataError, match='codes of image 0 of val are not'):
     _write_in_process(bad, tokenizer, config, tmp_path, 8)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['cache.json']
+
+
+def test_rates_of_writing_and_of_the_encoder_are_compared(
+  server, runs, photos, tmp_path
+):
+  result = encodes.encode(
+    server, runs, photos, tmp_path / 'cache', '--measure', '--batch_size=1'
+  )
+  last = result.out.splitlines()[-1]
+  assert last.startswith('written at ')
+  assert 'images/s, the encoder alone makes ' in last
+  assert last.endswith('%')
