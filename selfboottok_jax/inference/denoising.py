@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
-from selfboottok_jax.flow import code_scale, guidance
+from selfboottok_jax.flow import guidance
 from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
@@ -77,4 +77,4 @@ def make_codes(
     path=path,
     **({'noise': noise} if sampling.sampler == 'sde' else {}),
   )
-  return code_scale.denormalise(state['tokens'], latents)
+  return path_lib.denormalise_codes(state['tokens'], latents)
