@@ -17,7 +17,7 @@ quickstart: $(VENV)/ready
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
 
 # Meshes of eight devices, two processes, 16-bit training: minutes each.
 test-slow: $(VENV)/ready-test

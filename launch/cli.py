@@ -34,7 +34,8 @@ from ml_collections import config_flags
 from selfboottok_jax import errors, trees
 from selfboottok_jax.training import loop, processes
 
-Holder, Texts = flags.FlagHolder, list[str]
+Holder = flags.FlagHolder
+Texts = list[str]
 # Errors of loading a config file, mistakes in the file included.
 _CONFIG_ERRORS = (
   AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError,
@@ -127,6 +128,9 @@ class Flags:
         # Says more than absl and ml_collections do.
         check_config(argv[1:], self._config.default)
       raise
+    # A file that does not exist is no error to ml_collections until it is read.
+    if self._config and not self._config.is_loaded:
+      check_config(argv[1:], self._config.default)
     self._own.mark_as_parsed()
     return left
 
@@ -151,6 +155,11 @@ class ConfigFlag:
   @property
   def _flag(self) -> flags.Flag:
     return flags.FLAGS['config']
+
+  @property
+  def is_loaded(self) -> bool:
+    """True if there is a configuration."""
+    return isinstance(self._flag.value, ml_collections.ConfigDict)
 
   @property
   def value(self) -> ml_collections.ConfigDict:

@@ -20,6 +20,7 @@ import jax
 from launch import cli
 from selfboottok_jax import errors, files, inference, pixels
 from selfboottok_jax.evaluation import sample_folder
+from selfboottok_jax.inference import sampling
 
 FLAGS = cli.Flags()
 _WORKDIR = FLAGS.string('workdir', '', 'Run of the generator.')
@@ -117,7 +118,7 @@ def _settings(configured: inference.Sampling) -> list[inference.Sampling]:
   if _SAMPLER.present:
     changes['sampler'] = _SAMPLER.value
   base = dataclasses.replace(configured, **changes)
-  return inference.sweep(
+  return sampling.sweep(
     base,
     scales=_values(_SCALE, base.guidance_scale),
     lows=_values(_LOW, base.guidance_low),

@@ -264,7 +264,7 @@ def _gaussian_batches(
   seed: int,
 ) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
   """Yields decoded Gaussian codes of the right mean and deviation, as uint8."""
-  tokenizer, statistics = generator.tokenizer, generator.latents
+  tokenizer, statistics = generator.tokenizer, generator.statistics
   shape = (batch_size, tokenizer.num_tokens, tokenizer.token_dim)
   for first in range(0, num_samples, batch_size):
     key = jax.random.fold_in(jax.random.key(seed), first)

@@ -1,21 +1,23 @@
-"""A trained generator as an object: sample."""
+"""A trained generator as an object that samples."""
 
+import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from selfboottok_jax import errors, pixels
+from selfboottok_jax.flow import guidance
+from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import denoising
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
@@ -37,26 +39,28 @@ class ImageGenerator:
   """A trained generator and the tokenizer that decodes for it.
 
   A batch is shared by all devices of this process, each with the whole model.
-  A device always computes `device_batch` samples at a time, padded where there
-  are fewer: kernels of another size sum in another order. So a sample has the
-  same bits in every batch and on any number of devices of a kind.
+  A device always computes `device_batch` samples at a time, with padding where
+  there are fewer, since kernels of another size sum in another order. So a
+  sample has the same bits in every batch and on any number of equal devices.
 
   Attributes:
     device_batch: samples that a device computes at a time.
-    mesh: of the devices.
+    mesh: the devices.
+    params: parameters of the network, on every device.
+    statistics: 'mean' and 'std' of the codes.
     tokenizer: decodes; its local aligner may be any scaled one.
     num_classes: labels are 0 to num_classes - 1.
-    class_names: of the training data.
-    sampling: the settings that it was configured with.
+    class_names: class names of the training data.
+    sampling: settings that `sample` takes by default.
     step: updates made in training.
-    config: of the training.
+    config: configuration of the training.
   """
 
   def __init__(
     self,
     model: sit.SiT,
     params: PyTree,
-    latents: PyTree,
+    statistics: Mapping[str, Any],
     tokenizer: Tokenizer,
     *,
     path: str = 'linear',
@@ -67,7 +71,23 @@ class ImageGenerator:
     devices: Sequence[jax.Device] | None = None,
     device_batch: int = 0,
   ):
-    """Wraps modules and parameters; `latents` undoes the normalisation."""
+    """Places a network's parameters on the devices.
+
+    Args:
+      model: the network.
+      params: its parameters.
+      statistics: 'mean' and 'std' of the codes [e], which undo the
+        normalisation.
+      tokenizer: decodes the codes.
+      path: path that the network was trained on.
+      sampling: settings that `sample` takes by default.
+      class_names: names of the labels.
+      step: updates made in training.
+      config: configuration of the training.
+      devices: devices that share a batch; all of this process by default.
+      device_batch: samples that a device computes at a time; 0 is 4 on CPUs
+        and 32 elsewhere.
+    """
     self.model = model
     devices = devices or jax.local_devices()
     self.device_batch = device_batch or _DEVICE_BATCH.get(
@@ -75,40 +95,34 @@ class ImageGenerator:
     )
     self.mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
     self._everywhere = NamedSharding(self.mesh, P())
-    self.latents = jax.device_put(dict(latents), self._everywhere)
-    self.params = params
+    self.statistics = jax.device_put(dict(statistics), self._everywhere)
+    self.params = jax.device_put(params, self._everywhere)
     self.sampling = sampling or sampling_lib.Sampling()
     self.num_classes = model.num_classes
     self.class_names = tuple(class_names)
     self.step, self.config = step, config or {}
     self._path = path_lib.PATHS[path]
     self.tokenizer = tokenizer
+    # Placed once, not with every batch.
+    self._decoding = jax.device_put(tokenizer.params, self._everywhere)
     self._compiled: dict[Any, Any] = {}
 
   @property
   def round_size(self) -> int:
-    """Samples that all devices compute at a time."""
+    """Number of samples that all devices together compute at a time."""
     return self.mesh.size * self.device_batch
 
-  @property
-  def params(self) -> PyTree:
-    """Of the network."""
-    return self._params
+  def with_params(
+    self, params: PyTree, statistics: Mapping[str, Any]
+  ) -> 'ImageGenerator':
+    """The same generator with other parameters; compiled programs are shared.
 
-  @params.setter
-  def params(self, params: PyTree) -> None:
-    self._params = jax.device_put(params, self._everywhere)
-
-  @property
-  def tokenizer(self) -> Tokenizer:
-    """What decodes."""
-    return self._tokenizer
-
-  @tokenizer.setter
-  def tokenizer(self, tokenizer: Tokenizer) -> None:
-    self._tokenizer = tokenizer
-    # Once, not with every batch.
-    self._decoding = jax.device_put(tokenizer.params, self._everywhere)
+    Arguments are those of the constructor.
+    """
+    other = copy.copy(self)
+    other.params = jax.device_put(params, self._everywhere)
+    other.statistics = jax.device_put(dict(statistics), self._everywhere)
+    return other
 
   def sample(
     self,
@@ -116,17 +130,17 @@ class ImageGenerator:
     *,
     seed: int = 0,
     indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
-    **settings: Any,
+    **settings: Unpack[sampling_lib.Changes],
   ) -> Float[Array, 'b h w 3']:
     """Images in [-1, 1] of the given classes.
 
     Args:
       labels: classes, one per image.
-      seed: of the noise.
-      indices: numbers of the samples, 0 to 2^31 - 1; their places in `labels`
-        where they are not given. A sample depends on the seed, its label and
-        its index alone, whatever the batch and however many the devices.
-      **settings: changes of `self.sampling`.
+      seed: seed of the noise.
+      indices: numbers of the samples, 0 to 2^31 - 1; by default their places
+        in `labels`. A sample depends on the seed, its label and its index
+        alone, whatever the batch and however many the devices.
+      **settings: fields of `Sampling` to change from `self.sampling`.
 
     Returns:
       float32 images [b, h, w, 3].
@@ -138,13 +152,20 @@ class ImageGenerator:
     return jnp.concatenate(parts)[: len(labels)]
 
   def sample_uint8(
-    self, labels: Labels, *, rounding: str = 'truncate', **settings: Any
+    self,
+    labels: Labels,
+    *,
+    rounding: str = 'truncate',
+    seed: int = 0,
+    indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
+    **settings: Unpack[sampling_lib.Changes],
   ) -> UInt8[Array, 'b h w 3']:
     """As `sample`, but as bytes; `rounding` is a key of `pixels.ROUNDINGS`.
 
-    REG's protocol rounds down.
+    The default is that of REG's protocol, which rounds down.
     """
-    return pixels.to_uint8(self.sample(labels, **settings), rounding)
+    images = self.sample(labels, seed=seed, indices=indices, **settings)
+    return pixels.to_uint8(images, rounding)
 
   def sample_codes(
     self,
@@ -152,18 +173,22 @@ class ImageGenerator:
     *,
     seed: int = 0,
     indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
-    **settings: Any,
+    **settings: Unpack[sampling_lib.Changes],
   ) -> Float[Array, 'b k e']:
     """As `sample`, but the codes that the tokenizer decodes."""
     parts = list(self._run(labels, seed, indices, settings))
     return jnp.concatenate(parts)[: len(labels)]
 
   def _run(
-    self, labels, seed, indices, settings
+    self,
+    labels: Labels,
+    seed: int,
+    indices: Sequence[int] | Int[np.ndarray, ' b'] | None,
+    settings: sampling_lib.Changes,
   ) -> Iterator[Float[Array, 'b k e']]:
-    """Codes of one round of all devices after the other, the last one padded.
+    """Yields the codes of one round of all devices after the other.
 
-    Rounds are dispatched, not waited for.
+    The last round is padded. Rounds are dispatched, not waited for.
     """
     labels = as_labels(labels, self.num_classes)
     indices = as_indices(indices, len(labels))
@@ -183,7 +208,7 @@ class ImageGenerator:
       with jax.set_mesh(self.mesh):
         codes = program(
           self.params,
-          self.latents,
+          self.statistics,
           *placed,
           np.uint32(seed),
           scales,
@@ -191,10 +216,10 @@ class ImageGenerator:
         )
       yield codes
 
-  def _program(self, sampling: sampling_lib.Sampling):
-    """The compiled sampler, one with guidance and one without.
+  def _program(self, sampling: sampling_lib.Sampling) -> Callable[..., Any]:
+    """The compiled sampler: one with guidance, one without.
 
-    Scales and interval are its arguments.
+    Scales and interval are its arguments, so a sweep of them compiles once.
     """
     key = dataclasses.replace(
       sampling,
@@ -205,7 +230,7 @@ class ImageGenerator:
     )
     if key not in self._compiled:
       run = functools.partial(
-        denoising.make_codes,
+        make_codes,
         self.model,
         key,
         path=self._path,
@@ -213,8 +238,8 @@ class ImageGenerator:
       )
       shared, rows = P(), P(_AXIS)
       self._compiled[key] = jax.jit(
-        # Devices have nothing to tell each other: without it, [x, x] of a
-        # guided step would be spread over all of them.
+        # Each device samples alone. Left to itself, XLA would spread the
+        # doubled batch [x, x] of a guided step over all devices.
         jax.shard_map(
           run,
           mesh=self.mesh,
@@ -224,8 +249,8 @@ class ImageGenerator:
       )
     return self._compiled[key]
 
-  def _decode(self, codes):
-    """Images of codes that lie on the devices."""
+  def _decode(self, codes: Float[Array, 'b k e']) -> Float[Array, 'b h w 3']:
+    """Decodes codes that lie on the devices."""
     decoder = self.tokenizer
     if decoder not in self._compiled:
       self._compiled[decoder] = jax.jit(
@@ -242,6 +267,75 @@ class ImageGenerator:
       return self._compiled[decoder](self._decoding, codes)
 
 
+def make_codes(
+  model: sit.SiT,
+  sampling: sampling_lib.Sampling,
+  params: PyTree,
+  statistics: PyTree,
+  labels: Int[Array, ' b'],
+  indices: Int[Array, ' b'],
+  seed: Integer[Array, ''],
+  scales: Float[Array, ' 2'],
+  interval: guidance.Interval,
+  *,
+  path: path_lib.Path,
+  latent_dim: int,
+) -> Float[Array, 'b k e']:
+  """Samples codes; traceable in everything but model and sampling.
+
+  With traced scales and a traced interval one program serves a sweep of them.
+
+  Args:
+    model: the network.
+    sampling: sampler and steps; of its guidance only its presence and its
+      channels count, the rest comes as `scales` and `interval`.
+    params: parameters of the network.
+    statistics: 'mean' and 'std' of the codes, which undo the normalisation.
+    labels: classes.
+    indices: numbers of the samples; noise belongs to a number.
+    seed: seed of the noise.
+    scales: guidance scales of the tokens and of the class token.
+    interval: (low, high), the times between which guidance acts.
+    path: path that the network was trained on.
+    latent_dim: channels of a latent, see `Sampling.guided_channels`.
+
+  Returns:
+    Codes in float32.
+  """
+  shapes = {'tokens': (model.num_tokens, model.token_dim)}
+  scale = {'tokens': scales[0]}
+  if sampling.guided_channels:
+    # A code is a patch of latents; their channel is its fastest axis.
+    channel = np.arange(model.token_dim) % latent_dim
+    is_guided = channel < sampling.guided_channels
+    scale['tokens'] = jnp.where(is_guided, scales[0], 1.0)
+  if model.cls_dim:
+    shapes['cls'] = (model.cls_dim,)
+    scale['cls'] = scales[1]
+  start, noise = noise_lib.make_noise(seed, indices, shapes)
+
+  def velocity(state, t, labels):
+    out = model.apply(
+      {'params': params}, state['tokens'], t, labels, state.get('cls')
+    )
+    moves = {'tokens': out.tokens, 'cls': out.cls}
+    return {name: moves[name] for name in state}
+
+  state = guidance.sample(
+    velocity,
+    start,
+    labels,
+    null_label=model.num_classes,
+    scale=1.0 if sampling.is_unguided else scale,
+    interval=interval,
+    sampler=sampling.sampler,
+    times=sampling.times,
+    path=path,
+    **({'noise': noise} if sampling.sampler == 'sde' else {}),
+  )
+  return path_lib.denormalise_codes(state['tokens'], statistics)
+
+
 def load_generator(
   workdir: str | os.PathLike[str],
   *,
@@ -251,8 +345,8 @@ def load_generator(
   """Loads a generator from the workdir of its training, with EMA weights.
 
   Args:
-    workdir: of the training.
-    tokenizer: whose codes it was trained on, or one scaled from that.
+    workdir: folder of the training.
+    tokenizer: the one whose codes it was trained on, or one scaled from it.
     device_batch: samples that a device computes at a time; 0 is 4 on CPUs and
       32 elsewhere.
 
@@ -275,7 +369,7 @@ def load_generator(
 def generator_of(
   run: checkpointing.Run, tokenizer: Tokenizer, device_batch: int = 0
 ) -> ImageGenerator:
-  """The generator of a run that was read already."""
+  """The generator of a run that is in memory."""
   names = run.meta['class_names']
   model = sit.SiT(
     num_tokens=tokenizer.num_tokens,
@@ -298,7 +392,7 @@ def generator_of(
 
 
 def as_labels(labels: Any, num_classes: int) -> Int[np.ndarray, ' b']:
-  """Classes in int32; UserError for what is no list of classes."""
+  """Checks labels; int32, UserError unless they are a list of classes."""
   given = np.asarray(labels)
   if given.ndim != 1 or not given.size or given.dtype.kind not in 'iu':
     raise errors.UserError(
@@ -315,7 +409,7 @@ def as_labels(labels: Any, num_classes: int) -> Int[np.ndarray, ' b']:
 
 
 def as_indices(indices: Any, count: int) -> Int[np.ndarray, ' b']:
-  """Numbers of samples in int32, 0, 1, ... where they are None.
+  """Checks the numbers of samples; int32, 0, 1, ... for None.
 
   Raises:
     UserError: other than `count` whole numbers from 0 to 2^31 - 1.

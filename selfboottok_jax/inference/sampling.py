@@ -1,9 +1,10 @@
-"""How samples are made: the sampler, its steps and its guidance."""
+"""Settings of sampling: the sampler, its steps and its guidance."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import TypedDict
 
 from selfboottok_jax import errors
 from selfboottok_jax.flow import samplers
@@ -11,7 +12,7 @@ from selfboottok_jax.flow import samplers
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """The settings of a sample besides seed, label and index.
+  """The settings of a sample, besides seed, label and index.
 
   Attributes:
     sampler: a key of `samplers.SAMPLERS`.
@@ -22,7 +23,7 @@ class Sampling:
     guidance_scale: 1 is the conditional model.
     cls_guidance_scale: of the class token; -1 is `guidance_scale`.
     guidance_low: guidance acts from this t on, where 1 is noise.
-    guidance_high: and up to this one.
+    guidance_high: guidance acts up to this t.
     guided_channels: channels of a latent that are guided, the first ones; 0 is
       all. SiT's published numbers are of 3 of 4.
   """
@@ -56,44 +57,44 @@ class Sampling:
 
   @property
   def times(self) -> samplers.Times:
-    """Of the steps, from 1 down to 0."""
+    """Times of the steps, from 1 (noise) down to 0 (data)."""
     return samplers.time_grid(
       self.sampler, self.num_steps, self.last_step, self.time_shift
     )
 
   @property
   def guides(self) -> bool:
-    """Whether guidance acts in any step."""
+    """True if guidance acts in any step."""
     return not self.is_unguided and any(
       samplers.is_within(float(t), *self.interval) for t in self.times[:-1]
     )
 
   @property
   def interval(self) -> tuple[float, float]:
-    """(low, high)."""
+    """(low, high), the times between which guidance acts."""
     return float(self.guidance_low), float(self.guidance_high)
 
   @property
   def scales(self) -> tuple[float, float]:
-    """Of the tokens and of the class token."""
+    """Guidance scales of the tokens and of the class token."""
     scale, cls_scale = self.guidance_scale, self.cls_guidance_scale
     return float(scale), float(scale if cls_scale == -1 else cls_scale)
 
   @property
   def is_unguided(self) -> bool:
-    """Whether this is the conditional model, at its cost."""
+    """True for the plain conditional model, which costs half."""
     return self.scales == (1.0, 1.0)
 
   @property
   def name(self) -> str:
-    """Of its guidance, for folders; the same for all without guidance."""
+    """A folder name that describes the guidance; one for all without it."""
     if self.is_unguided:
       return 'unguided'
     low, high = self.interval
     return f'scale{self.guidance_scale:g}_t{low:g}-{high:g}'
 
   def describe(self) -> str:
-    """For protocols."""
+    """The settings in words, for protocols."""
     if self.is_unguided:
       guidance = 'without guidance'
     else:
@@ -110,6 +111,20 @@ class Sampling:
     return f'{self.sampler}, {self.num_steps} steps{last}, {guidance}'
 
 
+class Changes(TypedDict, total=False):
+  """Fields of `Sampling`, as keyword arguments of whatever samples."""
+
+  sampler: str
+  num_steps: int
+  last_step: float
+  time_shift: float
+  guidance_scale: float
+  cls_guidance_scale: float
+  guidance_low: float
+  guidance_high: float
+  guided_channels: int
+
+
 def sweep(
   base: Sampling,
   *,
@@ -117,10 +132,10 @@ def sweep(
   lows: Sequence[float],
   highs: Sequence[float],
 ) -> list[Sampling]:
-  """Every combination of guidance scale and interval.
+  """Every combination of guidance scales and intervals.
 
-  Both are arguments of one compiled program, and without guidance there is
-  another. There all intervals are the same, and come once.
+  One compiled program serves all that are guided. Without guidance intervals
+  make no difference, so that setting appears once.
   """
   found = {}
   for low, high, scale in itertools.product(lows, highs, scales):

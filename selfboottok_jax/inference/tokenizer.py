@@ -1,4 +1,4 @@
-"""A trained tokenizer as an object: encode, decode."""
+"""A trained tokenizer as an object that encodes and decodes."""
 
 import functools
 import hashlib

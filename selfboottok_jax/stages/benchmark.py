@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from selfboottok_jax.evaluation import cost
-from selfboottok_jax.stages import inputs
+from selfboottok_jax.stages import checks, dry_run, inputs
 from selfboottok_jax.stages.programs import (
   TrainPrograms,
   describe_devices,

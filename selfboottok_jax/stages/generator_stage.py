@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from selfboottok_jax import data, errors, inference, pixels, pretrained
 from selfboottok_jax.evaluation import evaluate, frechet
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import sit
 from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.stages import (
@@ -169,7 +170,7 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
   inputs.check_image_size(config, run.config)
-  return inference.tokenizer_of(run)
+  return inference_tokenizer.tokenizer_of(run)
 
 
 def check_classes(source: data.Source) -> None:
@@ -405,19 +406,28 @@ class SampleDistance:
     class_names: Sequence[str],
   ):
     """Takes this process's share of the images, readable again and again."""
-    self._task, self._tokenizer = task, tokenizer
-    self._sampling, self._network, self._images = sampling, network, images
+    self._network, self._images = network, images
     self._num_samples, self._batch_size = num_samples, batch_size
     self._class_names = class_names
     self._features = evaluate.image_features(network)
-    self._generator = None
+    # Without parameters: a whole model on every device would be in the way of
+    # the training between two evaluations. Compiled programs stay.
+    self._generator = inference.ImageGenerator(
+      task.model,
+      {},
+      {},
+      tokenizer,
+      path=task.objective.path,
+      sampling=sampling,
+      class_names=class_names,
+    )
     self._mesh = Mesh(
       np.array(jax.local_devices()), ('data',), axis_types=(AxisType.Auto,)
     )
 
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
     """Yields the distance, named after the features."""
-    params, latents = _on_host(
+    params, statistics = _on_host(
       (state.ema[generator.GROUP], state.stats[generator.CODE_STATISTICS])
     )
     mine = np.arange(
@@ -425,33 +435,21 @@ class SampleDistance:
     )
     # The training's mesh spans all processes, but each samples by itself.
     with jax.set_mesh(self._mesh):
-      features = self._sampled(params, latents, mine)
+      features = self._sampled(params, statistics, mine)
     sampled = frechet.fit([_gather(features)])
     name = self._network.name
     yield f'fd_{name}', frechet.frechet_distance(sampled, self._real)
 
   def _sampled(
-    self, params: PyTree, latents: PyTree, indices: Int[np.ndarray, ' n']
+    self, params: PyTree, statistics: PyTree, indices: Int[np.ndarray, ' n']
   ) -> Float[np.ndarray, 'n d']:
     """Features of the samples with these indices."""
-    if self._generator is None:
-      self._generator = inference.ImageGenerator(
-        self._task.model,
-        params,
-        latents,
-        self._tokenizer,
-        path=self._task.objective.path,
-        sampling=self._sampling,
-        class_names=self._class_names,
-      )
-    self._generator.params = params
+    generator = self._generator.with_params(params, statistics)
     labels = evaluate.balanced_labels(self._num_samples, len(self._class_names))
     batches = evaluate.sample_batches(
-      self._generator, labels, self._batch_size, indices=indices
+      generator, labels, self._batch_size, indices=indices
     )
     features = [np.asarray(self._features(images)) for images in batches]
-    # A whole model on every device is in the way of the training.
-    self._generator.params = None
     return np.concatenate(features)
 
   @functools.cached_property

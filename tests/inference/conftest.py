@@ -15,5 +15,4 @@ def tokenizer(runs):
 def generator(runs, tokenizer):
   loaded = inference.load_generator(runs / 'generator', tokenizer=tokenizer)
   # Two updates teach nothing; awake, the label and the noise count.
-  loaded.params = tiny.awake(loaded.params)
-  return loaded
+  return loaded.with_params(tiny.awake(loaded.params), loaded.statistics)

@@ -10,7 +10,9 @@ import pytest
 from selfboottok_jax import errors, inference
 from selfboottok_jax.evaluation import flops
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.inference import denoising, generator
+from selfboottok_jax.inference import generator as generator_lib
+from selfboottok_jax.inference import sampling as sampling_lib
+from selfboottok_jax.models import sit
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 
@@ -64,7 +66,7 @@ def _on(generator, count):
   return inference.ImageGenerator(
     generator.model,
     jax.device_get(generator.params),
-    jax.device_get(generator.latents),
+    jax.device_get(generator.statistics),
     generator.tokenizer,
     sampling=generator.sampling,
     class_names=generator.class_names,
@@ -112,13 +114,13 @@ def _known(generator, sampling):
 
   @jax.jit
   def run(params, latents, labels, indices):
-    return denoising.make_codes(
+    return generator_lib.make_codes(
       generator.model, sampling, params, latents, labels, indices,
       jnp.uint32(0), jnp.array(sampling.scales), sampling.interval,
       path=path_lib.PATHS['linear'], latent_dim=generator.tokenizer.latent_dim,
     )  # fmt: skip
 
-  return functools.partial(run.trace, generator.params, generator.latents)
+  return functools.partial(run.trace, generator.params, generator.statistics)
 
 
 def _sampling_flops(generator, **changes):
@@ -147,7 +149,7 @@ def test_an_unguided_interval_costs_half(generator, sampler):
 def test_a_sweep_of_scales_and_intervals_is_one_program(generator):
   one = _on(generator, 1)
   before = len(one._compiled)
-  swept = inference.sweep(
+  swept = sampling_lib.sweep(
     dataclasses.replace(one.sampling, num_steps=4),
     scales=(1.5, 4.0), lows=(0.0, 0.3), highs=(0.7, 1.0),
   )  # fmt: skip
@@ -156,10 +158,12 @@ def test_a_sweep_of_scales_and_intervals_is_one_program(generator):
   found = []
   for sampling in swept:
     codes = one.sample_codes(labels, **dataclasses.asdict(sampling))
-    compiled = _known(one, sampling)(labels, indices).lower().compile()
-    alone = compiled(one.params, one.latents, labels, indices)
-    np.testing.assert_allclose(codes, alone, rtol=1e-4, atol=1e-4)
     found.append(np.asarray(codes))
+  # Every argument is once each of its values.
+  for index in (0, 3, 5, 6):
+    compiled = _known(one, swept[index])(labels, indices).lower().compile()
+    alone = compiled(one.params, one.statistics, labels, indices)
+    np.testing.assert_allclose(found[index], alone, rtol=1e-4, atol=1e-4)
   (key,) = list(one._compiled)[before:]
   assert one._compiled[key]._cache_size() == 1
   # Its arguments count.
@@ -266,10 +270,10 @@ def test_a_run_of_another_task_is_refused(runs, tokenizer):
 
 
 def test_labels_and_indices_become_32_bits():
-  labels = generator.as_labels([0, 4], 5)
+  labels = generator_lib.as_labels([0, 4], 5)
   assert labels.dtype == np.int32
-  assert generator.as_indices(None, 3).tolist() == [0, 1, 2]
-  assert generator.as_indices(np.array([7, 2**31 - 1]), 2).dtype == np.int32
+  assert generator_lib.as_indices(None, 3).tolist() == [0, 1, 2]
+  assert generator_lib.as_indices(np.array([7, 2**31 - 1]), 2).dtype == np.int32
 
 
 @pytest.mark.parametrize(
@@ -277,4 +281,61 @@ def test_labels_and_indices_become_32_bits():
 )
 def test_indices_of_no_samples(indices):
   with pytest.raises(errors.UserError, match='wanted 2 integers, one for each'):
-    generator.as_indices(indices, 2)
+    generator_lib.as_indices(indices, 2)
+
+
+K, E, CHANNELS, CLASSES = 4, 6, 3, 5
+MODEL = sit.SiT(K, E, CLASSES, width=8, depth=1, heads=2, cls_dim=3)
+PARAMS = tiny.awake(
+  MODEL.init(
+    jax.random.key(0),
+    jnp.zeros((1, K, E)),
+    jnp.zeros(1),
+    jnp.zeros(1, jnp.int32),
+    jnp.zeros((1, 3)),
+  )['params']
+)
+STATISTICS = {'mean': jnp.zeros(E), 'std': jnp.ones(E)}
+
+
+def _made_codes(scales=(3.0, 3.0), statistics=STATISTICS, **settings):
+  # One step: what a channel is guided by shows in that channel alone.
+  sampling = inference.Sampling(
+    sampler='ode', num_steps=1, guidance_high=1.0, **settings
+  )
+  return generator_lib.make_codes(
+    MODEL,
+    sampling,
+    PARAMS,
+    statistics,
+    jnp.array([1, 4]),
+    jnp.array([0, 7]),
+    jnp.uint32(3),
+    jnp.array(scales),
+    sampling.interval,
+    path=path_lib.PATHS['linear'],
+    latent_dim=CHANNELS,
+  )
+
+
+def test_the_first_channels_of_every_latent_are_guided():
+  plain, every = _made_codes((1.0, 1.0)), _made_codes()
+  some = _made_codes(guided_channels=2)
+  guided = np.arange(E) % CHANNELS < 2
+  np.testing.assert_allclose(some[..., guided], every[..., guided], rtol=1e-5)
+  np.testing.assert_allclose(some[..., ~guided], plain[..., ~guided], rtol=1e-5)
+  assert np.abs(every - plain).max(axis=(0, 1)).min() > 1e-4
+
+
+def test_codes_have_the_statistics_undone():
+  shifted = {'mean': jnp.full(E, 2.0), 'std': jnp.full(E, 3.0)}
+  np.testing.assert_allclose(
+    _made_codes(statistics=shifted), 3 * _made_codes() + 2, rtol=1e-5, atol=1e-5
+  )
+
+
+def test_without_guidance_the_scales_are_not_read():
+  np.testing.assert_array_equal(
+    _made_codes((5.0, 5.0), guidance_scale=1.0),
+    _made_codes((2.0, 2.0), guidance_scale=1.0),
+  )

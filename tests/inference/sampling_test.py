@@ -4,6 +4,7 @@ import pytest
 
 from selfboottok_jax import errors, inference
 from selfboottok_jax.flow import samplers
+from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.presets import generator
 
 
@@ -67,7 +68,7 @@ def test_intervals_and_channels_are_told():
 
 
 def test_a_sweep_has_every_setting_once():
-  swept = inference.sweep(
+  swept = sampling_lib.sweep(
     inference.Sampling(), scales=(1.0, 2.0), lows=(0.0,), highs=(0.5, 1.0)
   )
   assert [one.name for one in swept] == [
@@ -75,3 +76,8 @@ def test_a_sweep_has_every_setting_once():
     'scale2_t0-0.5',
     'scale2_t0-1',
   ]
+
+
+def test_changes_are_the_fields_of_the_settings():
+  fields = {f.name: f.type for f in dataclasses.fields(inference.Sampling)}
+  assert set(sampling_lib.Changes.__annotations__) == set(fields)

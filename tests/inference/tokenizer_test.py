@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, inference
+from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 
@@ -89,11 +90,11 @@ def test_how_codes_are_used_is_part_of_the_fingerprint(tokenizer):
     {'bootstrap_from': 'quantized'},
   ):
     model = tokenizer.model.clone(**change)
-    seen.add(inference.fingerprint(model, tokenizer.params))
+    seen.add(inference_tokenizer.fingerprint(model, tokenizer.params))
   assert len(seen) == 4
   # The decoding side may differ.
   model = tokenizer.model.clone(cross_attend='all', local2d_depth=3)
-  assert inference.fingerprint(model, tokenizer.params) in seen
+  assert inference_tokenizer.fingerprint(model, tokenizer.params) in seen
 
 
 @pytest.mark.parametrize('kind', ['missing', 'empty'])

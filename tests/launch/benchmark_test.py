@@ -12,9 +12,14 @@ def _run(server, *arguments):
   return json.loads(result.out.splitlines()[-1]), result
 
 
+# The others have a critic: three programs to compile.
 @pytest.mark.parametrize(
   'task',
-  ['tokenizer', pytest.param('scaling', marks=pytest.mark.slow), 'generator'],
+  [
+    pytest.param('tokenizer', marks=pytest.mark.slow),
+    pytest.param('scaling', marks=pytest.mark.slow),
+    'generator',
+  ],
 )
 def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
   # Its critic starts on the way: the phase with it is timed.

@@ -20,6 +20,7 @@ def _sum(card, *keys):
   return sum(values)
 
 
+@pytest.mark.slow
 def test_tells_the_cost_and_writes_nothing(server, tmp_path):
   workdir = tmp_path / 'new'
   result = server.run(

@@ -59,6 +59,7 @@ def test_writes_numbered_images_and_grids(server, runs, tmp_path):
   assert record['sampler'] == 'sde'
 
 
+@pytest.mark.slow
 def test_the_same_files_on_any_number_of_devices(server, runs, tmp_path):
   for devices, size in ((1, 32), (2, 5), (8, 1)):
     count = f'--xla_force_host_platform_device_count={devices}'

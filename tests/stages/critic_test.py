@@ -19,7 +19,7 @@ PLAIN = {'augment': 0.0, 'consistency': 0.0}
 def _make(kind, **weights):
   goal = objective.Objective(**weights)
   critic = tokenizers.make_critic(kind, goal)
-  params, stats = critic.init(jax.random.key(0), REAL[:1])
+  params, stats = jax.jit(critic.init)(jax.random.key(0), REAL[:1])
   inputs = state_lib.LossInputs(
     params={critic_lib.GROUP: params},
     frozen=critic.frozen,
@@ -46,9 +46,10 @@ def test_plain_loss_is_the_game_of_two_forwards(kind):
   loss, outputs = _loss(critic, params, inputs)
   assert set(outputs.metrics) == {'logits_real', 'logits_fake'}
   stats, logits = inputs.stats, []
+  judge = jax.jit(critic.judge)
   for index, images in enumerate((REAL, FAKE)):
     key = jax.random.split(jax.random.fold_in(inputs.rng, index))[0]
-    judged, stats = critic.judge(params, stats, inputs.frozen, images, key)
+    judged, stats = judge(params, stats, inputs.frozen, images, key)
     logits.append(judged)
   expected = adversarial.discriminator_loss(
     *logits, inputs.stats['lecam'], lecam_weight=0.25
@@ -115,7 +116,7 @@ def test_every_forward_moves_the_statistics_on():
   assert tiny.changed(
     outputs.stats[critic_lib.GROUP], two.stats[critic_lib.GROUP]
   )
-  _, after = critic.fooling_loss(FAKE, inputs, jax.random.key(0))
+  _, after = jax.jit(critic.fooling_loss)(FAKE, inputs, jax.random.key(0))
   assert tiny.changed(norms, after[critic_lib.GROUP])
   tiny.assert_same(after['lecam'], inputs.stats['lecam'])
 
@@ -142,10 +143,11 @@ def test_the_generator_is_judged_through_the_augmentation(
 
 def test_chance_comes_from_the_key_alone(kind):
   critic, params, inputs = _make(kind)
-  one, again = (_loss(critic, params, inputs)[0] for _ in range(2))
+  loss = jax.jit(critic.loss)
+  one, again = (loss(params, inputs)[0] for _ in range(2))
   assert one == again
   other = dataclasses.replace(inputs, rng=jax.random.key(9))
-  assert _loss(critic, params, other)[0] != one
+  assert loss(params, other)[0] != one
 
 
 def test_only_the_trunk_is_frozen(kind):

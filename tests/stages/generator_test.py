@@ -77,7 +77,7 @@ def history(tokenizer_params):
   step_fn = tokenizers.make_step(task, steps=100)
   batch = {'image': tiny.images(32), 'label': jnp.arange(32) % CLASSES}
   state = tokenizers.init_state(task, steps=100)
-  codes = task.encode(task.frozen, batch)['codes']
+  codes = jax.jit(task.encode)(task.frozen, batch)['codes']
   latents = generator_stage.measure_codes([np.asarray(codes)], 'scalar')
   start = state.replace(stats={'latents': jax.tree.map(jnp.asarray, latents)})
   state, losses = start, []
@@ -112,7 +112,8 @@ def test_statistics_are_placeholders_until_they_are_measured(history):
 def _batch(task, count=8):
   batch = {'image': tiny.images(count), 'label': jnp.arange(count) % CLASSES}
   if not task.frozen:
-    made = task.encoders(task.encoders.params, batch.pop('image'))
+    encode = jax.jit(task.encoders)
+    made = encode(task.encoders.params, batch.pop('image'))
     batch |= made
   return batch
 
@@ -182,7 +183,7 @@ def test_five_modes_of_alignment(tokenizer_params, mode, terms):
   value, found = _loss(task)(0)
   assert set(found) == terms
   assert np.isfinite(value)
-  params = task.init(jax.random.key(0))[0]['generator']
+  params = jax.eval_shape(task.init, jax.random.key(0))[0]['generator']
   assert ('projector' in params) == (mode != 'off')
 
 
@@ -197,10 +198,10 @@ def test_streams_share_times_and_have_noise_of_their_own(tokenizer_params):
   task.path = types.SimpleNamespace(
     interpolate=interpolate, velocity=path_lib.PATHS['linear'].velocity
   )
-  params, stats = task.init(jax.random.key(0))
+  params, stats = jax.jit(task.init)(jax.random.key(0))
   task.terms(
     params['generator'],
-    task.encode(task.frozen, _batch(task)),
+    jax.jit(task.encode)(task.frozen, _batch(task)),
     jnp.zeros(8, jnp.int32),
     jnp.linspace(0.1, 0.9, 8),
     jax.random.key(0),
@@ -230,7 +231,7 @@ def test_cached_batches_give_the_same_loss(tokenizer_params, mode):
 
 def test_frozen_networks_are_components(tokenizer_params):
   task = generators.make_task(tokenizer_params)
-  params = task.init(jax.random.key(0))[0]
+  params = jax.jit(task.init)(jax.random.key(0))[0]
   frozen = [c.name for c in task.components(params) if not c.trained]
   assert frozen == ['tokenizer', 'teacher']
 
@@ -247,7 +248,7 @@ def test_blocks_are_cut_where_the_model_has_them(tokenizer_params):
   plain = generators.plain_task(tokenizer_params, model=model)
   reg = generators.make_task(tokenizer_params, model=model)
   params, wanted = (
-    jax.device_get(task.init(jax.random.key(0))[0]['generator'])
+    jax.device_get(jax.jit(task.init)(jax.random.key(0))[0]['generator'])
     for task in (plain, reg)
   )
   cut = generator.cut_blocks(params, reg.model)

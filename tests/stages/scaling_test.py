@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors, inference
+from selfboottok_jax import errors
+from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import scaling
 from selfboottok_jax.training import checkpointing
@@ -131,13 +132,13 @@ def test_the_base_stays_bit_for_bit_while_the_rest_learns(trained):
 
 def test_the_fingerprint_stays(stage1, trained):
   (run, _), (task, _, _, state, _) = stage1, trained
-  before = inference.fingerprint(
+  before = inference_tokenizer.fingerprint(
     tiny.make_tokenizer(), tokenizer_lib.served_params(run.params, run.ema)
   )
   served = tokenizer_lib.served_params(state.params, state.ema)
-  assert inference.fingerprint(task.model, served) == before
+  assert inference_tokenizer.fingerprint(task.model, served) == before
   changed = served | {'encoder': tiny.awake(served['encoder'])}
-  assert inference.fingerprint(task.model, changed) != before
+  assert inference_tokenizer.fingerprint(task.model, changed) != before
 
 
 @pytest.mark.parametrize('module', scaling.CONTRACT)

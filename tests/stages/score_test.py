@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from configs import evaluate
 from selfboottok_jax import errors
-from selfboottok_jax.presets import evaluate
 from selfboottok_jax.stages import score
 
 # Whole runs are scored in tests/launch/evaluate_test.py.

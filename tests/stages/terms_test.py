@@ -1,5 +1,7 @@
 """What an objective makes of a task: terms, networks, phases, weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +123,11 @@ def test_a_teacher_of_another_width_gets_a_head():
   assert head['layer2']['kernel'].shape == (8, dim)
 
 
+@functools.cache
+def _base_loss():
+  return _loss(tokenizers.make_task(steps=10))[1]
+
+
 @pytest.mark.parametrize(
   'loss',
   [
@@ -131,7 +138,7 @@ def test_a_teacher_of_another_width_gets_a_head():
   ids=lambda loss: '-'.join(loss.values()),
 )
 def test_switches_change_the_loss(loss):
-  _, base, _ = _loss(tokenizers.make_task(steps=10))
+  base = _base_loss()
   _, value, outputs = _loss(tokenizers.make_task(steps=10, loss=loss))
   assert np.isfinite(value)
   assert abs(float(value) - float(base)) > 1e-5
