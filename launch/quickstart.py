@@ -21,7 +21,7 @@ from selfboottok_jax.presets import generator as generator_config
 from selfboottok_jax.presets import scaling as scaling_config
 from selfboottok_jax.presets import tokenizer as tokenizer_config
 from selfboottok_jax.stages import inputs, train
-from selfboottok_jax.training import sharding, workdirs
+from selfboottok_jax.training import checkpointing, sharding
 
 FLAGS = cli.Flags()
 _WORKDIR = FLAGS.string(
@@ -84,9 +84,9 @@ def _check_budget(
   """
   for name, config in configs.items():
     folder = workdir / FOLDERS[name]
-    if not (folder / workdirs.CONFIG).exists():
+    if not (folder / checkpointing.CONFIG).exists():
       continue
-    stored = workdirs.read_config(str(folder), '--workdir')
+    stored = checkpointing.read_config(str(folder), '--workdir')
     if stored['train']['steps'] != config.train.steps:
       raise errors.ConfigError(
         f'--workdir={workdir} holds a quickstart of another --budget '
@@ -152,7 +152,7 @@ def _make_report(workdir: pathlib.Path) -> report.Report:
     created=report.timestamp(),
     environment=report.environment(),
     configs={
-      name: workdirs.read_config(str(workdir / folder), 'quickstart')
+      name: checkpointing.read_config(str(workdir / folder), 'quickstart')
       for name, folder in FOLDERS.items()
     },
     runs=[

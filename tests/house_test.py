@@ -12,11 +12,7 @@ import pytest
 
 from configs import evaluate as evaluate_config
 from selfboottok_jax import inference, trees
-from selfboottok_jax.models import (
-  dino_discriminator,
-  sit,
-  stylegan_discriminator,
-)
+from selfboottok_jax.models import discriminators, sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.presets import generator, scaling, tokenizer
 from selfboottok_jax.stages import generator as generator_task
@@ -180,8 +176,8 @@ def _read_weights(cls: type) -> set[str]:
 def _read_of_discriminators() -> set[str]:
   """Their kind, and the fields of each, after the kind's name."""
   kinds = {
-    'dino': dino_discriminator.DinoDiscriminator,
-    'stylegan': stylegan_discriminator.StyleGanDiscriminator,
+    'dino': discriminators.DinoDiscriminator,
+    'stylegan': discriminators.StyleGanDiscriminator,
   }
   fields = {f'{k}.{f}' for k, cls in kinds.items() for f in _read_fields(cls)}
   return {'kind', *fields}

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
 from selfboottok_jax import errors, files, inference, pixels, trees
 from selfboottok_jax.evaluation import frechet, reconstruction, scores
-from selfboottok_jax.flow import code_scale
+from selfboottok_jax.flow import path as path_lib
 
 Images = UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
 Batches = Iterable[dict[str, np.ndarray]]
@@ -269,7 +269,7 @@ def _gaussian_batches(
   for first in range(0, num_samples, batch_size):
     key = jax.random.fold_in(jax.random.key(seed), first)
     noise = jax.random.normal(key, shape)
-    codes = code_scale.denormalise(noise, statistics)
+    codes = path_lib.denormalise_codes(noise, statistics)
     count = min(batch_size, num_samples - first)
     yield np.asarray(pixels.to_uint8(tokenizer.decode(codes)))[:count]
 

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Num, PyTree, UInt8
 from selfboottok_jax import pixels
 from selfboottok_jax.evaluation import scores
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.models import tokenizer_params
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 
@@ -42,7 +41,7 @@ class Reconstruction:
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
     """Yields (metric, value) of a training's EMA parameters."""
     yield from self.run_params(
-      tokenizer_params.served_params(state.params, state.ema)
+      tokenizer_lib.served_params(state.params, state.ema)
     )
 
   def run_params(self, params: PyTree) -> Iterator[tuple[str, float]]:

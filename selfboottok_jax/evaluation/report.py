@@ -28,7 +28,6 @@ from selfboottok_jax.evaluation import curves as curves_lib
 from selfboottok_jax.evaluation import scores as scores_lib
 from selfboottok_jax.training import checkpointing
 from selfboottok_jax.training import logging as logging_lib
-from selfboottok_jax.training import workdirs as workdirs_lib
 
 if TYPE_CHECKING:
   import jinja2
@@ -170,7 +169,7 @@ def make_page(
       a tokenizer.
   """
   names = list(dict.fromkeys(workdirs))
-  configs = {name: workdirs_lib.read_config(name, '--runs') for name in names}
+  configs = {name: checkpointing.read_config(name, '--runs') for name in names}
   generators = [n for n in names if configs[n]['task'] == 'generator']
   if len(generators) > 1:
     raise errors.ConfigError(

@@ -1,9 +1,15 @@
-"""Probability paths x_t = alpha(t) data + sigma(t) noise, t = 0 data."""
+"""Probability paths x_t = alpha(t) data + sigma(t) noise, t = 0 data.
+
+With them go the distributions of training times on a path, and the scale of
+what walks along it: codes of unit deviation, like the noise.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,8 +29,7 @@ class Path:
     sigma: coefficient of the noise; 0 at t = 0.
     d_alpha: derivative of `alpha`.
     d_sigma: derivative of `sigma`.
-    time_at: the t at which log(sigma / alpha) is that; its argument may be any
-      number.
+    time_at: inverse of t -> log(sigma / alpha), for any real number.
     min_time: smallest t at which the velocity is finite, the lower end of
       training times; 0 when it is finite everywhere.
   """
@@ -78,7 +83,11 @@ class Path:
 
 
 def align(t: Time, x: Float[Array, 'b ...']) -> Float[Array, '...']:
-  """Appends axes of length 1 to `t` until it multiplies `x` [b, ...]."""
+  """Appends axes of length 1 to `t` until it multiplies `x` [b, ...].
+
+  Times have one axis or none: any other would meet the wrong axis of `x`.
+  """
+  chex.assert_rank(t, {0, 1})
   return jnp.reshape(t, t.shape[:1] + (1,) * (x.ndim - t.ndim))
 
 
@@ -151,3 +160,39 @@ PATHS = {
     min_time=1e-5,  # sigma grows like sqrt(t): its derivative is infinite at 0
   ),
 }
+
+
+def uniform(rng: Any, count: int, path: Path) -> Float[Array, ' {count}']:
+  """Draws times uniformly from [path.min_time, 1)."""
+  return jax.random.uniform(rng, (count,), minval=path.min_time)
+
+
+def logit_normal(rng: Any, count: int, path: Path) -> Float[Array, ' {count}']:
+  """Draws times at which log(sigma / alpha) is standard normal.
+
+  On the linear path the logit of t is normal (Esser et al., 2024).
+  """
+  draws = jax.random.normal(rng, (count,))
+  return jnp.maximum(path.time_at(draws), path.min_time)
+
+
+TIMES: dict[str, Callable[..., Float[Array, ' b']]] = {
+  'uniform': uniform,
+  'logit_normal': logit_normal,
+}
+
+
+def normalise_codes(
+  codes: Float[Array, 'b k e'], statistics: Mapping[str, Float[Any, ' e']]
+) -> Float[Array, 'b k e']:
+  """Computes (codes - mean) / std with the 'mean' and 'std' of `statistics`."""
+  mean, std = (statistics[key][None, None] for key in ('mean', 'std'))
+  return (codes - mean) / std
+
+
+def denormalise_codes(
+  x: Float[Array, 'b k e'], statistics: Mapping[str, Float[Any, ' e']]
+) -> Float[Array, 'b k e']:
+  """Inverse of `normalise_codes`."""
+  mean, std = (statistics[key][None, None] for key in ('mean', 'std'))
+  return x * std + mean

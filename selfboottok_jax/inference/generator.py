@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from selfboottok_jax import errors, pixels
-from selfboottok_jax.flow import code_scale, guidance
+from selfboottok_jax.flow import guidance
 from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
@@ -340,7 +340,7 @@ def make_codes(
     path=path,
     **options,
   )
-  return code_scale.denormalise(state['tokens'], statistics)
+  return path_lib.denormalise_codes(state['tokens'], statistics)
 
 
 def load_generator(

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Num, PyTree
 from selfboottok_jax import errors, pixels, pretrained
 from selfboottok_jax.inference import tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.models import tokenizer_params
 from selfboottok_jax.pretrained import autoencoders, contract
 from selfboottok_jax.training import checkpointing
 
@@ -122,7 +121,7 @@ def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
   model = tokenizer_lib.Tokenizer(
     image_size=run.config['data']['image_size'], **run.config['model']
   )
-  params = tokenizer_params.served_params(run.params, run.ema)
+  params = tokenizer_lib.served_params(run.params, run.ema)
   return ImageTokenizer(model, params, step=run.step, config=run.config)
 
 
@@ -140,7 +139,7 @@ def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:
   digest = hashlib.sha256(
     json.dumps({name: getattr(model, name) for name in fields}).encode()
   )
-  read = tokenizer_params.encoding_params(params)
+  read = tokenizer_lib.encoding_params(params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(read):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.asarray(leaf).tobytes())
@@ -158,7 +157,7 @@ def image_encoder_of(
 
   return contract.ImageEncoder(
     encode,
-    tokenizer_params.encoding_params(params),
+    tokenizer_lib.encoding_params(params),
     model.num_tokens,
     model.token_dim,
     model.image_size,

@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 LAYER_NORM_EPSILON = 1e-6
+# What fields called `attention` and `dtype` may be.
+ATTENTIONS = ('xla', 'cudnn')
+DTYPES = ('float32', 'bfloat16')
 GELUS = {
   'exact': lambda x: nn.gelu(x, approximate=False),
   'tanh': lambda x: nn.gelu(x, approximate=True),

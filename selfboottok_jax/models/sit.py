@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from selfboottok_jax import errors
 from selfboottok_jax.models import aligners, layers, transformer
 
 _TIME_FEATURES = 256
@@ -23,7 +24,13 @@ MLPS = {
   'swiglu': layers.SwiGlu,
 }
 NORMS = ('layer', 'rms')
-POSITIONS = ('1d', '2d')
+CHOICES = {
+  'attention': layers.ATTENTIONS,
+  'dtype': layers.DTYPES,
+  'mlp': tuple(MLPS),
+  'norm': NORMS,
+  'positions': ('1d', '2d'),
+}
 
 
 @flax.struct.dataclass
@@ -147,6 +154,46 @@ class SiT(nn.Module):
   unroll: int = 1
   attention: str = 'xla'
 
+  def check(self) -> None:
+    """Raises ConfigError for fields out of range or not fitting together."""
+    for name, choices in CHOICES.items():
+      errors.require_choice(f'model.{name}', getattr(self, name), choices)
+    for name in (
+      *('width', 'depth', 'heads', 'unroll', 'align_depth', 'projector_width'),
+    ):
+      value = getattr(self, name)
+      errors.require(value >= 1, f'model.{name}', value, '1 or more')
+    ratio, rate = self.mlp_ratio, self.label_dropout
+    errors.require(ratio > 0, 'model.mlp_ratio', ratio, 'a number above 0')
+    share = 'a number from 0 to 1'
+    errors.require(0 <= rate <= 1, 'model.label_dropout', rate, share)
+    if self.align_dim:
+      wanted = f'1 to model.depth={self.depth}'
+      fits = self.align_depth <= self.depth
+      errors.require(fits, 'model.align_depth', self.align_depth, wanted)
+    self._check_widths()
+
+  def _check_widths(self) -> None:
+    """Raises ConfigError for a width that heads or positions cannot share."""
+    width, heads = f'model.width={self.width}', f'model.heads={self.heads}'
+    if self.width % self.heads:
+      raise errors.ConfigError(
+        f'{width} does not divide by {heads}; change one of the two'
+      )
+    # A rotation turns pairs of columns; each axis has its share of them.
+    parts, of_head = (
+      2 if self.positions == '1d' else 4,
+      self.width // self.heads,
+    )
+    if self.rope and of_head % parts:
+      raise errors.ConfigError(
+        f'model.rope=True with heads of {of_head} ({width}, {heads}); wanted '
+        f'heads of a multiple of {parts}'
+      )
+    if self.positions == '2d':
+      wanted = 'a multiple of 4, for the 2D positions'
+      errors.require(self.width % 4 == 0, 'model.width', self.width, wanted)
+
   @property
   def segments(self) -> list[tuple[int, int]]:
     """(first block, one past the last) of every stack of parameters."""
@@ -171,7 +218,11 @@ class SiT(nn.Module):
       labels: classes.
       cls: the noisy class token, of a model that has one.
       train: drops labels by the rng 'dropout', and projects what is aligned.
+
+    Raises:
+      ConfigError: fields that `check` refuses.
     """
+    self.check()
     if train:
       labels = self._drop(labels)
     condition = self._embed_time(t) + nn.Embed(

@@ -1,10 +1,17 @@
-"""The tokenizer: encode to global tokens, bootstrap local ones, decode."""
+"""The tokenizer: encode to global tokens, bootstrap local ones, decode.
+
+Below the module stand the groups of its parameters: what is trained, what
+stays, what is loaded for use.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import aligners, decoder, encoder, layers
@@ -12,7 +19,12 @@ from selfboottok_jax.models import quantizers as quantizers_lib
 
 # In the order in which they are fused, and dropped from the right.
 GROUPS = ('global', 'local1d', 'local2d')
+# Begins the names of heads that carry tokens to a teacher's width. Their
+# parameters lie beside the tokenizer's, but serve the loss alone.
+PROJECTOR = 'project_'
 CHOICES = {
+  'attention': layers.ATTENTIONS,
+  'dtype': layers.DTYPES,
   'assignment': tuple(quantizers_lib.ASSIGNMENTS),
   'bootstrap_from': ('continuous', 'quantized'),
   'cross_attend': ('locals', 'all'),
@@ -26,15 +38,15 @@ class TokenizerOutput:
 
   Attributes:
     reconstruction: pixels [b, h, w, 3], around [-1, 1].
-    codes: what `encode` returns, [b, k, e].
-    latents: tokens of each group before quantisation, [b, k, e]. In the
-      quantized mode the local ones were predicted from quantised tokens.
-    quantized: what the quantiser says of each group.
+    codes: the result of `encode`, [b, k, e].
+    tokens: each group's tokens before quantisation, [b, k, e]. In the quantized
+      mode the local ones were predicted from quantised tokens.
+    quantized: each group's quantised tokens, and how they were assigned.
   """
 
   reconstruction: Float[Array, 'b h w 3']
   codes: Float[Array, 'b k e']
-  latents: dict[str, Float[Array, 'b k e']]
+  tokens: dict[str, Float[Array, 'b k e']]
   quantized: dict[str, quantizers_lib.Quantized]
 
 
@@ -156,13 +168,9 @@ class Tokenizer(nn.Module):
     return tuple(group for group in GROUPS if present[group])
 
   def check(self) -> None:
-    """Raises ConfigError for numbers that do not fit together."""
+    """Raises ConfigError for fields out of range or not fitting together."""
     for name, choices in CHOICES.items():
-      value = getattr(self, name)
-      if value not in choices:
-        raise errors.ConfigError(
-          f'model.{name}={value!r}; wanted one of {", ".join(choices)}'
-        )
+      errors.require_choice(f'model.{name}', getattr(self, name), choices)
     multiples = [
       ('data.image_size', self.image_size, 'model.patch_size'),
       ('model.num_tokens', self.num_tokens, 'model.num_codebooks'),
@@ -184,42 +192,45 @@ class Tokenizer(nn.Module):
     for name, fits, wanted in (
       ('encoder_width', self.encoder_width % 4 == 0, fours),
       ('decoder_width', self.decoder_width % 4 == 0, fours),
+      ('encoder_depth', self.encoder_depth >= 1, '1 or more'),
+      ('decoder_depth', self.decoder_depth >= 1, '1 or more'),
+      ('local1d_width', self.local1d_width >= 0, '0 or more'),
+      ('local2d_depth', self.local2d_depth >= 0, '0 or more'),
       ('token_dim', self.token_dim >= 1, '1 or more'),
       ('codebook_size', self.codebook_size >= 1, '1 or more'),
+      ('unroll', self.unroll >= 1, '1 or more'),
       ('quantizer_chunk', chunk_fits, divisor),
-      ('tau', self.tau > 0, 'more than 0'),
-      ('group_dropout', 0 <= self.group_dropout <= 1, '0 to 1'),
+      ('mlp_ratio', self.mlp_ratio > 0, 'a number above 0'),
+      ('tau', self.tau > 0, 'a number above 0'),
+      ('group_dropout', 0 <= self.group_dropout <= 1, 'a number from 0 to 1'),
     ):
-      if not fits:
-        raise errors.ConfigError(
-          f'model.{name}={getattr(self, name)}; wanted {wanted}'
-        )
+      errors.require(fits, f'model.{name}', getattr(self, name), wanted)
 
   def __call__(
     self, images: Float[Array, 'b h w 3'], *, train: bool = False
   ) -> TokenizerOutput:
     """Encodes and decodes; `train` needs an rng 'groups' for group dropout."""
-    latents = self._global_latents(images)
-    quantized = {'global': self.quantizer_global(latents)}
+    tokens = self._global_tokens(images)
+    quantized = {'global': self.quantizer_global(tokens)}
     if self.bootstrap_from == 'quantized':
       codes = quantized['global'].codes
     else:
-      codes = latents
-    latents = {'global': latents, **self.bootstrap(codes)}
+      codes = tokens
+    groups = {'global': tokens, **self.bootstrap(codes)}
     for group in self.groups[1:]:
-      quantized[group] = self._quantizer_of(group)(latents[group])
+      quantized[group] = self._quantizer_of(group)(groups[group])
     keep = self._dropped(images.shape[0]) if train else None
     reconstruction = self._render(
       {group: quantized[group].codes for group in self.groups}, keep
     )
-    return TokenizerOutput(reconstruction, codes, latents, quantized)
+    return TokenizerOutput(reconstruction, codes, groups, quantized)
 
   def encode(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b k e']:
     """Images in [-1, 1] to the tensor that a generator models."""
-    latents = self._global_latents(images)
+    tokens = self._global_tokens(images)
     if self.bootstrap_from == 'quantized':
-      return self.quantizer_global(latents).codes
-    return latents
+      return self.quantizer_global(tokens).codes
+    return tokens
 
   def bootstrap(
     self, codes: Float[Array, 'b k e']
@@ -239,8 +250,8 @@ class Tokenizer(nn.Module):
       quantized = {'global': codes}
     else:
       quantized = {'global': self.quantizer_global(codes).codes}
-    for group, latents in self.bootstrap(codes).items():
-      quantized[group] = self._quantizer_of(group)(latents).codes
+    for group, tokens in self.bootstrap(codes).items():
+      quantized[group] = self._quantizer_of(group)(tokens).codes
     keep = None
     if num_groups is not None:
       kept = jnp.arange(1, len(self.groups)) < num_groups
@@ -262,9 +273,9 @@ class Tokenizer(nn.Module):
       self, f'quantizer_{"global" if self.share_codebooks else group}'
     )
 
-  def _global_latents(self, images):
-    latents = self.encoder(images)
-    return layers.unit_rms(latents) if self.unit_rms else latents
+  def _global_tokens(self, images):
+    tokens = self.encoder(images)
+    return layers.unit_rms(tokens) if self.unit_rms else tokens
 
   def _dropped(self, batch):
     """Which local groups each image keeps: [b, groups - 1] of 0 and 1."""
@@ -298,3 +309,36 @@ class Tokenizer(nn.Module):
       contexts.append(fused)
       kept.append(jnp.ones_like(keep[:, 0]) if kept else jnp.ones(len(first)))
     return self.decoder(fused, contexts, kept)
+
+
+def model_params(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+  """The tokenizer's own parameters, without the heads to the teachers."""
+  return {k: v for k, v in params.items() if not k.startswith(PROJECTOR)}
+
+
+def split_trainable(
+  params: Mapping[str, PyTree], trainable: tuple[str, ...]
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+  """Cuts a tokenizer's parameters into (trained, base) by module name."""
+  unknown = sorted(set(trainable) - set(params))
+  if unknown or not trainable:
+    raise errors.ConfigError(
+      f'trainable={",".join(trainable) or "()"}; the model has no '
+      f'{", ".join(unknown) or "empty choice"}; wanted some of '
+      f'{", ".join(sorted(params))}'
+    )
+  trained = {k: v for k, v in params.items() if k in trainable}
+  base = {k: v for k, v in params.items() if k not in trainable}
+  return trained, base
+
+
+def served_params(
+  params: Mapping[str, Any], ema: Mapping[str, Any]
+) -> dict[str, PyTree]:
+  """Parameters to load for use: running means, and what was never trained."""
+  return model_params({**params.get('base', {}), **ema['tokenizer']})
+
+
+def encoding_params(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+  """The parameters of the modules that `Tokenizer.encode` reads."""
+  return {k: params[k] for k in ('encoder', 'quantizer_global')}

@@ -28,10 +28,10 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.discriminator = ml_collections.ConfigDict()
   config.discriminator.kind = 'dino'
   config.discriminator.dino = presets.fields_of(
-    'models/dino_discriminator.py', 'DinoDiscriminator', without=('dtype',)
+    'models/discriminators.py', 'DinoDiscriminator', without=('dtype',)
   )
   config.discriminator.stylegan = presets.fields_of(
-    'models/stylegan_discriminator.py',
+    'models/discriminators.py',
     'StyleGanDiscriminator',
     without=('dtype', 'group'),
   )

@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.models import tokenizer_params
 from selfboottok_jax.pretrained import contract, weight_reader
 
 Arrays = weight_reader.Arrays
@@ -155,7 +154,7 @@ _UNUSED = (
   'decoder.model.patch_embed.*',
   'quantize.codebook_used*',
 )
-HEAD = tokenizer_params.PROJECTOR + 'repa_global'
+HEAD = tokenizer_lib.PROJECTOR + 'repa_global'
 
 
 def read(

@@ -10,7 +10,7 @@ import ml_collections
 
 from selfboottok_jax import errors, inference, trees
 from selfboottok_jax.stages import generator, objective
-from selfboottok_jax.training import workdirs
+from selfboottok_jax.training import checkpointing
 
 OBJECTIVES = {
   'tokenizer': objective.Objective,
@@ -49,7 +49,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     inference.Sampling(**config.sampling)
   _check_attention(config)
   if config.init_from:
-    workdirs.read_config(config.init_from, 'init_from')
+    checkpointing.read_config(config.init_from, 'init_from')
 
 
 def _check_attention(config: ml_collections.ConfigDict) -> None:

@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax.models import (
-  dino_discriminator,
-  normalization,
-  stylegan_discriminator,
-)
+from selfboottok_jax.models import discriminators
 from selfboottok_jax.objectives import adversarial, diffaug
 from selfboottok_jax.pretrained import dino
 from selfboottok_jax.stages import objective as objective_lib
@@ -33,8 +29,7 @@ class Critic:
   """
 
   module: (
-    stylegan_discriminator.StyleGanDiscriminator
-    | dino_discriminator.DinoDiscriminator
+    discriminators.StyleGanDiscriminator | discriminators.DinoDiscriminator
   )
   objective: objective_lib.Objective
   trunk: dino.DinoTrunk | None = None
@@ -51,8 +46,8 @@ class Critic:
     seen = image if self.trunk is None else self.trunk.examples()
     variables = self.module.init(key, seen)
     stats = {'lecam': adversarial.init_lecam()}
-    if normalization.NORMS in variables:
-      stats[GROUP] = variables[normalization.NORMS]
+    if discriminators.NORMS in variables:
+      stats[GROUP] = variables[discriminators.NORMS]
     return variables['params'], stats
 
   def fooling_loss(
@@ -151,9 +146,9 @@ class Critic:
       activations = self.trunk(frozen[TRUNK], images, view)
     with jax.named_scope(GROUP):
       logits, variables = module.apply(
-        {'params': params, normalization.NORMS: stats[GROUP]},
+        {'params': params, discriminators.NORMS: stats[GROUP]},
         activations,
         train=True,
-        mutable=[normalization.NORMS],
+        mutable=[discriminators.NORMS],
       )
-    return logits, stats | {GROUP: variables[normalization.NORMS]}
+    return logits, stats | {GROUP: variables[discriminators.NORMS]}

@@ -26,7 +26,7 @@ from selfboottok_jax.stages import (
   programs,
   tokenizer_stage,
 )
-from selfboottok_jax.training import sharding, workdirs
+from selfboottok_jax.training import checkpointing, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _stage1(
 ) -> dict[str, Any]:
   """The configuration of the tokenizer's run, or of an assumed preset."""
   if config.tokenizer:
-    stored = workdirs.read_config(
+    stored = checkpointing.read_config(
       config.tokenizer, 'tokenizer', task='tokenizer'
     )
   else:

@@ -11,9 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors, stages
 from selfboottok_jax.evaluation import cost
-from selfboottok_jax.flow import code_scale
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.flow import times as times_lib
 from selfboottok_jax.models import sit, transformer
 from selfboottok_jax.objectives import alignment, velocity
 from selfboottok_jax.stages import frozen_encoders
@@ -38,7 +36,7 @@ class Objective:
 
   Attributes:
     path: interpolation between data and noise, a key of `flow.path.PATHS`.
-    times: distribution of the training times, a key of `flow.times.TIMES`.
+    times: distribution of the training times, a key of `flow.path.TIMES`.
     velocity_cosine: weight of 1 - cosine of the tokens' velocity.
     cls: weight of the class token's velocity loss (REG: 0.03).
     align: weight of the alignment with the teacher (REPA and REG: 0.5).
@@ -62,7 +60,7 @@ class Objective:
     """Raises ConfigError for values that no training can use."""
     for name, choices in (
       ('path', path_lib.PATHS),
-      ('times', times_lib.TIMES),
+      ('times', path_lib.TIMES),
       ('align_mode', frozen_encoders.ALIGN_MODES),
       ('latent_statistics', STATISTICS),
     ):
@@ -110,11 +108,7 @@ class GeneratorTask:
     if cached:
       del self.example['image']
       self.example |= encoders.shapes
-    if model.align_dim and not 0 < model.align_depth <= model.depth:
-      raise errors.ConfigError(
-        f'model.align_depth={model.align_depth}; wanted 1 to model.depth='
-        f'{model.depth}'
-      )
+    model.check()
     if objective.align_mode == 'cls_only' and not model.cls_dim:
       raise errors.ConfigError(
         'loss.align_mode=cls_only aligns the class token, and there is none; '
@@ -186,7 +180,7 @@ class GeneratorTask:
     """
     token_key, cls_key, label_key = jax.random.split(rng, 3)
     # The path's noise has unit deviation, so the codes get it too.
-    x = code_scale.normalise(encoded['codes'], statistics)
+    x = path_lib.normalise_codes(encoded['codes'], statistics)
     noise = jax.random.normal(token_key, x.shape)
     cls = cls_noise = noisy_cls = None
     if self.model.cls_dim:
@@ -224,7 +218,7 @@ class GeneratorTask:
     encoded = self.encode(inputs.frozen, inputs.batch)
     time_key, key = jax.random.split(inputs.rng)
     count = inputs.batch['label'].shape[0]
-    t = times_lib.TIMES[self.objective.times](time_key, count, self.path)
+    t = path_lib.TIMES[self.objective.times](time_key, count, self.path)
     terms = self.terms(
       trained,
       encoded,

@@ -201,7 +201,7 @@ def make_generator_task(
     num_classes=num_classes,
     **model_fields(config, encoders),
   )
-  _check_widths(model)
+  model.check()
   goal = generator.Objective(**config.loss)
   return generator.GeneratorTask(model, goal, encoders, cached=cached)
 
@@ -223,27 +223,6 @@ def model_fields(
     'cls_dim': cls_dim,
     'align_dim': align_dim,
   }
-
-
-def _check_widths(model: sit.SiT) -> None:
-  """Raises ConfigError for a width that heads or positions cannot share."""
-  heads = f'model.heads={model.heads}'
-  if model.width % model.heads:
-    raise errors.ConfigError(
-      f'model.width={model.width} does not divide by {heads}; change one of '
-      'the two'
-    )
-  parts = 2 if model.positions == '1d' else 4
-  of_head = model.width // model.heads
-  if model.rope and of_head % parts:
-    raise errors.ConfigError(
-      f'model.rope=True with heads of {of_head} (model.width={model.width}, '
-      f'{heads}); wanted heads of a multiple of {parts}'
-    )
-  if model.positions == '2d' and model.width % 4:
-    raise errors.ConfigError(
-      f'model.width={model.width}; wanted a multiple of 4, for the 2D positions'
-    )
 
 
 def measure_codes(

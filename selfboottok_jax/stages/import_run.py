@@ -12,7 +12,7 @@ import ml_collections
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors, files, inference, pretrained, trees
-from selfboottok_jax.models import sit, tokenizer_params
+from selfboottok_jax.models import sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.presets import generator as generator_presets
 from selfboottok_jax.pretrained import (
@@ -23,7 +23,7 @@ from selfboottok_jax.pretrained import (
   store,
   weight_files,
 )
-from selfboottok_jax.training import checkpointing, workdirs
+from selfboottok_jax.training import checkpointing
 from selfboottok_jax.training import state as state_lib
 
 # Fields of the modules that are no keys of `config.model`: flax's own, and
@@ -118,7 +118,7 @@ def import_softvq(spec: str, workdir: str) -> ImportedRun:
   )
   model.check()
   params = released_softvq.read(arrays, model, str(weights))
-  own = tokenizer_params.model_params(params)
+  own = tokenizer_lib.model_params(params)
   config = {
     'task': 'tokenizer',
     'data': {'source': 'auto', 'path': '', 'image_size': model.image_size},
@@ -248,7 +248,7 @@ def _write_run(
     **meta: saved beside the checkpoint.
   """
   imported = dict(imported)
-  workdirs.write_config(workdir, {**config, 'imported': imported})
+  checkpointing.write_config(workdir, {**config, 'imported': imported})
   params = jax.tree.map(jnp.asarray, params)
   state = state_lib.TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -4,8 +4,7 @@ import dataclasses
 
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer as tokenizer_lib
-from selfboottok_jax.models import tokenizer_params
-from selfboottok_jax.objectives import alignment, pixel, transport
+from selfboottok_jax.objectives import alignment, image_losses, transport
 
 LOCAL_GROUPS = ('local1d', 'local2d')
 # The module that predicts the tokens of each group.
@@ -82,7 +81,7 @@ class Objective:
   def __post_init__(self) -> None:
     """Raises ConfigError for values that no training can use."""
     for name, choices in (
-      ('pixel_kind', pixel.PIXEL_LOSSES),
+      ('pixel_kind', image_losses.PIXEL_LOSSES),
       ('repa_mode', alignment.ALIGNMENTS),
       ('repa_input', INPUTS),
       ('repa_local_on', LOCAL_GROUPS),
@@ -133,7 +132,7 @@ def active_terms(
       'transport': 'local2d',
     }
     for term, group in groups.items():
-      makers = {MAKERS[group], tokenizer_params.PROJECTOR + term}
+      makers = {MAKERS[group], tokenizer_lib.PROJECTOR + term}
       if objective.repa_input == 'quantized' and term != 'transport':
         makers.add(f'quantizer_{group}')
       wanted[term] &= bool(makers & set(trainable))

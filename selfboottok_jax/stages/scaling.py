@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors
-from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import critic, initialization, tokenizer
 from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import state as state_lib
@@ -46,7 +46,7 @@ class ScalingTask(tokenizer.TokenizerTask):
   def init(self, rng: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Fresh parameters, split into 'tokenizer' (trained) and 'base'."""
     params, stats = super().init(rng)
-    trained, base = tokenizer_params.split_trainable(
+    trained, base = tokenizer_lib.split_trainable(
       params['tokenizer'], self.trainable
     )
     return {**params, 'tokenizer': trained, 'base': base}, stats

@@ -9,7 +9,7 @@ import ml_collections
 from selfboottok_jax import data, errors, inference, pretrained
 from selfboottok_jax.evaluation import evaluate, scores
 from selfboottok_jax.stages import generator_stage
-from selfboottok_jax.training import sharding, workdirs
+from selfboottok_jax.training import checkpointing, sharding
 
 
 def score_run(
@@ -28,7 +28,7 @@ def score_run(
   Raises:
     UserError: the folder is no run, or the configuration does not fit it.
   """
-  task = workdirs.read_config(workdir, '--workdir')['task']
+  task = checkpointing.read_config(workdir, '--workdir')['task']
   if task == 'generator':
     found = _score_generator(config, workdir, tokenizer)
   else:

@@ -10,19 +10,13 @@ from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import stages
 from selfboottok_jax.evaluation import cost
-from selfboottok_jax.models import (
-  aligners,
-  layers,
-  quantizers,
-  tokenizer_params,
-)
+from selfboottok_jax.models import aligners, layers, quantizers
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import (
   adversarial,
   alignment,
   entropy,
-  perceptual,
-  pixel,
+  image_losses,
   transport,
 )
 from selfboottok_jax.pretrained import contract
@@ -94,7 +88,7 @@ class TokenizerTask:
     self.ema_groups: tuple[str, ...] = ('tokenizer',)
     self.example = stages.image_example(model.image_size)
     self._projectors = {
-      tokenizer_params.PROJECTOR + term: aligners.Projector(
+      tokenizer_lib.PROJECTOR + term: aligners.Projector(
         self.networks[term].dim, objective.projector_width, model.dtype
       )
       for term in ('repa_global', 'repa_local', 'transport')
@@ -153,7 +147,7 @@ class TokenizerTask:
     # The base comes first, so that a trained module replaces its namesake.
     params = inputs.params.get('base', {}) | trained
     output, variables = self.model.apply(
-      {'params': tokenizer_params.model_params(params)},
+      {'params': tokenizer_lib.model_params(params)},
       inputs.batch['image'],
       train=True,
       rngs={'groups': inputs.rng},
@@ -197,7 +191,10 @@ class TokenizerTask:
     if o.pixel:
       terms['pixel'] = (
         o.pixel,
-        lambda x: (pixel.pixel_loss(images, x, kind=o.pixel_kind), stats),
+        lambda x: (
+          image_losses.pixel_loss(images, x, kind=o.pixel_kind),
+          stats,
+        ),
       )
     if 'perceptual' in self.networks:
       terms['perceptual'] = (
@@ -247,7 +244,7 @@ class TokenizerTask:
   ) -> Scalar:
     """The distance times its warm-up, so that the log shows the warm-up."""
     with jax.named_scope('perceptual'):
-      weighted, _ = perceptual.perceptual_loss(
+      weighted, _ = image_losses.perceptual_loss(
         self.networks['perceptual'],
         inputs.frozen[self._owner['perceptual']],
         inputs.batch['image'],
@@ -277,7 +274,7 @@ class TokenizerTask:
         continue
       features = see(self._owner[term])
       if o.repa_input == 'continuous':
-        tokens = output.latents[group]
+        tokens = output.tokens[group]
       else:
         tokens = output.quantized[group].codes
       if o.repa_mode == 'global':
@@ -290,7 +287,7 @@ class TokenizerTask:
       )
     if 'transport' in self.networks:
       features = see(self._owner['transport'])
-      tokens = self._project(params, 'transport', output.latents['local2d'])
+      tokens = self._project(params, 'transport', output.tokens['local2d'])
       result = transport.transport_loss(
         features.patches,
         tokens,
@@ -315,7 +312,7 @@ class TokenizerTask:
   def _project(
     self, params: PyTree, term: str, tokens: Float[Array, 'b k e']
   ) -> Float[Array, 'b k d']:
-    name = tokenizer_params.PROJECTOR + term
+    name = tokenizer_lib.PROJECTOR + term
     if name not in self._projectors:
       return tokens
     with jax.named_scope(name):

@@ -10,11 +10,7 @@ from jaxtyping import PyTree
 from selfboottok_jax import data, errors, pretrained
 from selfboottok_jax.evaluation import reconstruction
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
-from selfboottok_jax.models import (
-  dino_discriminator,
-  stylegan_discriminator,
-  tokenizer_params,
-)
+from selfboottok_jax.models import discriminators
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import critic as critic_lib
 from selfboottok_jax.stages import (
@@ -29,8 +25,8 @@ from selfboottok_jax.training import checkpointing, loop
 from selfboottok_jax.training import state as state_lib
 
 DISCRIMINATORS = {
-  'dino': dino_discriminator.DinoDiscriminator,
-  'stylegan': stylegan_discriminator.StyleGanDiscriminator,
+  'dino': discriminators.DinoDiscriminator,
+  'stylegan': discriminators.StyleGanDiscriminator,
 }
 
 
@@ -196,7 +192,7 @@ def _fingerprint(run: checkpointing.Run) -> str:
   model = tokenizer_lib.Tokenizer(
     image_size=run.config['data']['image_size'], **run.config['model']
   )
-  params = tokenizer_params.served_params(run.params, run.ema)
+  params = tokenizer_lib.served_params(run.params, run.ema)
   return inference_tokenizer.fingerprint(model, params)
 
 
@@ -264,6 +260,7 @@ def _critic(
   kind = config.discriminator.kind
   errors.require_choice('discriminator.kind', kind, DISCRIMINATORS)
   module = DISCRIMINATORS[kind](**config.discriminator[kind], dtype=dtype)
+  module.check()
   trunk = None
   if kind == 'dino':
     trunk = loader.trunk(config.networks.discriminator, dtype)

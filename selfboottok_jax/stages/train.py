@@ -19,13 +19,7 @@ from selfboottok_jax.stages import (
   programs,
   tokenizer_stage,
 )
-from selfboottok_jax.training import (
-  checkpointing,
-  loop,
-  processes,
-  sharding,
-  workdirs,
-)
+from selfboottok_jax.training import checkpointing, loop, processes, sharding
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
 
@@ -86,7 +80,7 @@ def train(
     if latest is not None:
       state = _resume(step_fn.state, checkpointer, latest, meta)
     if jax.process_index() == 0:
-      workdirs.write_config(workdir, resolved)
+      checkpointing.write_config(workdir, resolved)
       _keep_card(step_fn, workdir)
       step_fn.on_compile = lambda: _keep_card(step_fn, workdir)
     frozen = jax.device_put(
@@ -130,8 +124,8 @@ def _check_workdir(
     UserError: the workdir cannot be written, or belongs to another run.
   """
   files.check_folder('workdir', workdir)
-  workdirs.check_config(workdir, resolved)
-  latest = workdirs.latest_step(workdir)
+  checkpointing.check_config(workdir, resolved)
+  latest = checkpointing.latest_step(workdir)
   if latest is not None and latest > config.train.steps:
     raise errors.CheckpointError(
       f'train.steps={config.train.steps}, but --workdir={workdir} is at step '

@@ -54,11 +54,22 @@ def build_optimizer(
 
   Returns:
     The optimiser.
+
+  Raises:
+    ConfigError: a value out of range.
   """
-  if schedule not in SCHEDULES:
-    raise errors.ConfigError(
-      f'optimizer.schedule={schedule!r}; wanted one of {", ".join(SCHEDULES)}'
-    )
+  errors.require_choice('optimizer.schedule', schedule, SCHEDULES)
+  for name, value, ok, wanted in (
+    ('learning_rate', learning_rate, learning_rate > 0, 'a number above 0'),
+    ('epsilon', epsilon, epsilon > 0, 'a number above 0'),
+    ('warmup', warmup, 0 <= warmup <= 1, 'a number from 0 to 1'),
+    ('final', final, 0 <= final <= 1, 'a number from 0 to 1'),
+    ('b1', b1, 0 <= b1 < 1, 'a number from 0 to below 1'),
+    ('b2', b2, 0 <= b2 < 1, 'a number from 0 to below 1'),
+    ('weight_decay', weight_decay, weight_decay >= 0, '0 or more'),
+    ('clip_norm', clip_norm, clip_norm >= 0, '0 or more'),
+  ):
+    errors.require(ok, f'optimizer.{name}', value, wanted)
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon))
   if weight_decay:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.models import dino_discriminator, normalization
+from selfboottok_jax.models import discriminators
 from selfboottok_jax.objectives import adversarial
 from selfboottok_jax.pretrained import dino
 from tests.golden import dino_weights, fixtures
@@ -15,7 +15,7 @@ from tests.golden import dino_weights, fixtures
 pytestmark = pytest.mark.golden
 
 NAME = 'tok05_dino_disc'
-MODULE = dino_discriminator.DinoDiscriminator()
+MODULE = discriminators.DinoDiscriminator()
 AREA = dino.View(jnp.asarray(False), jnp.int32(0), jnp.int32(0))
 
 
@@ -45,7 +45,7 @@ class _Case:
     """Logits of a training forward, and the variables after it."""
     activations = self.trunk(self.trunk.params, images, AREA)
     logits, updated = MODULE.apply(
-      variables, activations, train=True, mutable=[normalization.NORMS]
+      variables, activations, train=True, mutable=[discriminators.NORMS]
     )
     return logits, variables | updated
 
@@ -93,7 +93,7 @@ def _check_training(case):
     now = variables | {'params': params}
     for kind in ('real', 'fake'):
       logits[kind], now = case.train(now, case.images[kind])
-      after[kind] = now[normalization.NORMS]
+      after[kind] = now[discriminators.NORMS]
     loss = adversarial.hinge_discriminator(logits['real'], logits['fake'])
     return loss, (logits, after)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from selfboottok_jax.models import normalization
+from selfboottok_jax.models import discriminators
 from selfboottok_jax.pretrained import dino, vit
 from tests.golden import fixtures
 
@@ -66,7 +66,7 @@ def variables(arrays, heads=5):
         (norms, 'variance', 'running_var'),
       ):
         _put(tree, head, (*path, key), arrays[f'{name}.{other}'])
-  return {'params': params, normalization.NORMS: norms}
+  return {'params': params, discriminators.NORMS: norms}
 
 
 def recorded_name(params, norms, name):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfboottok_jax.flow import times
+from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.objectives import alignment
 from selfboottok_jax.pretrained import contract
 from selfboottok_jax.stages import frozen_encoders, generator
@@ -109,7 +109,7 @@ def inject(monkeypatch) -> dict[str, Any]:
 
   monkeypatch.setattr(jax.random, 'normal', normal)
   monkeypatch.setattr(alignment, 'entangled_loss', entangled)
-  monkeypatch.setitem(times.TIMES, 'uniform', lambda *_: drawn['t'])
+  monkeypatch.setitem(path_lib.TIMES, 'uniform', lambda *_: drawn['t'])
   return drawn
 
 

@@ -134,14 +134,21 @@ def _block(record, part, x, c, angles):
 
 
 def _final(record, x, c):
-  """The end of a network without blocks, whose inputs pass unchanged."""
+  """The end of a network whose inputs pass unchanged through its block."""
   weights, (b, k, d) = record.weights, x.shape
   last = _linear(weights, 'final.linear')
   outputs = last['bias'].size
-  model = sit.SiT(k, d, b, d, 0, 1, norm='rms', positions='2d')
+  model = sit.SiT(k, d, b, d, 1, 1, norm='rms', positions='2d')
   zero = {'bias': np.zeros(d, np.float32)}
   nothing = {'kernel': np.zeros((d, d), np.float32), **zero}
+  inputs = x - layers.sincos_2d(record.meta['grid'], d), np.zeros(b, np.float32)
+  fresh = jax.eval_shape(model.init, jax.random.key(0), *inputs, np.arange(b))
   params = {
+    # Gates of zero leave a block nothing but its residual stream.
+    'blocks_0': jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+      fresh['params']['blocks_0'],
+    ),
     'token_embed': {'kernel': np.eye(d, dtype=np.float32), **zero},
     # The condition is that of the label alone.
     'time0': {'kernel': np.zeros((256, d), np.float32), **zero},
@@ -155,8 +162,7 @@ def _final(record, x, c):
       for name, leaf in last.items()
     },
   }
-  x = x - layers.sincos_2d(record.meta['grid'], d)
-  out = _run(model, params, x, np.zeros(b, np.float32), np.arange(b))
+  out = _run(model, params, *inputs, np.arange(b))
   return out.tokens[..., :outputs]
 
 

@@ -139,7 +139,7 @@ def test_every_recorded_value(recorded, model, teacher):
   codes, _ = apply(images, method='encode')
   values = (
     tokens,
-    output.latents['global'],
+    output.tokens['global'],
     output.codes,
     output.quantized['global'].indices,
     embedded,

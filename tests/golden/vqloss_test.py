@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.models import dino_discriminator, normalization
-from selfboottok_jax.objectives import diffaug, perceptual, pixel
+from selfboottok_jax.models import discriminators
+from selfboottok_jax.objectives import diffaug, image_losses
 from selfboottok_jax.pretrained import lpips
 from selfboottok_jax.stages import critic as critic_lib
 from selfboottok_jax.stages import objective
@@ -36,7 +36,7 @@ class _Case:
       consistency=meta['disc_cr_loss_weight'],
     )
     self.critic = critic_lib.Critic(
-      dino_discriminator.DinoDiscriminator(),
+      discriminators.DinoDiscriminator(),
       goal,
       dino_weights.trunk(NAME, meta),
     )
@@ -90,7 +90,7 @@ def _replay(monkeypatch, draws):
 def test_every_recorded_array(monkeypatch):
   case = _Case()
   heads = dino_weights.variables(dino_weights.load(NAME, 'heads'))
-  params, norms = heads['params'], heads[normalization.NORMS]
+  params, norms = heads['params'], heads[discriminators.NORMS]
   stats = {
     critic_lib.GROUP: norms,
     'lecam': {side: jnp.float32(0) for side in ('real', 'fake')},
@@ -121,11 +121,11 @@ def _programs(case, monkeypatch):
     reconstruction, images, distance, params, frozen, stats, step, weight, draws
   ):
     _replay(monkeypatch, draws)
-    percept, _ = perceptual.perceptual_loss(
+    percept, _ = image_losses.perceptual_loss(
       case.lpips, distance, images, reconstruction,
       step=step, warmup_steps=warmup_steps,
     )  # fmt: skip
-    mse = pixel.pixel_loss(images, reconstruction, kind='mse')
+    mse = image_losses.pixel_loss(images, reconstruction, kind='mse')
     inputs = _inputs(params, frozen, (images, reconstruction), stats)
     game, after = case.critic.fooling_loss(
       reconstruction, inputs, jax.random.key(0)
@@ -191,5 +191,5 @@ def _check_what_is_left(case, params, norms):
 
 def _check_distances(case):
   pair = (case.images, case.reconstruction)
-  case.check('out_mse', pixel.pixel_loss(*pair, kind='mse'))
+  case.check('out_mse', image_losses.pixel_loss(*pair, kind='mse'))
   case.check('out_lpips', jnp.mean(case.lpips(case.lpips.params, *pair)))

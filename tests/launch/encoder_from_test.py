@@ -9,7 +9,7 @@ import pytest
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.pretrained import vit
 from selfboottok_jax.stages import initialization, inputs, tokenizer_stage
-from selfboottok_jax.training import checkpointing, sharding, workdirs
+from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny as models
 from tests.launch import tiny
@@ -75,7 +75,7 @@ def test_a_fresh_training_starts_from_it(config, loads):
 def test_a_run_to_fine_tune_counts_more(config, loads, tmp_path):
   built = _build(config)
   other = _fresh(built, seed=1)
-  workdirs.write_config(str(tmp_path), config.to_dict())
+  checkpointing.write_config(str(tmp_path), config.to_dict())
   checkpointer = checkpointing.Checkpointer(str(tmp_path), max_to_keep=1)
   with contextlib.closing(checkpointer):
     checkpointer.save(other, {})

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from selfboottok_jax import errors, inference
 from selfboottok_jax.pretrained import autoencoders, released_generators
-from selfboottok_jax.training import checkpointing, workdirs
+from selfboottok_jax.training import checkpointing
 from tests import tiny as models
 from tests.inference import released_sits
 from tests.launch import pictures
@@ -92,7 +92,7 @@ def test_is_loaded_as_it_was_imported(runs_of, tokenizer, family):
 
 def test_is_configured_as_its_authors_sample(runs_of):
   sampling = {
-    family: workdirs.read_config(str(workdir), 'test')['sampling']
+    family: checkpointing.read_config(str(workdir), 'test')['sampling']
     for family, workdir in runs_of.items()
   }
   assert sampling['sit']['guided_channels'] == 3

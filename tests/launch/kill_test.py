@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from selfboottok_jax.training import checkpointing, workdirs
+from selfboottok_jax.training import checkpointing
 from tests import tiny
 from tests.launch import commands, logs
 
@@ -29,7 +29,7 @@ def _kill_after_lines(process, count, delay) -> None:
 
 def _kill_while_saving(process, workdir, count) -> None:
   """Kills as soon as the folder of the `count`-th save is seen unfinished."""
-  folder, seen = workdir / workdirs.FOLDER, set()
+  folder, seen = workdir / checkpointing.FOLDER, set()
   while process.poll() is None:
     names = os.listdir(folder) if folder.is_dir() else []
     seen |= {name for name in names if 'tmp' in name}

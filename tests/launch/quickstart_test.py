@@ -3,7 +3,7 @@ import json
 import pytest
 
 from selfboottok_jax import trees
-from selfboottok_jax.training import workdirs
+from selfboottok_jax.training import checkpointing
 
 
 def test_writes_report_and_four_runs(runs, quickstart):
@@ -20,7 +20,7 @@ def test_writes_report_and_four_runs(runs, quickstart):
   tasks = {
     folder.name: (
       json.loads((folder / 'config.json').read_text())['task'],
-      workdirs.latest_step(str(folder)),
+      checkpointing.latest_step(str(folder)),
     )
     for folder in runs.iterdir()
     if (folder / 'config.json').exists()
@@ -35,7 +35,7 @@ def test_writes_report_and_four_runs(runs, quickstart):
 
 def test_baseline_differs_from_stage_1_in_its_aligners_alone(runs):
   baseline, stage1 = (
-    trees.flatten(workdirs.read_config(str(runs / name), 'test'))
+    trees.flatten(checkpointing.read_config(str(runs / name), 'test'))
     for name in ('softvq', 'tokenizer')
   )
   assert {k for k in stage1 if stage1[k] != baseline[k]} == {

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from selfboottok_jax.training import checkpointing, workdirs
+from selfboottok_jax.training import checkpointing
 from tests.launch import commands, logs, pictures
 
 TOKENIZER = '--config=tests/launch/tiny.py:tokenizer'
@@ -44,8 +44,8 @@ def test_steps_logging_mesh_and_remat_may_change(server, runs, tmp_path):
     '--config.model.unroll=2',
   )
   assert result.code == 0, result.err
-  assert workdirs.latest_step(str(workdir)) == 3
-  stored = workdirs.read_config(str(workdir), 'test')
+  assert checkpointing.latest_step(str(workdir)) == 3
+  stored = checkpointing.read_config(str(workdir), 'test')
   assert stored['train']['steps'] == 3
   assert stored['mesh']['data'] == 1
 
@@ -194,7 +194,7 @@ def test_interrupted_run_continues(runs, tmp_path):
     assert code == 130, lines
     assert lines[0].startswith(f'generator: step {last + 1}/1000000')
     assert 'the same command continues' in lines[-1]
-    step = workdirs.latest_step(str(workdir))
+    step = checkpointing.latest_step(str(workdir))
     assert lines[-1].startswith(f'error: stopped at step {step} of 1000000')
     assert step >= last + 3
     last = step

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import errors
 from selfboottok_jax.models import sit
 from tests.models import sits
 
@@ -158,3 +159,50 @@ def test_time_is_embedded_in_float32_whatever_the_blocks_compute_in():
   embedded = seen['intermediates']['time1']['__call__'][0]
   assert embedded.dtype == jnp.float32
   assert not np.array_equal(embedded[0], embedded[1])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    *(
+      ({name: 0}, rf'model\.{name}=0; wanted 1 or more')
+      for name in (
+        *('width', 'depth', 'heads', 'unroll', 'align_depth'),
+        'projector_width',
+      )
+    ),
+    *(
+      ({name: 'other'}, rf"model\.{name}='other'; wanted one of")
+      for name in sit.CHOICES
+    ),
+    ({'mlp_ratio': 0.0}, r'model\.mlp_ratio=0.0; wanted a number above 0'),
+    (
+      {'label_dropout': -0.1},
+      r'model\.label_dropout=-0.1; wanted a number from 0 to 1',
+    ),
+    (
+      {'align_dim': 4, 'align_depth': 9},
+      r'model\.align_depth=9; wanted 1 to model\.depth=3',
+    ),
+    (
+      {'heads': 3},
+      r'model\.width=16 does not divide by model\.heads=3; change one',
+    ),
+    (
+      {'rope': True, 'positions': '2d', 'width': 12},
+      r'heads of 6 \(model\.width=12, model\.heads=2\); wanted heads of a '
+      'multiple of 4',
+    ),
+    (
+      {'positions': '2d', 'width': 18},
+      r'model\.width=18; wanted a multiple of 4',
+    ),
+  ],
+  ids=str,
+)
+def test_fields_that_cannot_be_used_are_named(fields, message):
+  model = sit.SiT(**sits.SMALL | fields)
+  with pytest.raises(errors.ConfigError, match=message):
+    model.check()
+  with pytest.raises(errors.ConfigError):
+    jax.eval_shape(model.init, jax.random.key(0), *sits.inputs())

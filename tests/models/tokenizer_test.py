@@ -99,10 +99,10 @@ def test_groups_follow_the_fields():
   assert tiny.make_tokenizer(**SOFTVQ).groups == ('global',)
   assert tiny.make_tokenizer(local1d_width=0).groups == ('global', 'local2d')
   out = _call(_fresh(), tiny.images(B))
-  assert tuple(out.latents) == tuple(out.quantized) == names
+  assert tuple(out.tokens) == tuple(out.quantized) == names
   assert out.reconstruction.shape == (B, 16, 16, 3)
   assert out.codes.shape == (B, 8, 4)
-  np.testing.assert_array_equal(out.codes, out.latents['global'])
+  np.testing.assert_array_equal(out.codes, out.tokens['global'])
 
 
 def test_unit_rms_is_what_everything_reads():
@@ -124,13 +124,13 @@ def test_encode_is_what_aligners_read_and_decode_takes(mode):
   np.testing.assert_allclose(codes, out.codes, atol=1e-5)
   expected = out.quantized['global'].codes
   if mode == 'continuous':
-    expected = out.latents['global']
+    expected = out.tokens['global']
   np.testing.assert_array_equal(out.codes, expected)
   fields = tiny.TOKENIZER
   projector = aligners.Projector(fields['token_dim'], fields['local1d_width'])
   np.testing.assert_allclose(
     jax.jit(projector.apply)({'params': params['local1d']}, out.codes),
-    out.latents['local1d'],
+    out.tokens['local1d'],
     atol=1e-5,
   )
   # Quantised a second time, codes would be others.
@@ -276,6 +276,15 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
     ({'head_dim': 0}, 'model.head_dim'),
     ({'encoder_width': 18, 'head_dim': 2}, 'model.encoder_width'),
     ({'decoder_width': 18, 'head_dim': 2}, 'model.decoder_width'),
+    ({'encoder_depth': 0}, 'model.encoder_depth=0; wanted 1 or more'),
+    ({'decoder_depth': 0}, 'model.decoder_depth=0; wanted 1 or more'),
+    ({'local1d_width': -1}, 'model.local1d_width=-1; wanted 0 or more'),
+    ({'local2d_depth': -1}, 'model.local2d_depth=-1; wanted 0 or more'),
+    ({'codebook_size': 0}, 'model.codebook_size=0; wanted 1 or more'),
+    ({'unroll': 0}, 'model.unroll=0; wanted 1 or more'),
+    ({'mlp_ratio': 0.0}, 'model.mlp_ratio=0.0; wanted a number above 0'),
+    ({'tau': 0.0}, 'model.tau=0.0; wanted a number above 0'),
+    ({'group_dropout': 2.0}, 'model.group_dropout=2.0; wanted a number from 0'),
   ],
 )
 def test_numbers_that_do_not_fit_are_named(fields, named):
@@ -288,3 +297,43 @@ def test_numbers_that_do_not_fit_are_named(fields, named):
 
 def test_the_tiny_model_passes_the_check():
   tiny.make_tokenizer().check()
+
+
+PARAMS = {
+  'encoder': {'w': jnp.ones(2)},
+  'local2d': {'w': jnp.ones(3)},
+  'project_transport': {'w': jnp.ones(4)},
+}
+
+
+def test_heads_to_teachers_are_no_part_of_the_model():
+  assert set(tokenizer.model_params(PARAMS)) == {'encoder', 'local2d'}
+
+
+def test_split_cuts_every_module_once():
+  trained, base = tokenizer.split_trainable(PARAMS, ('local2d',))
+  assert set(trained) == {'local2d'}
+  assert trained | base == PARAMS
+
+
+@pytest.mark.parametrize(
+  ('trainable', 'message'),
+  [
+    (('local2d', 'local3d'), 'the model has no local3d; wanted .*local2d'),
+    ((), 'empty choice'),
+  ],
+)
+def test_split_names_what_is_unknown(trainable, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    tokenizer.split_trainable(PARAMS, trainable)
+
+
+def test_served_are_the_means_over_what_was_never_trained():
+  params = {'base': {'encoder': 1}, 'tokenizer': {'local2d': 2}}
+  ema = {'tokenizer': {'local2d': 3, 'project_transport': 4}}
+  assert tokenizer.served_params(params, ema) == {
+    'encoder': 1,
+    'local2d': 3,
+  }
+  del params['base']
+  assert tokenizer.served_params(params, ema) == {'local2d': 3}

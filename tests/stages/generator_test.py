@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.flow import code_scale
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.flow import times as times_lib
 from selfboottok_jax.stages import generator, generator_stage
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
@@ -46,10 +44,10 @@ def test_a_dead_channel_does_not_divide_by_zero():
 
 def test_normalise_and_back(codes):
   measured = generator_stage.measure_codes([codes], 'channel')
-  x = code_scale.normalise(jnp.asarray(codes), measured)
+  x = path_lib.normalise_codes(jnp.asarray(codes), measured)
   np.testing.assert_allclose(np.mean(x, axis=(0, 1)), 0.0, atol=1e-5)
   np.testing.assert_allclose(np.std(x, axis=(0, 1)), 1.0, rtol=1e-4)
-  back = code_scale.denormalise(x, measured)
+  back = path_lib.denormalise_codes(x, measured)
   np.testing.assert_allclose(back, codes, rtol=1e-4, atol=1e-5)
 
 
@@ -142,7 +140,7 @@ def _loss(task, params=None):
   return lambda seed: loss(jax.random.key(seed), task.frozen, _batch(task))
 
 
-@pytest.mark.parametrize('times', list(times_lib.TIMES))
+@pytest.mark.parametrize('times', list(path_lib.TIMES))
 @pytest.mark.parametrize('path', list(path_lib.PATHS))
 def test_loss_is_finite_on_every_path(tokenizer_params, path, times):
   task = generators.plain_task(

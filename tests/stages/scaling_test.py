@@ -5,7 +5,7 @@ import pytest
 
 from selfboottok_jax import errors
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
-from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import scaling
 from selfboottok_jax.training import checkpointing
 from tests import tiny
@@ -80,9 +80,9 @@ def test_starts_from_the_means_of_stage_1(stage1, trained):
   means = run.ema['tokenizer']
   assert set(start.params['tokenizer']) == set(TRAINABLE)
   # Heads to teachers that can teach nothing here are left behind.
-  assert any(name.startswith(tokenizer_params.PROJECTOR) for name in means)
+  assert any(name.startswith(tokenizer_lib.PROJECTOR) for name in means)
   assert not any(
-    n.startswith(tokenizer_params.PROJECTOR) for n in start.params['base']
+    n.startswith(tokenizer_lib.PROJECTOR) for n in start.params['base']
   )
   for name, module in start.params['base'].items():
     tiny.assert_same(module, means[name])
@@ -133,9 +133,9 @@ def test_the_base_stays_bit_for_bit_while_the_rest_learns(trained):
 def test_the_fingerprint_stays(stage1, trained):
   (run, _), (task, _, _, state, _) = stage1, trained
   before = inference_tokenizer.fingerprint(
-    tiny.make_tokenizer(), tokenizer_params.served_params(run.params, run.ema)
+    tiny.make_tokenizer(), tokenizer_lib.served_params(run.params, run.ema)
   )
-  served = tokenizer_params.served_params(state.params, state.ema)
+  served = tokenizer_lib.served_params(state.params, state.ema)
   assert inference_tokenizer.fingerprint(task.model, served) == before
   changed = served | {'encoder': tiny.awake(served['encoder'])}
   assert inference_tokenizer.fingerprint(task.model, changed) != before

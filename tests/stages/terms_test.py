@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import pretrained
-from selfboottok_jax.models import tokenizer_params
-from selfboottok_jax.objectives import pixel
+from selfboottok_jax.models import tokenizer as tokenizer_lib
+from selfboottok_jax.objectives import image_losses
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
 from tests.stages import tokenizers
@@ -61,10 +61,10 @@ def test_weights_of_zero_remove_terms_and_networks():
   assert set(state.params) == {'tokenizer'}
   assert not state.stats
   assert not any(
-    k.startswith(tokenizer_params.PROJECTOR) for k in state.params['tokenizer']
+    k.startswith(tokenizer_lib.PROJECTOR) for k in state.params['tokenizer']
   )
   images = tiny.images(4)
-  expected = pixel.pixel_loss(
+  expected = image_losses.pixel_loss(
     images, outputs.carry['reconstruction'], kind='mse'
   )
   np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -119,7 +119,7 @@ def test_a_teacher_of_another_width_gets_a_head():
   task = tokenizers.make_task(steps=10)
   wider = type(task)(task.model, task.objective, nets, None, steps=10)
   params, _ = jax.eval_shape(wider.init, jax.random.key(0))
-  head = params['tokenizer'][tokenizer_params.PROJECTOR + 'transport']
+  head = params['tokenizer'][tokenizer_lib.PROJECTOR + 'transport']
   assert head['layer2']['kernel'].shape == (8, dim)
 
 

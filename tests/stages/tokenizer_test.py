@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.models import tokenizer_params
+from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
 from tests.stages import tokenizers
@@ -125,10 +125,10 @@ def test_every_module_learns(history):
   states, _ = history
   first, last = states[0].params['tokenizer'], states[-1].params['tokenizer']
   heads = {
-    tokenizer_params.PROJECTOR + term for term in ('repa_global', 'repa_local')
+    tokenizer_lib.PROJECTOR + term for term in ('repa_global', 'repa_local')
   }
   # The teacher of the transport has the tokens' width: it needs no head.
-  assert {k for k in first if k.startswith(tokenizer_params.PROJECTOR)} == heads
+  assert {k for k in first if k.startswith(tokenizer_lib.PROJECTOR)} == heads
   for name in first:
     assert tiny.changed(first[name], last[name]), name
   assert set(states[-1].ema) == {'tokenizer'}

@@ -6,7 +6,7 @@ import functools
 import jax
 
 from selfboottok_jax import pretrained
-from selfboottok_jax.models import dino_discriminator, stylegan_discriminator
+from selfboottok_jax.models import discriminators
 from selfboottok_jax.pretrained import dino, vit
 from selfboottok_jax.stages import critic as critic_lib
 from selfboottok_jax.stages import objective
@@ -42,9 +42,9 @@ def trunk() -> dino.DinoTrunk:
 
 def make_critic(kind, goal) -> critic_lib.Critic:
   if kind == 'dino':
-    module = dino_discriminator.DinoDiscriminator(kernel=3)
+    module = discriminators.DinoDiscriminator(kernel=3)
     return critic_lib.Critic(module, goal, trunk())
-  module = stylegan_discriminator.StyleGanDiscriminator(width=4, max_width=8)
+  module = discriminators.StyleGanDiscriminator(width=4, max_width=8)
   return critic_lib.Critic(module, goal)
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +8,103 @@ import optax
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.training import checkpointing, optim, sharding, workdirs
+from selfboottok_jax.training import checkpointing, optim, sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
 
 CONFIG = {
   'task': 'tokenizer',
   'model': {'width': 8, 'names': ('a', 'b')},
+  'train': {'steps': 10, 'seed': 0, 'log_every': 5},
+  'mesh': {'data': -1, 'fsdp': 1},
+  'checkpoint': {'every': 5},
+  'evaluation': {'every': 5},
 }
+
+
+@pytest.mark.parametrize('damage', ['', '{"task": ', '\x00\x01', '[]', '{}'])
+def test_damaged_config(tmp_path, damage):
+  (tmp_path / checkpointing.CONFIG).write_text(damage)
+  with pytest.raises(errors.CheckpointError, match='is damaged'):
+    checkpointing.read_config(str(tmp_path), 'tokenizer')
+
+
+def test_config_that_is_no_text(tmp_path):
+  (tmp_path / checkpointing.CONFIG).write_bytes(b'\xff\xfe\x00')
+  with pytest.raises(errors.CheckpointError, match='is damaged'):
+    checkpointing.read_config(str(tmp_path), 'tokenizer')
+
+
+def _with(**changes):
+  """CONFIG with dotted keys changed."""
+  config = json.loads(json.dumps(CONFIG))
+  for key, value in changes.items():
+    section, name = key.split('__')
+    config[section][name] = value
+  return config
+
+
+@pytest.fixture
+def begun(tmp_path):
+  """A workdir with a configuration and a checkpoint."""
+  checkpointing.write_config(str(tmp_path), CONFIG)
+  optimizer = optim.Optimizer(optax.identity(), lambda step: 0.1)
+  state = state_lib.init_state(
+    {'tokenizer': {'w': jnp.zeros(3)}}, {}, {'tokenizer': optimizer}, ()
+  )
+  with contextlib.closing(
+    checkpointing.Checkpointer(str(tmp_path), max_to_keep=1)
+  ) as checkpointer:
+    checkpointer.save(state, {})
+  return tmp_path
+
+
+def test_a_run_without_a_checkpoint_may_begin_again(tmp_path):
+  checkpointing.write_config(str(tmp_path), CONFIG)
+  other = _with(model__width=16)
+  checkpointing.write_config(str(tmp_path), other)
+  stored = checkpointing.read_config(str(tmp_path), '--workdir')
+  assert stored['model']['width'] == 16
+
+
+def test_another_configuration_is_refused_and_nothing_written(begun):
+  path = begun / checkpointing.CONFIG
+  before = path.read_bytes()
+  other = _with(model__width=16, train__seed=1, train__steps=20)
+  with pytest.raises(errors.CheckpointError) as caught:
+    checkpointing.write_config(str(begun), other)
+  message = str(caught.value)
+  assert 'model.width: 8 there, 16 given' in message
+  assert 'train.seed: 0 there, 1 given' in message
+  assert 'train.steps' not in message
+  assert path.read_bytes() == before
+  assert not list(begun.glob('*.partial'))
+
+
+def test_many_changes_are_counted(begun):
+  other = CONFIG | {'model': dict.fromkeys('pqrstu', 1)}
+  with pytest.raises(errors.CheckpointError, match='and 4 more'):
+    checkpointing.write_config(str(begun), other)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'train__steps': 99},
+    {'train__log_every': 1},
+    {'mesh__fsdp': 4},
+    {'checkpoint__every': 7},
+    {'evaluation__every': 7},
+  ],
+)
+def test_what_a_continued_run_may_change(begun, changes):
+  changed = _with(**changes)
+  checkpointing.write_config(str(begun), changed)
+  stored = checkpointing.read_config(str(begun), '--workdir')
+  assert stored == json.loads(json.dumps(changed))
+
+
 META = {'seed': 0, 'class_names': ['x', 'y'], 'data_fingerprint': 'abc'}
 
 
@@ -78,13 +168,13 @@ def test_max_to_keep(opened, tmp_path):
   for step in (1, 2, 3):
     opened.save(_state(step), META)
   opened.wait()
-  folder = tmp_path / workdirs.FOLDER
+  folder = tmp_path / checkpointing.FOLDER
   assert sorted(p.name for p in folder.iterdir()) == ['2', '3']
 
 
 def test_read_run_gives_everything_but_the_optimiser(tmp_path):
   workdir, state = str(tmp_path), _state()
-  workdirs.write_config(workdir, CONFIG)
+  checkpointing.write_config(workdir, CONFIG)
   checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=1)
   with contextlib.closing(checkpointer):
     checkpointer.save(state, META)
@@ -103,7 +193,7 @@ def test_read_run_gives_everything_but_the_optimiser(tmp_path):
 
 
 def test_a_scaled_run_serves_as_a_tokenizer(tmp_path):
-  workdirs.write_config(str(tmp_path), CONFIG | {'task': 'scaling'})
+  checkpointing.write_config(str(tmp_path), CONFIG | {'task': 'scaling'})
   with pytest.raises(errors.CheckpointError, match='no checkpoint yet'):
     checkpointing.read_run(str(tmp_path), what='tokenizer', task='tokenizer')
 

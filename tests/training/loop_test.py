@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.training import checkpointing, loop, sharding, workdirs
+from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
 
@@ -94,7 +94,7 @@ def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
 
 
 def _saved(workdir):
-  folder = workdir / workdirs.FOLDER
+  folder = workdir / checkpointing.FOLDER
   return sorted(int(path.name) for path in folder.iterdir())
 
 

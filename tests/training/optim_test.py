@@ -122,3 +122,24 @@ def test_weight_decay_is_for_kernels_alone():
     )
     np.testing.assert_array_equal(decayed[name]['bias'], module['bias'])
     np.testing.assert_array_equal(untouched[name]['kernel'], module['kernel'])
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'wanted'),
+  [
+    ('learning_rate', 0.0, 'a number above 0'),
+    ('epsilon', 0.0, 'a number above 0'),
+    ('warmup', 2.0, 'a number from 0 to 1'),
+    ('final', -0.1, 'a number from 0 to 1'),
+    ('b1', 1.0, 'a number from 0 to below 1'),
+    ('b2', float('nan'), 'a number from 0 to below 1'),
+    ('weight_decay', -1.0, '0 or more'),
+    ('clip_norm', -1.0, '0 or more'),
+    ('schedule', 'other', 'one of cosine, constant'),
+  ],
+)
+def test_values_out_of_range_are_named(name, value, wanted):
+  fields = {'steps': 10, 'learning_rate': 1e-4, name: value}
+  message = rf'optimizer\.{name}={value!r}; wanted {wanted}'
+  with pytest.raises(errors.ConfigError, match=message):
+    optim.build_optimizer(**fields)
