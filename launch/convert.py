@@ -24,29 +24,29 @@ _OPTIONS = FLAGS.strings(
   'options', [], "The network's own, as grid=16,patch_size=14."
 )
 _OUT = FLAGS.string('out', '', 'New folder or .safetensors file.')
-_LIST = FLAGS.switch('list', False, 'Tell which networks are published.')
+_LIST = FLAGS.switch('list', False, 'List the published networks.')
 
 
 def main() -> None:
   """Lists the networks, or imports the one that the flags name."""
   if _LIST.value:
-    cli.say(listing())
+    cli.say(_listing())
     return
   cli.require(network=_NETWORK.value)
   out = pathlib.Path(_OUT.value) if _OUT.value else None
   if out:
     store.check_new(out)
-  options = parse_options(_OPTIONS.value)
+  options = _parse_options(_OPTIONS.value)
   # The accelerator may be in use elsewhere, and is not needed here.
   cli.start_jax(devices=1)
   for record in pretrained.import_network(_NETWORK.value, **options):
     path = pathlib.Path(record['params'])
     if out:
       path = store.export(path, out)
-    cli.say(summary(record, path))
+    cli.say(_summary(record, path))
 
 
-def summary(record: dict[str, Any], path: pathlib.Path) -> str:
+def _summary(record: dict[str, Any], path: pathlib.Path) -> str:
   """One line: network, size, source with its SHA-256, and path of the copy."""
   count = sum(array.size for array in weight_files.read(path).values())
   digests = ' '.join(record['files'].values())
@@ -56,7 +56,7 @@ def summary(record: dict[str, Any], path: pathlib.Path) -> str:
   )
 
 
-def listing() -> str:
+def _listing() -> str:
   """A table of all networks that `--network` imports."""
   rows = [
     {
@@ -71,7 +71,7 @@ def listing() -> str:
   return tables.table(rows, list(rows[0]))
 
 
-def parse_options(given: list[str]) -> dict[str, Any]:
+def _parse_options(given: list[str]) -> dict[str, Any]:
   """Options from texts NAME=VALUE; numbers, true and false become such."""
   options = {}
   for text in given:

@@ -5,8 +5,8 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
-import tensorboardX
 import tqdm
 
 METRICS = 'metrics.jsonl'
@@ -28,20 +28,42 @@ class MetricsWriter:
     partial.write_text(''.join(line + '\n' for line in kept))
     partial.replace(path)
     self._file = path.open('a', buffering=1)
-    self._board = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
-    )
+    self._board = _tensorboard(folder / 'tensorboard', start_step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes one line; values are Python floats."""
     self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+    if self._board is None:
+      return
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
     """Flushes and closes both files."""
     self._file.close()
-    self._board.close()
+    if self._board is not None:
+      self._board.close()
+
+
+def _tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
+  """Opens a TensorBoard writer; without its package, says so and gives None.
+
+  Args:
+    folder: directory of the event files.
+    purge_step: step from which earlier events are void.
+  """
+  # Here and not above: an optional package, and slow to import.
+  try:
+    import tensorboardX
+  except ImportError:
+    sys.stderr.write(
+      'tensorboardX is not installed: metrics go to metrics.jsonl alone; pip '
+      'install tensorboardX for TensorBoard files\n'
+    )
+    return None
+  return tensorboardX.SummaryWriter(
+    str(folder), purge_step=purge_step, flush_secs=30
+  )
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[str]:
@@ -113,7 +135,7 @@ def _duration(seconds: float) -> str:
 
 
 def seconds(path: pathlib.Path) -> float:
-  """How long the run behind a log has trained, over all its sessions."""
+  """Seconds of training behind a log, over all its sessions."""
   total = last = 0.0
   for line in _lines_until(path, sys.maxsize):
     now = json.loads(line).get('seconds')

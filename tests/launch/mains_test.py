@@ -21,15 +21,6 @@ MAY_IMPORT = (
 )
 
 
-# Other functions of a command, and why they are there.
-ALLOWED = {
-  # The import of published weights, which moves into the library by itself.
-  'convert': {'import_network', 'export', 'summary', 'listing'},
-  'import_generator': {'build', 'identify', 'configure'},
-  'import_softvq': {'configure'},
-}
-
-
 def _tree(main: str) -> ast.Module:
   return ast.parse((ROOT / 'launch' / f'{main}.py').read_text())
 
@@ -61,14 +52,12 @@ def _imported_parts(tree: ast.Module) -> set[str]:
 @pytest.mark.parametrize('main', MAINS)
 def test_a_main_has_no_function_that_a_library_user_would_want(main):
   names = _public_names(_tree(main))
-  assert {'main'} <= names <= {'main', *ALLOWED.get(main, ())}
+  assert names == {'main'}
 
 
 @pytest.mark.parametrize('main', MAINS)
 def test_a_main_imports_the_library_and_no_other_main(main):
-  # With their functions their networks will go.
-  extra = {'models'} if ALLOWED.get(main) else set()
-  assert _imported_parts(_tree(main)) <= {'launch.cli', *MAY_IMPORT, *extra}
+  assert _imported_parts(_tree(main)) <= {'launch.cli', *MAY_IMPORT}
 
 
 def test_a_wrong_main_would_be_seen():

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import sys
 
 import pytest
 
@@ -69,3 +70,13 @@ def test_progress_on_a_plain_output(capsys, step):
   start = f'tokenizer: step {step}/10  loss 0.5  images/s 7.0  left 0:00:'
   assert lines[0].startswith(start)
   assert lines[1:] == ['tokenizer: saved']
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  _write(tmp_path, 0, [(1, {'loss': 0.5})])
+  assert _read(tmp_path) == [{'step': 1, 'loss': 0.5}]
+  assert not (tmp_path / 'tensorboard').exists()
+  shown = capsys.readouterr().err
+  assert shown.count('\n') == 1
+  assert 'tensorboardX is not installed' in shown
