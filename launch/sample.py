@@ -14,6 +14,7 @@ again.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -114,7 +115,9 @@ def main() -> None:
 
 def _settings(configured: inference.Sampling) -> list[inference.Sampling]:
   """The settings of the flags, in place of the configured ones."""
-  changes = {f.name: f.value for f in _NUMBERS if f.value is not None}
+  changes: dict[str, Any] = {
+    f.name: f.value for f in _NUMBERS if f.value is not None
+  }
   if _SAMPLER.present:
     changes['sampler'] = _SAMPLER.value
   base = dataclasses.replace(configured, **changes)

@@ -60,15 +60,18 @@ class Stage(Protocol):
   """A training, built from a configuration and ready to run.
 
   Attributes:
-    task: its losses, groups and frozen networks.
     model_fields: the fields of its model, complete, for config.json.
     meta: what is saved beside every checkpoint; a run that continues must have
       the same.
   """
 
-  task: Task
   model_fields: dict[str, Any]
   meta: dict[str, Any]
+
+  @property
+  def task(self) -> Task:
+    """Its losses, groups and frozen networks."""
+    ...
 
   def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
     """The state that training begins with, from a freshly initialised one."""

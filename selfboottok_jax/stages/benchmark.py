@@ -235,7 +235,7 @@ def _record(
     'tflops_per_second': per_second / 1e12,
     'mfu': peak and per_second / (peak * mesh.size),
     'mfu_of': peak and f'{peak / 1e12:.0f} TFLOP/s, dense bfloat16',
-    'step_memory_bytes': card.memory.total,
+    'step_memory_bytes': card.memory and card.memory.total,
     'peak_memory_bytes': memory,
     'peak_memory_of': memory_of,
   }

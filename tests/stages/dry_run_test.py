@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from selfboottok_jax import errors
 from selfboottok_jax.stages import dry_run
@@ -39,6 +40,6 @@ def test_shapes_become_numbers_and_numbers_stay():
     'array': np.arange(3.0, dtype=np.float32),
   }
   placed = dry_run.materialise(tree, sharding.make_mesh(4, 2))
-  assert placed['shape'].sharding.spec == ('fsdp',)
+  assert placed['shape'].sharding.spec == P('fsdp')
   assert 0.015 < float(np.std(placed['shape'])) < 0.025
   np.testing.assert_array_equal(placed['array'], tree['array'])
