@@ -1,4 +1,4 @@
-"""What to score a run on; empty values are those of its training."""
+"""Settings of a scoring; empty values are those of the training."""
 
 import ml_collections
 

@@ -47,7 +47,7 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
 
 
 def photos64(config: ml_collections.ConfigDict) -> None:
-  """As the quickstart, longer."""
+  """The quickstart with more steps, for photographs of 64 pixels."""
   quickstart(config)
   config.train.steps = 3_000
   config.loss.adversarial = 0.005

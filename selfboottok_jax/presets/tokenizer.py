@@ -40,7 +40,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
 
 
 def quickstart(config: ml_collections.ConfigDict) -> None:
-  """What two CPU cores learn in minutes: built-in scenes of 32 pixels."""
+  """Learns built-in scenes of 32 pixels in minutes on two CPU cores."""
   small(config)
   config.data.source = 'procedural'
   config.data.image_size = 32
@@ -92,7 +92,7 @@ def small(config: ml_collections.ConfigDict) -> None:
 
 
 def photos64_mobilenet(config: ml_collections.ConfigDict) -> None:
-  """As photos64, on features of ImageNet: MobileNetV2 and LPIPS (squeeze).
+  """photos64 with features of ImageNet: MobileNetV2 and LPIPS (squeeze).
 
   Their files are to be named, as --config.networks.repa_global=
   mobilenet_v2:FILE, or laid into the cache, see `pretrained.store`.

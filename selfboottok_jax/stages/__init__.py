@@ -20,7 +20,7 @@ from selfboottok_jax.training import state as state_lib
 
 @runtime_checkable
 class Task(Protocol):
-  """What is trained and on what loss.
+  """The losses of a training, and the parameters that each one updates.
 
   A task names its groups of parameters in the order of their updates, each with
   its loss; `training.state` takes the gradients and applies the updates.

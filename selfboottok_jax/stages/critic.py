@@ -115,7 +115,7 @@ class Critic:
     key: Any,
     strength: diffaug.Strength,
   ) -> tuple[Float[Array, 'b *n'], dict[str, PyTree]]:
-    """As `judge`, of augmented images."""
+    """Judges images that are augmented first; see `judge`."""
     view_key, draw_key = jax.random.split(key)
     if strength.probability:
       draws = diffaug.draw(draw_key, images.shape, strength)

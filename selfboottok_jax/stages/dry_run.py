@@ -1,4 +1,4 @@
-"""What a training would cost, before it costs anything."""
+"""Memory and arithmetic of a training, from shapes alone, before it runs."""
 
 import copy
 import dataclasses

@@ -122,11 +122,11 @@ def encode_dataset(
       rates = _write_all(config, encoder, sources, out, index, share, measure)
   if is_first:
     for split, written in pending.items():
-      told = index.splits[split]
+      part = index.splits[split]
       codes = token_cache_writer.finish(out, index, split)
       say(
-        f'{split}: {told.count:,} images, {len(written)} of {told.shards} '
-        f'shards are new, {_size(told.count * index.record_bytes)}; codes have '
+        f'{split}: {part.count:,} images, {len(written)} of {part.shards} '
+        f'shards are new, {_size(part.count * index.record_bytes)}; codes have '
         f'mean {codes.mean:.4f} and deviation {codes.std:.4f}'
       )
     if rates:

@@ -1,4 +1,4 @@
-"""What a generator learns from an image, computed by frozen networks.
+"""Frozen networks that turn an image into the inputs of a generator.
 
 Images become the codes that it models and, with a teacher, the class vector
 that is entangled with them (REG) and the targets of its alignment (REPA). The

@@ -1,4 +1,4 @@
-"""How a state starts: from another run, or its encoder from DINOv2.
+"""Initial states from another run, or with an encoder from DINOv2.
 
 DINOv2 without registers is the paper's stabiliser of stage 1. Its weights are
 resampled once to the patches and the grid of the model. They belong to a
