@@ -1,4 +1,7 @@
-"""Modules: parameters and nothing else; no config, no losses, no files.
+"""Neural networks as flax modules.
+
+They hold parameters and nothing else: they know no configuration file, no loss
+and no disk.
 
 Axis letters, here and in every shape annotation:
 

@@ -1,4 +1,7 @@
-"""Local tokens from global ones: the 1D MLP and the 2D causal transformer."""
+"""Aligners, which predict local tokens from global ones.
+
+There are two: a token-wise MLP (1D) and a causal transformer (2D).
+"""
 
 import functools
 
@@ -10,10 +13,15 @@ from selfboottok_jax.models import layers, transformer
 
 
 class Projector(nn.Module):
-  """Token-wise Linear-SiLU-Linear-SiLU-Linear to `features` channels.
+  """Maps each token to `features` channels by a three-layer MLP with SiLU.
 
   It is the local 1D aligner of Eq. (8), and the head that carries tokens to a
-  teacher's width in Eq. (6) and (7). Output is float32.
+  teacher's width in Eq. (6) and (7).
+
+  Attributes:
+    features: width of the output (f), which is float32.
+    width: of the two hidden layers.
+    dtype: type of the hidden layers; parameters are float32.
   """
 
   features: int
@@ -24,16 +32,26 @@ class Projector(nn.Module):
   def __call__(self, z: Float[Array, 'b k e']) -> Float[Array, 'b k f']:
     x = nn.silu(layers.dense(self.width, self.dtype, name='layer0')(z))
     x = nn.silu(layers.dense(self.width, self.dtype, name='layer1')(x))
+    # Quantisers and losses read the result, and both need more than bfloat16.
     return layers.dense(self.features, 'float32', name='layer2')(x)
 
 
 class Local2D(nn.Module):
-  """Eq. (9): local tokens read at queries behind a prefix of global tokens.
+  """Predicts local tokens at queries behind a prefix of global tokens, Eq. (9).
 
-  One parallel pass: the sequence is [global tokens, fully visible; learned
-  queries], the mask is prefix-causal (`causal`, Table 3's "C") or lets the
-  queries see each other both ways. No per-position target exists that could be
-  fed back, so nothing is decoded step by step.
+  The sequence is [global tokens, learned queries]. Global tokens are visible to
+  all positions. It is one parallel pass: no position has a target that could
+  be fed back, so nothing is decoded step by step.
+
+  Attributes:
+    width: of the transformer.
+    depth: number of blocks.
+    heads: attention heads, a divisor of `width`.
+    causal: queries see only earlier queries (Table 3, "C"), instead of all.
+    attention: implementation, see `layers.Attention`.
+    remat: recompute blocks in the backward pass.
+    unroll: blocks per iteration of the compiled loop.
+    dtype: of the blocks' computation; parameters and output are float32.
   """
 
   width: int
@@ -53,6 +71,8 @@ class Local2D(nn.Module):
     x = x + layers.position_table(self, 'prefix_positions', positions).astype(
       self.dtype
     )
+    # Prefix and queries start with the same table, so query i begins at the
+    # position of global token i; each then learns a table of its own.
     queries = self.param(
       'queries', nn.initializers.normal(0.02), (1, k, self.width)
     ) + layers.position_table(self, 'query_positions', positions)
@@ -68,5 +88,6 @@ class Local2D(nn.Module):
     x = transformer.Stack(
       block, self.depth, self.remat, self.unroll, name='blocks'
     )(x, mask)
+    # The prefix has served its purpose; only the queries are read.
     x = layers.layer_norm(self.dtype, name='norm')(x[:, k:])
     return layers.dense(e, 'float32', name='to_code')(x)

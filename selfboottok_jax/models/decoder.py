@@ -13,11 +13,13 @@ FUSIONS = ('residual', 'concat')
 
 
 class Fusion(nn.Module):
-  """Eq. (11): a weighted sum of the groups, or their concatenation.
+  """Fuses token groups by a weighted sum or by concatenation, Eq. (11).
 
-  The sum's weights are learned scalars that add up to 1: all but the last
-  group's are parameters, which start at (1, 0, ...), so that a fresh model is
-  its global tokens alone.
+  The weights of the sum are learned scalars that add up to 1. They start at
+  (1, 0, ...), so that a fresh model decodes its global tokens alone.
+
+  Attributes:
+    mode: 'residual' for the sum (m = k), 'concat' for m = k * groups tokens.
   """
 
   mode: str = 'residual'
@@ -30,6 +32,7 @@ class Fusion(nn.Module):
       return jnp.concatenate(list(groups), axis=1)
     if len(groups) == 1:
       return groups[0]
+    # The last weight is what is left to 1, so it needs no parameter.
     start = [1.0] + [0.0] * (len(groups) - 2)
     weights = self.param('weights', lambda _: jnp.asarray(start))
     weights = jnp.append(weights, 1 - jnp.sum(weights))
@@ -37,9 +40,11 @@ class Fusion(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-  """Self-attention, gated cross-attention to each context, MLP.
+  """Applies gated cross-attention to each context, then a plain ViT block.
 
-  Gates are scalars that start at 0: a fresh block is a plain ViT block.
+  Gates are learned scalars that start at 0, so that a fresh block is the ViT
+  block alone. `keep` has a 0 for each image that must not read a context, and
+  a 1 for the others. Fields are those of `transformer.Block`.
   """
 
   heads: int
@@ -66,6 +71,7 @@ class DecoderBlock(nn.Module):
       branch = attend(
         layers.layer_norm(self.dtype, name=f'cross_norm{i}')(x), context
       )
+      # The product is taken in float32; the cast keeps the stream's type.
       x = x + branch * (gate * kept).astype(self.dtype)[:, None, None]
     return transformer.Block(
       self.heads,
@@ -78,10 +84,26 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Eq. (10): [cls | mask tokens] ++ [fused tokens] -> pixels in [-1, 1].
+  """Decodes fused tokens to pixels with a ViT, Eq. (10).
 
-  Local groups enter a second time, by gated cross-attention in every block,
-  each through its own projection. The output is linear and may overshoot.
+  The sequence is [cls, one mask token per patch, fused tokens]; pixels are read
+  at the mask tokens. Local groups enter a second time, by gated cross-attention
+  in every block, each through its own projection.
+
+  The output is made for [-1, 1], but it is linear and may overshoot.
+
+  Attributes:
+    image_size: side of the square output, a multiple of `patch_size`.
+    patch_size: side of a patch in pixels.
+    width: of the transformer, a multiple of 4.
+    depth: number of blocks.
+    heads: attention heads, a divisor of `width`.
+    mlp_ratio: hidden width of the MLPs over `width`.
+    layer_scale: initial gain of residual branches; 0 leaves the gains out.
+    attention: implementation, see `layers.Attention`.
+    remat: recompute blocks in the backward pass.
+    unroll: blocks per iteration of the compiled loop.
+    dtype: of the blocks' computation; parameters and pixels are float32.
   """
 
   image_size: int
@@ -106,14 +128,16 @@ class Decoder(nn.Module):
     b, m, _ = fused.shape
     side = self.image_size // self.patch_size
     normal = nn.initializers.normal(0.02)
+    # One vector for all patches: their positions alone tell them apart.
     mask_token = self.param('mask_token', normal, (1, 1, self.width))
     patches = mask_token + layers.position_table(
       self, 'patch_positions', layers.sincos_2d(side, self.width)
     )
     cls = self.param('cls', normal, (1, 1, self.width))
     start = jnp.concatenate([cls, patches], axis=1).astype(self.dtype)
-    # Codes lie in the unit ball. Unit weights bring them to the size of the
-    # position tables; Xavier's would leave them a tenth of it, unheard.
+    # Codes lie in the unit ball. Weights of unit variance bring them to the
+    # size of the position tables; Xavier's would leave them at a tenth of it,
+    # and attention would hardly notice them.
     embed = functools.partial(
       nn.Dense,
       self.width,
@@ -122,6 +146,7 @@ class Decoder(nn.Module):
     )
     token_positions = self.param('token_positions', normal, (1, m, self.width))
     tokens = embed(name='from_code')(fused) + token_positions.astype(self.dtype)
+    # Everything before the codes is the same for all images.
     x = jnp.concatenate(
       [jnp.broadcast_to(start, (b, *start.shape[1:])), tokens], axis=1
     )
@@ -139,8 +164,10 @@ class Decoder(nn.Module):
     x = transformer.Stack(
       block, self.depth, self.remat, self.unroll, name='blocks'
     )(x, projected, tuple(keep))
+    # Drop cls and the codes; cross-attention and the blocks have read them.
     x = layers.layer_norm(self.dtype, name='norm')(x[:, 1 : 1 + side**2])
-    # For whoever asks: the adaptive weight of the adversarial term does.
+    # The adaptive weight of the adversarial loss needs the input of the last
+    # layer. Sowing costs nothing where no caller collects it.
     self.sow('intermediates', 'features', x)
     pixels = layers.dense(self.patch_size**2 * 3, 'float32', name='to_pixels')(
       x

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from selfboottok_jax import errors
 from selfboottok_jax.models import layers
 
-# The collection; pass it as `mutable` where `train` is True.
+# Name of the variable collection; pass it as `mutable` where `train` is True.
 NORMS = 'norms'
-# Of the leaky ReLUs.
+# Slope of every leaky ReLU below zero, as in StyleGAN.
 SLOPE = 0.2
 # [1, 3, 3, 1] / 8, the low-pass filter of StyleGAN.
 BLUR = (0.125, 0.375, 0.375, 0.125)
@@ -47,11 +47,13 @@ class SpectralNorm(nn.Module):
   def __call__(
     self, kernel: Float[Array, '*s o'], *, train: bool = False
   ) -> Float[Array, '*s o']:
+    # All axes but the outputs' are inputs, as torch reads a convolution.
     matrix = kernel.reshape(-1, kernel.shape[-1])
     v, u = (
       self.variable(NORMS, name, self._random_unit, size)
       for name, size in zip('vu', matrix.shape, strict=True)
     )
+    # Initialisation only creates the variables; it is no training step.
     if train and not self.is_initializing():
       fixed = jax.lax.stop_gradient(matrix)
       v.value = _unit(_product(fixed, u.value))
@@ -60,17 +62,18 @@ class SpectralNorm(nn.Module):
     return kernel / jnp.vdot(_product(v.value, matrix), u.value)
 
   def _random_unit(self, size: int) -> Float[Array, ' n']:
+    """Draws a vector of length 1 to start the power iteration from."""
     return _unit(jax.random.normal(self.make_rng('params'), (size,)))
 
 
 class BatchNorm(nn.Module):
-  """Zero mean and unit variance per channel over a batch, then an affine map.
+  """Normalises each channel over the batch, then applies an affine map.
 
   Attributes:
-    momentum: share of the newest batch in the running statistics, which a
-      forward outside of training normalises with.
+    momentum: share of the newest batch in the running statistics, which are
+      used outside of training.
     epsilon: added to the variance.
-    dtype: of the result; statistics are float32.
+    dtype: type of the result; statistics are float32.
   """
 
   momentum: float = 0.1
@@ -86,9 +89,11 @@ class BatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (width,))
     mean = self.variable(NORMS, 'mean', jnp.zeros, (width,))
     variance = self.variable(NORMS, 'variance', jnp.ones, (width,))
+    # The variance of many bfloat16 values is lost in their rounding.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def along(channels: Float[Array, ' d']) -> Float[Array, '... d']:
+      # Explicit axes: JAX may be set to refuse adding arrays of other ranks.
       return jnp.expand_dims(channels, axes)
 
     if not train:
@@ -108,12 +113,14 @@ class BatchNorm(nn.Module):
     return (normal + along(bias)).astype(self.dtype)
 
   def _follow(self, running: nn.Variable, new: Float[Array, ' d']) -> None:
+    """Moves a running statistic towards the newest batch's."""
+    # Running statistics take no part in the gradient.
     new = jax.lax.stop_gradient(new)
     running.value += self.momentum * (new - running.value)
 
 
 class SpectralConv(nn.Module):
-  """A convolution along circular positions, its kernel of unit spectral norm.
+  """A circular 1D convolution whose kernel has unit spectral norm.
 
   Attributes:
     features: channels of the result.
@@ -136,6 +143,7 @@ class SpectralConv(nn.Module):
     kernel = SpectralNorm(name='spectral')(kernel, train=train)
     x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
     around = self.size // 2
+    # Wrapping keeps the length, and shows no artificial zeros to the kernel.
     x = jnp.pad(x, ((0, 0), (around, around), (0, 0)), mode='wrap')
     x = jax.lax.conv_general_dilated(
       x, kernel, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
@@ -144,7 +152,7 @@ class SpectralConv(nn.Module):
 
 
 class Layer(nn.Module):
-  """Convolution to the same number of channels, batch norm, leaky ReLU."""
+  """Convolution, batch norm, leaky ReLU; the number of channels stays."""
 
   size: int = 1
   dtype: str = 'float32'
@@ -159,7 +167,7 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-  """One logit per position, from its neighbourhood in raster order.
+  """Computes one logit per patch from its neighbours in raster order.
 
   Attributes:
     kernel: positions that the second convolution sees, an odd number.
@@ -175,14 +183,14 @@ class Head(nn.Module):
   ) -> Float[Array, 'b n']:
     x = Layer(1, self.dtype, name='embed')(x, train=train)
     around = Layer(self.kernel, self.dtype, name='around')(x, train=train)
-    # A sum of two terms of unit variance, back at unit variance.
+    # The sum of two terms of unit variance, scaled back to unit variance.
     x = (x + around) * math.sqrt(0.5)
-    # Losses take differences of logits: bfloat16 would leave two digits.
+    # Losses take differences of logits; bfloat16 would keep two digits.
     return SpectralConv(1, name='logit')(x, train=train)[..., 0]
 
 
 class DinoDiscriminator(nn.Module):
-  """Small trained heads on the activations of a frozen DINO transformer.
+  """Judges images by small heads on the activations of a frozen DINO trunk.
 
   The design of StyleGAN-T (Sauer et al., 2023). The frozen trunk
   (`pretrained.dino`) knows images already, so heads learn fast and can be
@@ -209,10 +217,10 @@ class DinoDiscriminator(nn.Module):
   def __call__(
     self, activations: Sequence[Float[Array, 'b n d']], *, train: bool = False
   ) -> Float[Array, 'b m']:
-    """Logits, high for real and low for fake, one head after the other.
+    """Returns logits, high for real and low for fake, head after head.
 
     Args:
-      activations: of the trunk, from its input up.
+      activations: outputs of the trunk's depths, the shallowest first.
       train: normalise with the batch's own statistics, and update NORMS.
 
     Raises:
@@ -229,13 +237,14 @@ class DinoDiscriminator(nn.Module):
 def blur(
   x: Float[Array, 'b h w c'], *, padding: int, stride: int = 1
 ) -> Float[Array, 'b p q c']:
-  """Low-pass filters with [1, 3, 3, 1] / 8 along both axes.
+  """Blurs images with the low-pass filter [1, 3, 3, 1] / 8 along both axes.
 
-  Zero padding on all sides; each side of the result has
-  floor((side + 2 padding - 4) / stride) + 1 pixels. A stride straight after it
-  no longer folds high frequencies into low ones.
+  The image is padded with zeros on all sides; each side of the result has
+  floor((side + 2 padding - 4) / stride) + 1 pixels. Filtering before a stride
+  keeps high frequencies from folding into low ones.
   """
-  # Shifted sums: a grouped convolution of one channel each is slow on CPU.
+  # Sums of shifted images: a grouped convolution of one channel each, the usual
+  # way, is slow on CPU. The filter is separable, so two passes of 4 taps do.
   for axis in (1, 2):
     pad = [(0, 0)] * 4
     pad[axis] = (padding, padding)
@@ -246,6 +255,7 @@ def blur(
       * jax.lax.slice_in_dim(padded, shift, shift + size, stride, axis=axis)
       for shift, weight in enumerate(BLUR)
     ]
+    # Begin with an array: the integer 0 of a plain sum is one more addition.
     x = sum(shifted[1:], shifted[0])
   return x
 
@@ -253,10 +263,12 @@ def blur(
 def minibatch_deviation(
   x: Float[Array, 'b h w c'], group: int
 ) -> Float[Array, 'b h w 1']:
-  """Mean standard deviation among the images of a group, as an extra channel.
+  """Returns the mean standard deviation within groups of images, as a channel.
 
-  Groups have gcd(b, group) members. Give real and fake images in separate
-  batches, or in halves of a multiple of `group`, lest a group mix them.
+  It lets a discriminator notice that fakes are too much alike (Karras et al.,
+  2018). Groups have gcd(b, group) members. Pass real and fake images in
+  separate batches, or in halves of a multiple of `group`: a group must not mix
+  them.
   """
   b, h, w, c = x.shape
   members = math.gcd(b, group)
@@ -271,9 +283,9 @@ def minibatch_deviation(
 
 
 class DownBlock(nn.Module):
-  """Halves the grid: two 3x3 convolutions beside a 1x1 one, over sqrt 2.
+  """Halves the grid with a residual block: two 3x3 convolutions, a 1x1 skip.
 
-  A blur stands before every stride, against aliasing.
+  A blur precedes every stride, against aliasing.
   """
 
   features: int
@@ -286,26 +298,25 @@ class DownBlock(nn.Module):
       skip
     )
     x = _conv(x.shape[-1], 3, self.dtype, name='first', padding=1)(x)
-    # Padding 2 here and none in the strided convolution: the same grid as skip.
+    # Padding 2 here and none in the strided convolution give the skip's grid.
     x = blur(nn.leaky_relu(x, SLOPE), padding=2)
     x = _conv(self.features, 3, self.dtype, name='second', stride=2)(x)
     return (nn.leaky_relu(x, SLOPE) + skip) * math.sqrt(0.5)
 
 
 class StyleGanDiscriminator(nn.Module):
-  """One logit per image: the paper's "StyleGAN-like" discriminator.
+  """The paper's "StyleGAN-like" discriminator, with one logit per image.
 
-  Trained from scratch. Kept of that family: residual blocks that halve the
-  grid, a blur before every stride, leaky ReLU, the standard deviation of a
-  minibatch as a feature, no batch norm. Left out: equalised learning rates.
-  Those are made for Adam at 2e-3; here the discriminator shares the tokenizer's
-  1e-4, at which weights of unit size would barely move, so weights are plain He
-  normals.
+  It is trained from scratch. It has residual blocks that halve the grid, a blur
+  before every stride, leaky ReLUs, the standard deviation of a minibatch as a
+  feature and no batch norm. It lacks StyleGAN's equalised learning rates: those
+  are made for Adam at 2e-3, and at the tokenizer's 1e-4, which it shares,
+  weights of unit size would barely move. Weights start as plain He normals.
 
   Attributes:
     width: channels at full resolution; doubled by every block. 64 for images
       of 256 pixels, 16 for 32 pixels on a CPU.
-    max_width: bound of the channels.
+    max_width: largest number of channels.
     min_resolution: halve while the shorter side stays at least this long.
     group: size of the minibatch groups; see `minibatch_deviation`.
     dtype: of the convolutions; parameters and logits are float32.
@@ -346,6 +357,7 @@ class StyleGanDiscriminator(nn.Module):
       features = min(self.width * 2 ** (i + 1), self.max_width)
       x = DownBlock(features, self.dtype, name=f'block_{i}')(x)
     x = jnp.concatenate([x, minibatch_deviation(x, self.group)], axis=-1)
+    # Mix the extra channel in, back to the number of channels before it.
     x = _conv(x.shape[-1] - 1, 3, self.dtype, name='mix', padding=1)(x)
     x = nn.leaky_relu(x, SLOPE).reshape(x.shape[0], -1)
     x = nn.Dense(
@@ -354,11 +366,12 @@ class StyleGanDiscriminator(nn.Module):
       kernel_init=_HE_NORMAL,
       name='hidden',
     )(x)
-    # Losses take differences of logits: bfloat16 would leave two digits.
+    # Losses take differences of logits; bfloat16 would keep two digits.
     x = nn.leaky_relu(x, SLOPE).astype(jnp.float32)
     return nn.Dense(1, name='logit')(x)[:, 0]
 
   def _num_blocks(self, height: int, width: int) -> int:
+    """Returns how often the grid is halved; ConfigError if it cannot be."""
     shorter = min(height, width)
     if shorter < self.min_resolution:
       raise errors.ConfigError(
@@ -398,6 +411,7 @@ def _conv(
 
 
 def _unit(x: Float[Array, ' n']) -> Float[Array, ' n']:
+  # The bound is that of torch's `normalize`, against a division by zero.
   return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
 
 

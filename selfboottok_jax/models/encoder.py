@@ -1,4 +1,4 @@
-"""Image to global tokens: a ViT read out at learned latent queries."""
+"""The encoder from images to global tokens, a ViT with latent queries."""
 
 import functools
 
@@ -10,11 +10,24 @@ from selfboottok_jax.models import layers, transformer
 
 
 class Encoder(nn.Module):
-  """[cls | patches] ++ [latent queries] through one ViT; the queries are read.
+  """Encodes images in [-1, 1] to global tokens z_G with a ViT.
 
-  Input is [-1, 1]; output z_G is [b, num_tokens, token_dim] in float32. The
-  learned positions of the patches start at the 2D sin-cos table, which a short
-  training cannot discover.
+  The sequence is [cls, patches, latent queries]; tokens are read at the
+  queries, k = num_tokens of e = token_dim numbers each, in float32.
+
+  Attributes:
+    patch_size: side of a patch in pixels, a divisor of the image's side.
+    num_tokens: tokens per image.
+    token_dim: numbers per token.
+    width: of the transformer, a multiple of 4.
+    depth: number of blocks.
+    heads: attention heads, a divisor of `width`.
+    mlp_ratio: hidden width of the MLPs over `width`.
+    layer_scale: initial gain of residual branches; 0 leaves the gains out.
+    attention: implementation, see `layers.Attention`.
+    remat: recompute blocks in the backward pass.
+    unroll: blocks per iteration of the compiled loop.
+    dtype: of the blocks' computation; parameters and tokens are float32.
   """
 
   patch_size: int
@@ -36,13 +49,15 @@ class Encoder(nn.Module):
     side = images.shape[1] // self.patch_size
     x = layers.patchify(images.astype(self.dtype), self.patch_size)
     x = layers.dense(self.width, self.dtype, name='patch_embed')(x)
+    # Learned, but from the 2D sin-cos table: a short training cannot discover
+    # the geometry of the grid.
     x = x + layers.position_table(
       self, 'patch_positions', layers.sincos_2d(side, self.width)
     ).astype(self.dtype)
     normal = nn.initializers.normal(0.02)
     cls = self.param('cls', normal, (1, 1, self.width))
-    # Small beside what attention writes over them: large fixed tables make the
-    # codes of all images alike, and a short training does not get past that.
+    # Small, so that what attention adds to them dominates. Large fixed tables
+    # make the codes of all images alike, which a short training cannot undo.
     queries = self.param(
       'latent_queries', normal, (1, self.num_tokens, self.width)
     )
@@ -68,5 +83,5 @@ class Encoder(nn.Module):
       block, self.depth, self.remat, self.unroll, name='blocks'
     )(x)
     x = layers.layer_norm(self.dtype, name='norm')(x[:, -self.num_tokens :])
-    # The codes live in float32: their softmax is taken at temperature 0.07.
+    # The codes are float32: their softmax is taken at temperature 0.07.
     return layers.dense(self.token_dim, 'float32', name='to_code')(x)

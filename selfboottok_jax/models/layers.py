@@ -1,6 +1,8 @@
-"""The parts that every transformer here is made of."""
+"""Building blocks shared by every transformer in this package."""
 
 import functools
+from collections.abc import Callable
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
@@ -9,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 LAYER_NORM_EPSILON = 1e-6
-# What fields called `attention` and `dtype` may be.
+# Accepted values of every module field called `attention` or `dtype`.
 ATTENTIONS = ('xla', 'cudnn')
 DTYPES = ('float32', 'bfloat16')
-GELUS = {
+# Released checkpoints differ in which of the two they were trained with.
+GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'exact': lambda x: nn.gelu(x, approximate=False),
   'tanh': lambda x: nn.gelu(x, approximate=True),
 }
@@ -21,9 +24,14 @@ GELUS = {
 def patchify(
   images: Float[Array, 'b h w c'], patch_size: int
 ) -> Float[Array, 'b n f']:
-  """Cuts images into raster-ordered patches, each flattened as (p, q, c)."""
+  """Cuts images into patches in raster order.
+
+  Each patch is flattened row by row, channels last: f = patch_size ** 2 * c.
+  """
   b, h, w, c = images.shape
   rows, columns = h // patch_size, w // patch_size
+  # Split each image axis into (patch, pixel within it), then bring the two
+  # patch axes together: that is raster order.
   x = images.reshape(b, rows, patch_size, columns, patch_size, c)
   x = x.transpose(0, 1, 3, 2, 4, 5)
   return x.reshape(b, rows * columns, patch_size * patch_size * c)
@@ -32,43 +40,50 @@ def patchify(
 def unpatchify(
   patches: Float[Array, 'b n f'], patch_size: int
 ) -> Float[Array, 'b h w c']:
-  """Inverse of `patchify` for square images."""
+  """Reassembles square images from patches; the inverse of `patchify`."""
   b, n, f = patches.shape
   side = round(n**0.5)
   channels = f // patch_size**2
+  # Swapping axes 2 and 3 undoes itself, so this is the transpose of `patchify`.
   x = patches.reshape(b, side, side, patch_size, patch_size, channels)
   x = x.transpose(0, 1, 3, 2, 4, 5)
   return x.reshape(b, side * patch_size, side * patch_size, channels)
 
 
 def sincos_1d(length: int, width: int) -> Float[np.ndarray, 'k d']:
-  """Fixed 1D positions: sines in even columns, cosines in odd ones."""
-  # The angles are rounded to float32, as they are in the usual torch code whose
-  # tables lie in checkpoints: it tells in the sixth digit.
+  """Returns a fixed 1D position table: sines in even columns, cosines in odd.
+
+  This is the encoding of Vaswani et al. (2017), with periods up to 10000.
+  """
+  # The angles are rounded to float32, as in the usual torch code whose tables
+  # are stored in checkpoints; float64 angles differ in the sixth digit.
   exponent = np.arange(0, width, 2, dtype=np.float32)
   exponent = exponent * np.float32(-np.log(10000.0) / width)
   frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
   angle = np.arange(length, dtype=np.float32)[:, None] * frequency
   table = np.zeros((length, width))
   table[:, 0::2] = np.sin(angle)
+  # With an odd `width` there is one cosine column fewer than angles.
   table[:, 1::2] = np.cos(angle)[:, : width // 2]
   return table.astype(np.float32)
 
 
 def sincos_2d(side: int, width: int) -> Float[np.ndarray, 'n d']:
-  """Fixed 2D positions of a square grid in raster order.
+  """Returns a fixed 2D position table of a square grid, in raster order.
 
-  The first half of the columns tells the column of the patch, the second half
-  its row; each half is sines, then cosines (the table of MAE and DiT). `width`
-  is a multiple of 4.
+  The first half of the features encodes the column of a patch and the second
+  half its row; each half is sines, then cosines, as in MAE and DiT. `width`
+  must be a multiple of 4.
   """
+  # Half of the features per axis, and half of those for the sines.
   frequency = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4.0))
 
-  def encode(position):
+  def encode(position: np.ndarray) -> np.ndarray:
     angle = position.reshape(-1, 1) * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
   row, column = np.meshgrid(np.arange(side), np.arange(side), indexing='ij')
+  # MAE's meshgrid returns columns before rows, and its table follows it.
   table = np.concatenate([encode(column), encode(row)], axis=1)
   return table.astype(np.float32)
 
@@ -76,12 +91,18 @@ def sincos_2d(side: int, width: int) -> Float[np.ndarray, 'n d']:
 def rotary_angles(
   grid: tuple[int, ...], head_width: int
 ) -> Float[np.ndarray, 'n f']:
-  """Angles of `rotate` for a sequence (length,) or a grid (rows, columns).
+  """Returns the angles, in radians, that `rotate` turns each position by.
 
-  n positions in raster order, f = head_width / 2. Each axis has an equal share
-  of the columns, rows first. `head_width` is a multiple of twice the axes.
+  Args:
+    grid: a sequence (length,) or a grid (rows, columns).
+    head_width: features per attention head, a multiple of 2 * len(grid).
+
+  Returns:
+    One row per position in raster order, with f = head_width / 2 angles. Each
+    grid axis has an equal share of them, rows first.
   """
   share = head_width // len(grid)
+  # One frequency per pair of features, hence the step of 2.
   frequency = 1.0 / 10000 ** (np.arange(0, share, 2) / share)
   axes = np.meshgrid(*(np.arange(size) for size in grid), indexing='ij')
   angles = [axis.reshape(-1, 1) * frequency for axis in axes]
@@ -91,20 +112,24 @@ def rotary_angles(
 def position_table(
   module: nn.Module, name: str, initial: Float[np.ndarray, 'k d']
 ) -> Float[Array, '1 k d']:
-  """A learned table of positions that starts at `initial`."""
+  """Adds a parameter to `module`: a position table starting at `initial`."""
   return module.param(name, lambda _: jnp.asarray(initial)[None])
 
 
 def timestep_features(
   t: Float[Array, ' b'], width: int, max_period: float = 1e4
 ) -> Float[Array, 'b d']:
-  """Sinusoidal features of t, cosines then sines; t is not rescaled."""
+  """Encodes times sinusoidally, cosines then sines (DiT).
+
+  Times are not rescaled: DiT's run to 1000, those of a flow only to 1.
+  """
   half = width // 2
   frequency = jnp.exp(
     -jnp.log(max_period) * jnp.arange(half, dtype=t.dtype) / half
   )
   angle = t[:, None] * frequency[None]
   features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+  # An odd width leaves one column over, which stays zero.
   return jnp.pad(features, ((0, 0), (0, width - 2 * half)))
 
 
@@ -113,18 +138,21 @@ def modulate(
   shift: Float[Array, 'b d'],
   scale: Float[Array, 'b d'],
 ) -> Float[Array, 'b k d']:
-  """X (1 + scale) + shift, one shift and scale for all tokens of an image."""
+  """Returns x * (1 + scale) + shift, the same for all tokens of an image."""
+  # The 1 makes a zero-initialised modulation the identity.
   return x * (1 + scale[:, None]) + shift[:, None]
 
 
 def unit_rms(x: Float[Array, '*b e']) -> Float[Array, '*b e']:
   """Scales each vector to a root mean square of 1, in float32 or wider."""
+  # A sum of squares in bfloat16 would keep 8 bits. Promotion gives float32, or
+  # float64 where the caller computes in that.
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 def dense(features: int, dtype: str, name: str | None = None) -> nn.Dense:
-  """A Linear with Xavier-uniform weights and zero biases."""
+  """Returns a linear layer with Xavier-uniform weights and zero biases."""
   return nn.Dense(
     features,
     dtype=dtype,
@@ -134,12 +162,18 @@ def dense(features: int, dtype: str, name: str | None = None) -> nn.Dense:
 
 
 def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
-  """An affine LayerNorm whose statistics are float32 whatever `dtype` is."""
+  """Returns an affine LayerNorm; statistics are float32 for any `dtype`."""
   return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
 
 class Mlp(nn.Module):
-  """Linear, GELU, Linear."""
+  """The transformer MLP: Linear, GELU, Linear back to the width of x.
+
+  Attributes:
+    ratio: hidden width over that of x.
+    gelu: a key of GELUS.
+    dtype: type of the computation; parameters are float32.
+  """
 
   ratio: float = 4.0
   gelu: str = 'exact'
@@ -155,8 +189,8 @@ class Mlp(nn.Module):
 class SwiGlu(nn.Module):
   """The gated MLP SiLU(x W1) * (x W2), then a Linear (Shazeer, 2020).
 
-  Its hidden width is two thirds of `ratio` times that of x, so that it has as
-  many parameters as an `Mlp`.
+  Its hidden width is two thirds of `ratio` times that of x: three matrices
+  instead of two then have as many parameters as an `Mlp`.
   """
 
   ratio: float = 4.0
@@ -165,7 +199,9 @@ class SwiGlu(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b k d']) -> Float[Array, 'b k d']:
     width = x.shape[-1]
+    # Truncated, not rounded: released checkpoints have this width.
     hidden = int(2 / 3 * int(width * self.ratio))
+    # W1 and W2 in one matrix product, which keeps the accelerator busier.
     both = dense(2 * hidden, self.dtype, name='up')(x)
     gate, value = jnp.split(both, 2, axis=-1)
     return dense(width, self.dtype, name='down')(nn.silu(gate) * value)
@@ -174,10 +210,17 @@ class SwiGlu(nn.Module):
 class Attention(nn.Module):
   """Multi-head attention of x to itself, or to a context of any width.
 
-  `implementation` is one of jax.nn.dot_product_attention's: 'xla' anywhere,
-  'cudnn' on NVIDIA GPUs in 16-bit. The softmax is float32. `qk_norm` is '' or
-  one of HEAD_NORMS, of queries and keys, per head. With `angles` queries and
-  keys are turned by them, see `rotate`.
+  With `angles`, queries and keys are turned by them first (see `rotate`). The
+  softmax is computed in float32. `mask` is True where a query (row) may see a
+  key (column).
+
+  Attributes:
+    heads: number of heads, a divisor of the width of x.
+    qk_norm: norm of the queries and keys of each head, a key of HEAD_NORMS; ''
+      for none.
+    implementation: 'xla' runs anywhere, 'cudnn' on NVIDIA GPUs with a 16-bit
+      `dtype` (see jax.nn.dot_product_attention).
+    dtype: type of the computation; parameters are float32.
   """
 
   heads: int
@@ -196,12 +239,14 @@ class Attention(nn.Module):
   ) -> Float[Array, 'b k d']:
     width = x.shape[-1]
     if context is None:
+      # Fused projections: one large matrix product beats three small ones.
       qkv = dense(3 * width, self.dtype, name='qkv')(x)
       q, k, v = jnp.split(qkv, 3, axis=-1)
     else:
       q = dense(width, self.dtype, name='query')(x)
       kv = dense(2 * width, self.dtype, name='key_value')(context)
       k, v = jnp.split(kv, 2, axis=-1)
+    # [b, length, heads, head width], the layout that JAX's attention expects.
     q, k, v = (
       a.reshape(*a.shape[:2], self.heads, width // self.heads)
       for a in (q, k, v)
@@ -216,14 +261,16 @@ class Attention(nn.Module):
       q,
       k,
       v,
+      # One mask for all images and heads.
       mask=None if mask is None else mask[None, None],
-      implementation=self.implementation,
+      implementation=cast(Literal['xla', 'cudnn'], self.implementation),
     )
     return dense(width, self.dtype, name='out')(out.reshape(x.shape))
 
 
-# Affine, over the width of a head.
-HEAD_NORMS = {
+# Learned norms over the width of one head, shared by all heads. The epsilon of
+# 'layer' is torch's default, under which released checkpoints were trained.
+HEAD_NORMS: dict[str, Callable[..., nn.Module]] = {
   'layer': functools.partial(nn.LayerNorm, epsilon=1e-5),
   'rms': functools.partial(nn.RMSNorm, epsilon=LAYER_NORM_EPSILON),
 }
@@ -232,7 +279,12 @@ HEAD_NORMS = {
 def rotate(
   x: Float[Array, 'b k h d'], angles: Float[Array, 'k f']
 ) -> Float[Array, 'b k h d']:
-  """Turns neighbouring pairs of columns by one angle each, d = 2 f (RoPE)."""
+  """Rotates each pair of neighbouring features by one angle (RoPE).
+
+  d = 2 f. The product of a rotated query and key then depends on the difference
+  of their positions alone. Su et al. (2021).
+  """
+  # In float32: in bfloat16 the cosine of a small angle rounds to 1.
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
   cos, sin = (
     f(angles.astype(jnp.float32))[None, :, None] for f in (jnp.cos, jnp.sin)

@@ -1,12 +1,13 @@
 """SiT: the transformer that predicts the velocity of noisy tokens.
 
 With a class token it is REG (Wu et al., 2025): a frozen encoder's class vector
-is noised and denoised together with the tokens. With a projector it has what
-REPA (Yu et al., 2024) aligns: the tokens after some blocks, at the width of the
-encoder's patches.
+is noised and denoised together with the tokens. With a projector it offers what
+REPA (Yu et al., 2024) aligns with a frozen encoder: the tokens after some
+blocks, projected to the width of that encoder's patches.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -18,8 +19,10 @@ from jaxtyping import Array, Float, Int
 from selfboottok_jax import errors
 from selfboottok_jax.models import aligners, layers, transformer
 
+# Sinusoidal features of a time; part of the shapes in released checkpoints.
 _TIME_FEATURES = 256
-MLPS = {
+# Partial: SiT's 'gelu' is the tanh approximation, unlike the default of `Mlp`.
+MLPS: dict[str, Callable[..., nn.Module]] = {
   'gelu': functools.partial(layers.Mlp, gelu='tanh'),
   'swiglu': layers.SwiGlu,
 }
@@ -35,15 +38,15 @@ CHOICES = {
 
 @flax.struct.dataclass
 class SiTOutput:
-  """What the network says of noisy tokens, in float32.
+  """The network's predictions for noisy tokens, in float32.
 
   Attributes:
-    tokens: their velocity [b, k, e].
-    cls: that of the class token [b, c]; None without one.
-    aligned: the tokens at the width of the teacher's patches [b, k, a]; None
-      where they were not asked for.
-    aligned_cls: the class token at the width of the teacher's class vector
-      [b, c]; None as the others.
+    tokens: velocity of the tokens [b, k, e].
+    cls: velocity of the class token [b, c]; None without one.
+    aligned: hidden tokens at the width of the teacher's patches [b, k, a]; None
+      outside of training, or without alignment.
+    aligned_cls: hidden class token at the width of the teacher's class vector
+      [b, c]; None as `aligned`, or without a class token.
   """
 
   tokens: Float[Array, 'b k e']
@@ -85,44 +88,52 @@ class Modulated(nn.Module):
     )
     mlp = MLPS[self.mlp](self.mlp_ratio, dtype=self.dtype, name='mlp')
     norm = functools.partial(_norm, self.norm, self.dtype)
+    # One gate per image and channel, for all tokens alike.
     h = layers.modulate(norm('norm1')(x), shift1, scale1)
     x = x + gate1[:, None] * attend(h, angles=angles)
     h = layers.modulate(norm('norm2')(x), shift2, scale2)
     return x + gate2[:, None] * mlp(h)
 
-  def _modulation(self, condition):
+  def _modulation(
+    self, condition: Float[Array, 'b d']
+  ) -> Sequence[Float[Array, 'b d']]:
+    """Returns shift, scale and gate of the attention, then of the MLP."""
     if self.shift:
       return _modulation(condition, 6, self.dtype)
     scale1, gate1, scale2, gate2 = _modulation(condition, 4, self.dtype)
+    # Constant zeros, which XLA folds away: no parameters stand behind them.
     zero = jnp.zeros_like(gate1)
     return zero, scale1, gate1, zero, scale2, gate2
 
 
 class SiT(nn.Module):
-  """Velocity of noisy tokens at time t (0 data, 1 noise) for class labels.
+  """Predicts the velocity of noisy tokens at time t for class labels.
 
-  Labels are in [0, num_classes]; `num_classes` itself is the null label.
-  The last layers start at zero, hence so do the velocities.
+  Times run from 0 (data) to 1 (noise). Labels are in [0, num_classes];
+  `num_classes` itself is the null label of classifier-free guidance. The last
+  layers start at zero, hence so do the velocities.
 
   Attributes:
-    num_tokens: k.
-    token_dim: e.
-    num_classes: classes without the null label.
-    width: d; 384, 768, 1024 and 1152 in the S, B, L and XL of the paper.
+    num_tokens: tokens per image (k).
+    token_dim: numbers per token (e).
+    num_classes: classes, the null label not counted.
+    width: width of the transformer (d); 384, 768, 1024 and 1152 in the S, B, L
+      and XL of the paper.
     depth: number of blocks.
     heads: attention heads, a divisor of `width`.
     mlp_ratio: hidden width of the MLPs over d.
-    cls_dim: c, width of the class token; 0 has none.
-    align_dim: a, width of a teacher's patches; 0 aligns none.
+    cls_dim: width of the class token (c); 0 for a model without one.
+    align_dim: width of a teacher's patches (a); 0 for no alignment.
     align_depth: blocks after which tokens are aligned.
-    projector_width: of the MLP from d to a teacher's width.
-    positions: the fixed sin-cos table, '1d' or '2d', the raster order of a
-      square grid. The class token has none.
+    projector_width: hidden width of the MLP from d to a teacher's width.
+    positions: fixed sin-cos table of a sequence ('1d'), or of a square grid in
+      raster order ('2d'). The class token has no position.
     norm: 'layer' without parameters, or 'rms' with a gain; also of `qk_norm`.
     mlp: 'gelu' (tanh), or 'swiglu' of as many parameters.
-    qk_norm: affine norm of queries and keys, per head.
-    rope: turn queries and keys by their positions too, the class token's not.
-    shift: whether modulation shifts, besides scales and gates.
+    qk_norm: apply an affine norm to the queries and keys of each head.
+    rope: turn queries and keys by their positions too, but not those of the
+      class token.
+    shift: let the modulation shift, besides scaling and gating.
     label_dropout: rate at which training replaces labels by the null label.
     dtype: of the blocks' computation; parameters, time features and the
       velocity are float32.
@@ -155,7 +166,11 @@ class SiT(nn.Module):
   attention: str = 'xla'
 
   def check(self) -> None:
-    """Raises ConfigError for fields out of range or not fitting together."""
+    """Checks the fields alone and against each other.
+
+    Raises:
+      ConfigError: a field is out of range, or two do not fit together.
+    """
     for name, choices in CHOICES.items():
       errors.require_choice(f'model.{name}', getattr(self, name), choices)
     for name in (
@@ -174,21 +189,23 @@ class SiT(nn.Module):
     self._check_widths()
 
   def _check_widths(self) -> None:
-    """Raises ConfigError for a width that heads or positions cannot share."""
+    """Checks that heads and positions divide the width evenly.
+
+    Raises:
+      ConfigError: they do not.
+    """
     width, heads = f'model.width={self.width}', f'model.heads={self.heads}'
     if self.width % self.heads:
       raise errors.ConfigError(
         f'{width} does not divide by {heads}; change one of the two'
       )
     # A rotation turns pairs of columns; each axis has its share of them.
-    parts, of_head = (
-      2 if self.positions == '1d' else 4,
-      self.width // self.heads,
-    )
-    if self.rope and of_head % parts:
+    parts = 2 if self.positions == '1d' else 4
+    head_width = self.width // self.heads
+    if self.rope and head_width % parts:
       raise errors.ConfigError(
-        f'model.rope=True with heads of {of_head} ({width}, {heads}); wanted '
-        f'heads of a multiple of {parts}'
+        f'model.rope=True with heads of {head_width} ({width}, {heads}); '
+        f'wanted heads of a multiple of {parts}'
       )
     if self.positions == '2d':
       wanted = 'a multiple of 4, for the 2D positions'
@@ -196,7 +213,7 @@ class SiT(nn.Module):
 
   @property
   def segments(self) -> list[tuple[int, int]]:
-    """(first block, one past the last) of every stack of parameters."""
+    """The (first block, one past the last) of every stack of parameters."""
     taps = (self.align_depth,) if self.align_dim else ()
     return transformer.segments(self.depth, taps)
 
@@ -210,21 +227,25 @@ class SiT(nn.Module):
     *,
     train: bool = False,
   ) -> SiTOutput:
-    """Returns velocities.
+    """Predicts velocities, and in training the tokens to align.
 
     Args:
       x: noisy tokens.
-      t: times.
-      labels: classes.
-      cls: the noisy class token, of a model that has one.
-      train: drops labels by the rng 'dropout', and projects what is aligned.
+      t: time of each image, in [0, 1].
+      labels: class of each image, or the null label.
+      cls: the noisy class token; required if `cls_dim` is not 0.
+      train: drop labels with the rng 'dropout', and project what is aligned.
 
     Raises:
       ConfigError: fields that `check` refuses.
     """
     self.check()
+    # Training without some labels gives the unconditional velocity that
+    # classifier-free guidance extrapolates from.
     if train:
       labels = self._drop(labels)
+    # The last row of the table is the null label's. The sum is float32, because
+    # the time's part is.
     condition = self._embed_time(t) + nn.Embed(
       self.num_classes + 1,
       self.width,
@@ -234,44 +255,61 @@ class SiT(nn.Module):
     )(labels)
     h = self._embed(x, cls)
     h, hidden = self._blocks(h, condition)
+    # The last norm has a shift whatever `self.shift` says, and needs no gate:
+    # no residual stream follows it.
     shift, scale = _modulation(condition, 2, self.dtype)
     h = layers.modulate(_norm(self.norm, self.dtype, 'norm')(h), shift, scale)
+    # The class token, if any, is in front.
     first = int(self.cls_dim > 0)
+    # Samplers add up many velocities; rounding each to bfloat16 would show.
     to_velocity = _zero_dense(self.token_dim, 'float32', 'to_velocity')
     tokens = to_velocity(h[:, first:]).astype(jnp.float32)
     velocity = None
     if self.cls_dim:
       to_velocity = _zero_dense(self.cls_dim, 'float32', 'to_cls_velocity')
       velocity = to_velocity(h[:, 0]).astype(jnp.float32)
+    # Sampling has no use for the projectors, but their parameters must exist.
     aligned = self._project(hidden) if train or self.is_initializing() else {}
     return SiTOutput(tokens, velocity, **aligned)
 
-  def _embed(self, x, cls):
-    """[class token; tokens] with their positions."""
+  def _embed(
+    self, x: Float[Array, 'b k e'], cls: Float[Array, 'b c'] | None
+  ) -> Float[Array, 'b m d']:
+    """Embeds [class token, tokens]; m = k + 1 with a class token, else k."""
     h = layers.dense(self.width, self.dtype, name='token_embed')(x)
     h = h + jnp.asarray(self._positions(), h.dtype)[None]
     if not self.cls_dim:
       return h
     token = layers.dense(self.width, self.dtype, name='cls_embed')(cls)
+    # A teacher's class vectors have no fixed scale, unlike the tokens.
     token = layers.layer_norm(self.dtype, name='cls_norm')(token)
     return jnp.concatenate([token[:, None], h], axis=1)
 
   def _positions(self) -> Float[np.ndarray, 'k d']:
+    """Returns the fixed position table of the tokens."""
     if self.positions == '1d':
       return layers.sincos_1d(self.num_tokens, self.width)
     return layers.sincos_2d(round(self.num_tokens**0.5), self.width)
 
   def _angles(self) -> Float[Array, 'm _'] | None:
-    """Of `rope`: zero for the class token."""
+    """Returns rotary angles, zero for the class token; None without RoPE."""
     if not self.rope:
       return None
     side = round(self.num_tokens**0.5)
     grid = (self.num_tokens,) if self.positions == '1d' else (side, side)
     table = layers.rotary_angles(grid, self.width // self.heads)
+    # An angle of zero turns nothing, so the class token stays as it is.
     return jnp.pad(table, ((int(self.cls_dim > 0), 0), (0, 0)))
 
-  def _blocks(self, h, condition):
-    """Scanned up to where tokens are aligned, and from there to the end."""
+  def _blocks(
+    self, h: Float[Array, 'b m d'], condition: Float[Array, 'b d']
+  ) -> tuple[Float[Array, 'b m d'], Float[Array, 'b m d'] | None]:
+    """Applies all blocks.
+
+    Returns:
+      The last hidden state, and the one after `align_depth` blocks; None in its
+      place without alignment.
+    """
     block = functools.partial(
       Modulated,
       self.heads,
@@ -284,6 +322,7 @@ class SiT(nn.Module):
       self.dtype,
     )
     hidden, angles = None, self._angles()
+    # A scan does not show its inner states, so one ends at `align_depth`.
     for begin, end in self.segments:
       h = transformer.Stack(
         block,
@@ -296,9 +335,11 @@ class SiT(nn.Module):
         hidden = h
     return h, hidden
 
-  def _project(self, hidden) -> dict[str, Float[Array, 'b ...']]:
-    """What is aligned, at the teacher's widths."""
-    if not self.align_dim:
+  def _project(
+    self, hidden: Float[Array, 'b m d'] | None
+  ) -> dict[str, Float[Array, 'b ...']]:
+    """Projects hidden tokens to the teacher's widths; {} without alignment."""
+    if hidden is None:
       return {}
     project = functools.partial(
       aligners.Projector, width=self.projector_width, dtype=self.dtype
@@ -308,19 +349,23 @@ class SiT(nn.Module):
       return {'aligned': projector(hidden)}
     aligned = {'aligned': projector(hidden[:, 1:])}
     if self.cls_dim != self.align_dim:
-      # A teacher whose class vector is of another width than its patches.
+      # The teacher's class vector and patches differ in width, so they cannot
+      # share a projector.
       projector = project(self.cls_dim, name='cls_projector')
+    # A sequence of one token, because the projector takes sequences.
     return {**aligned, 'aligned_cls': projector(hidden[:, :1])[:, 0]}
 
   def _drop(self, labels: Int[Array, ' b']) -> Int[Array, ' b']:
+    """Replaces labels by the null label at the rate `label_dropout`."""
     key = self.make_rng('dropout')
     dropped = jax.random.bernoulli(key, self.label_dropout, labels.shape)
     return jnp.where(dropped, self.num_classes, labels)
 
   def _embed_time(self, t: Float[Array, ' b']) -> Float[Array, 'b d']:
+    """Embeds times by a small MLP on sinusoidal features, in float32."""
     normal = nn.initializers.normal(0.02)
-    # 16 bits cannot tell neighbouring times of a 250-step grid apart, neither
-    # in the features nor in what is made of them.
+    # bfloat16 cannot distinguish neighbouring times of a 250-step grid, neither
+    # in the features nor in the layers that read them.
     features = layers.timestep_features(t.astype(jnp.float32), _TIME_FEATURES)
     dense = functools.partial(
       nn.Dense, self.width, kernel_init=normal, dtype=jnp.float32
@@ -329,12 +374,16 @@ class SiT(nn.Module):
 
 
 def _zero_dense(features: int, dtype: str, name: str) -> nn.Dense:
+  """Returns a linear layer whose output starts at zero."""
   zeros = nn.initializers.zeros_init()
   return nn.Dense(features, dtype=dtype, kernel_init=zeros, name=name)
 
 
 def _norm(kind: str, dtype: str, name: str) -> nn.Module:
-  """Without a shift, and as LayerNorm without a gain: modulation has them."""
+  """Returns a norm without a shift; LayerNorm has no gain either.
+
+  The modulation that follows supplies both.
+  """
   epsilon = layers.LAYER_NORM_EPSILON
   if kind == 'rms':
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
@@ -343,8 +392,13 @@ def _norm(kind: str, dtype: str, name: str) -> nn.Module:
   )
 
 
-def _modulation(condition, parts: int, dtype: str):
-  """`parts` shifts, scales and gates [b, d] read from the condition."""
+def _modulation(
+  condition: Float[Array, 'b d'], parts: int, dtype: str
+) -> list[Float[Array, 'b d']]:
+  """Reads `parts` shifts, scales or gates from the condition (adaLN).
+
+  They start at zero. It adds a layer 'modulation' to the module that calls it.
+  """
   width = condition.shape[-1]
   out = _zero_dense(parts * width, dtype, 'modulation')(nn.silu(condition))
   return jnp.split(out, parts, axis=-1)

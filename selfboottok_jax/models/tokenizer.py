@@ -1,7 +1,7 @@
 """The tokenizer: encode to global tokens, bootstrap local ones, decode.
 
-Below the module stand the groups of its parameters: what is trained, what
-stays, what is loaded for use.
+The functions below the module select among its parameters: those to train, to
+keep fixed, or to load for use.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from selfboottok_jax import errors
 from selfboottok_jax.models import aligners, decoder, encoder, layers
 from selfboottok_jax.models import quantizers as quantizers_lib
 
-# In the order in which they are fused, and dropped from the right.
+# Token groups in the order of fusion; group dropout removes them from the end.
 GROUPS = ('global', 'local1d', 'local2d')
-# Begins the names of heads that carry tokens to a teacher's width. Their
-# parameters lie beside the tokenizer's, but serve the loss alone.
+# Prefix of the names of heads that carry tokens to a teacher's width. Their
+# parameters are stored beside the tokenizer's, but only the loss uses them.
 PROJECTOR = 'project_'
 CHOICES = {
   'attention': layers.ATTENTIONS,
@@ -34,13 +34,14 @@ CHOICES = {
 
 @flax.struct.dataclass
 class TokenizerOutput:
-  """One training pass.
+  """The results of a full forward pass, as the losses need them.
 
   Attributes:
     reconstruction: pixels [b, h, w, 3], around [-1, 1].
     codes: the result of `encode`, [b, k, e].
-    tokens: each group's tokens before quantisation, [b, k, e]. In the quantized
-      mode the local ones were predicted from quantised tokens.
+    tokens: each group's tokens before quantisation, [b, k, e]. With
+      `bootstrap_from='quantized'` the local ones are predicted from quantised
+      global tokens.
     quantized: each group's quantised tokens, and how they were assigned.
   """
 
@@ -51,23 +52,37 @@ class TokenizerOutput:
 
 
 class Tokenizer(nn.Module):
-  """SelfBootTok (Sec. 3), and with both aligners off SoftVQ-VAE.
+  """The SelfBootTok tokenizer (Sec. 3); without aligners it is SoftVQ-VAE.
+
+  An image becomes global tokens. From these, aligners predict groups of local
+  tokens, so that the global ones are all that a generator needs to model. The
+  decoder reads the quantised tokens of all groups.
 
   Attributes:
     image_size: side of the square images, a multiple of `patch_size`.
+    patch_size: side of a patch in pixels, in the encoder and the decoder.
     num_tokens: global tokens per image, a multiple of `num_codebooks`.
     token_dim: numbers per token.
+    encoder_width: width of the encoder, a multiple of 4 and `head_dim`.
+    encoder_depth: number of blocks of the encoder.
+    decoder_width: width of the decoder, a multiple of 4 and `head_dim`.
+    decoder_depth: number of blocks of the decoder.
     head_dim: width of an attention head, in every transformer here.
-    layer_scale: initial gain of residual branches; 0 is without.
+    mlp_ratio: hidden width of the MLPs in encoder and decoder over theirs.
+    layer_scale: initial gain of residual branches; 0 leaves the gains out.
+    codebook_size: rows of each codebook.
+    num_codebooks: codebooks of each group, for consecutive tokens.
+    assignment: 'cosine' or 'l2', see `quantizers.SoftVQ`.
+    tau: temperature of the soft assignment.
     quantizer_chunk: tokens of a codebook whose logits are in memory at a time;
       0 for all. It changes no value.
     unit_rms: scale each global token to unit RMS before anything reads it. The
-      cosine assignment is blind to the norm, which would else drift. Turn it
+      cosine assignment ignores the norm, which would otherwise drift. Turn it
       off with 'l2', whose distances need the norm.
     local1d_width: hidden width of the local 1D MLP; 0 leaves the group out.
     local2d_width: width of the local 2D transformer.
-    local2d_depth: its depth; 0 leaves the group out.
-    causal: whether local 2D queries see only earlier ones (Table 3, "C").
+    local2d_depth: number of its blocks; 0 leaves the group out.
+    causal: local 2D queries see only earlier ones (Table 3, "C"), not all.
     share_codebooks: local groups use the global codebooks (Table 3, "CB off").
     fusion: 'residual' or 'concat', Eq. (11).
     cross_attend: what the decoder's cross-attention reads besides the local
@@ -77,6 +92,10 @@ class Tokenizer(nn.Module):
       'quantized' is q_G, which is never quantised again.
     group_dropout: probability that a training image loses its last one or two
       local groups, so that one model decodes every prefix of the groups.
+    attention: implementation, see `layers.Attention`.
+    remat: recompute blocks in the backward pass, to save memory.
+    unroll: blocks per iteration of the compiled loops.
+    dtype: of the blocks' computation; parameters and tokens are float32.
   """
 
   image_size: int
@@ -110,15 +129,20 @@ class Tokenizer(nn.Module):
   unroll: int = 1
   dtype: str = 'float32'
 
-  def setup(self):
+  def setup(self) -> None:
+    # `setup` and not `nn.compact`: encoding, bootstrapping and decoding are
+    # separate entry points to the same submodules.
     self.check()
-    common = {
+    common: dict[str, Any] = {
       'attention': self.attention,
       'remat': self.remat,
       'unroll': self.unroll,
       'dtype': self.dtype,
     }
-    vit = {'mlp_ratio': self.mlp_ratio, 'layer_scale': self.layer_scale}
+    vit: dict[str, Any] = {
+      'mlp_ratio': self.mlp_ratio,
+      'layer_scale': self.layer_scale,
+    }
     self.encoder = encoder.Encoder(
       self.patch_size,
       self.num_tokens,
@@ -139,6 +163,8 @@ class Tokenizer(nn.Module):
       **common,
     )
     self.fuse = decoder.Fusion(self.fusion)
+    # The attribute's name is the group's: `bootstrap` and `_quantizer_of` look
+    # both up by it, and checkpoints contain it.
     self.quantizer_global = self._quantizer()
     if 'local1d' in self.groups:
       self.local1d = aligners.Projector(
@@ -168,9 +194,15 @@ class Tokenizer(nn.Module):
     return tuple(group for group in GROUPS if present[group])
 
   def check(self) -> None:
-    """Raises ConfigError for fields out of range or not fitting together."""
+    """Checks the fields alone and against each other.
+
+    Raises:
+      ConfigError: a field is out of range, or two do not fit together.
+    """
     for name, choices in CHOICES.items():
       errors.require_choice(f'model.{name}', getattr(self, name), choices)
+    # (name, value, name of a field that must divide it), under the names that a
+    # user sets them by.
     multiples = [
       ('data.image_size', self.image_size, 'model.patch_size'),
       ('model.num_tokens', self.num_tokens, 'model.num_codebooks'),
@@ -180,6 +212,7 @@ class Tokenizer(nn.Module):
     ]
     for name, value, divisor_name in multiples:
       divisor = getattr(self, divisor_name.removeprefix('model.'))
+      # Values below 1 are refused too: 0 divides by everything.
       if divisor < 1 or value < 1 or value % divisor:
         raise errors.ConfigError(
           f'{name}={value} does not divide by {divisor_name}={divisor}; '
@@ -209,9 +242,16 @@ class Tokenizer(nn.Module):
   def __call__(
     self, images: Float[Array, 'b h w 3'], *, train: bool = False
   ) -> TokenizerOutput:
-    """Encodes and decodes; `train` needs an rng 'groups' for group dropout."""
+    """Encodes and decodes images in [-1, 1].
+
+    Args:
+      images: the images.
+      train: apply group dropout, which needs the rng 'groups'.
+    """
     tokens = self._global_tokens(images)
+    # Also in the continuous mode: the decoder always reads quantised tokens.
     quantized = {'global': self.quantizer_global(tokens)}
+    # Aligners read exactly what a generator produces, in either mode.
     if self.bootstrap_from == 'quantized':
       codes = quantized['global'].codes
     else:
@@ -219,14 +259,14 @@ class Tokenizer(nn.Module):
     groups = {'global': tokens, **self.bootstrap(codes)}
     for group in self.groups[1:]:
       quantized[group] = self._quantizer_of(group)(groups[group])
-    keep = self._dropped(images.shape[0]) if train else None
+    keep = self._draw_kept(images.shape[0]) if train else None
     reconstruction = self._render(
       {group: quantized[group].codes for group in self.groups}, keep
     )
     return TokenizerOutput(reconstruction, codes, groups, quantized)
 
   def encode(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b k e']:
-    """Images in [-1, 1] to the tensor that a generator models."""
+    """Encodes images in [-1, 1] to the codes that a generator models."""
     tokens = self._global_tokens(images)
     if self.bootstrap_from == 'quantized':
       return self.quantizer_global(tokens).codes
@@ -241,11 +281,16 @@ class Tokenizer(nn.Module):
   def decode(
     self, codes: Float[Array, 'b k e'], *, num_groups: int | None = None
   ) -> Float[Array, 'b h w 3']:
-    """Codes to pixels around [-1, 1].
+    """Decodes codes to pixels around [-1, 1], which may overshoot.
 
-    `num_groups` decodes from the first so many of `groups` only; the result is
-    meaningful for a model that was trained with `group_dropout`.
+    Args:
+      codes: from `encode`, or from a generator.
+      num_groups: decode from only so many of `groups`, beginning with the
+        first; all by default. Only a model that was trained with
+        `group_dropout` gives meaningful images from fewer.
     """
+    # In the quantized mode codes are mixtures of rows already; to quantise them
+    # once more would change them.
     if self.bootstrap_from == 'quantized':
       quantized = {'global': codes}
     else:
@@ -254,12 +299,14 @@ class Tokenizer(nn.Module):
       quantized[group] = self._quantizer_of(group)(tokens).codes
     keep = None
     if num_groups is not None:
+      # Local groups begin at 1; the global one is always there.
       kept = jnp.arange(1, len(self.groups)) < num_groups
       keep = jnp.broadcast_to(kept[None], (codes.shape[0], kept.size))
       keep = keep.astype(jnp.float32)
     return self._render(quantized, keep)
 
-  def _quantizer(self):
+  def _quantizer(self) -> quantizers_lib.SoftVQ:
+    """Makes a quantiser with codebooks of its own."""
     return quantizers_lib.SoftVQ(
       self.codebook_size,
       self.num_codebooks,
@@ -268,31 +315,48 @@ class Tokenizer(nn.Module):
       self.quantizer_chunk,
     )
 
-  def _quantizer_of(self, group):
+  def _quantizer_of(self, group: str) -> quantizers_lib.SoftVQ:
+    """Returns the quantiser that serves a group."""
     return getattr(
       self, f'quantizer_{"global" if self.share_codebooks else group}'
     )
 
-  def _global_tokens(self, images):
+  def _global_tokens(
+    self, images: Float[Array, 'b h w 3']
+  ) -> Float[Array, 'b k e']:
+    """Encodes images to global tokens before quantisation."""
     tokens = self.encoder(images)
     return layers.unit_rms(tokens) if self.unit_rms else tokens
 
-  def _dropped(self, batch):
-    """Which local groups each image keeps: [b, groups - 1] of 0 and 1."""
+  def _draw_kept(self, batch: int) -> Float[Array, 'b g'] | None:
+    """Draws the local groups that each image keeps in training.
+
+    Returns:
+      1 for a group to keep and 0 for one to drop, [batch, groups - 1]; None
+      where nothing is ever dropped.
+    """
     num_locals = len(self.groups) - 1
     if not self.group_dropout or not num_locals:
       return None
+    # Drawn for each image on its own, so one batch trains every prefix.
     drop_key, count_key = jax.random.split(self.make_rng('groups'))
     drops = jax.random.bernoulli(drop_key, self.group_dropout, (batch,))
+    # An image loses its last groups, never one from the middle: every result is
+    # a prefix. Counts are below `num_locals`, so at least one group goes.
     count = jax.random.randint(count_key, (batch,), 0, num_locals)
     count = jnp.where(drops, count, num_locals)
     return (jnp.arange(num_locals)[None] < count[:, None]).astype(jnp.float32)
 
-  def _render(self, quantized, keep):
-    """Fuses and decodes; a group that is not kept becomes the global one.
+  def _render(
+    self,
+    quantized: Mapping[str, Float[Array, 'b k e']],
+    keep: Float[Array, 'b g'] | None,
+  ) -> Float[Array, 'b h w 3']:
+    """Fuses and decodes quantised groups.
 
-    Its weight in the sum thereby goes to the global tokens, and its
-    cross-attention is switched off.
+    Where `keep` is 0 a local group is replaced by the global one, whereby its
+    weight in the sum goes to the global tokens, and its cross-attention is
+    switched off. None keeps all.
     """
     first = quantized['global']
     if keep is None:
@@ -300,11 +364,14 @@ class Tokenizer(nn.Module):
     codes, contexts, kept = [first], [], []
     for i, group in enumerate(self.groups[1:]):
       mask = keep[:, i]
+      # Selected per image, so that shapes do not depend on what was drawn.
       chosen = jnp.where(mask[:, None, None] > 0, quantized[group], first)
       codes.append(chosen)
+      # Not replaced: the decoder multiplies what it reads here by `mask`.
       contexts.append(quantized[group])
       kept.append(mask)
     fused = self.fuse(codes)
+    # The fused tokens are there for every image, whatever was dropped.
     if self.cross_attend == 'all':
       contexts.append(fused)
       kept.append(jnp.ones_like(keep[:, 0]) if kept else jnp.ones(len(first)))
@@ -312,14 +379,25 @@ class Tokenizer(nn.Module):
 
 
 def model_params(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-  """The tokenizer's own parameters, without the heads to the teachers."""
+  """Returns the tokenizer's own parameters, without the heads to teachers."""
   return {k: v for k, v in params.items() if not k.startswith(PROJECTOR)}
 
 
 def split_trainable(
   params: Mapping[str, PyTree], trainable: tuple[str, ...]
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-  """Cuts a tokenizer's parameters into (trained, base) by module name."""
+  """Splits a tokenizer's parameters by module name.
+
+  Args:
+    params: parameters by module.
+    trainable: names of the modules to train.
+
+  Returns:
+    (parameters to train, parameters that stay fixed).
+
+  Raises:
+    ConfigError: `trainable` is empty or names a module that does not exist.
+  """
   unknown = sorted(set(trainable) - set(params))
   if unknown or not trainable:
     raise errors.ConfigError(
@@ -335,10 +413,17 @@ def split_trainable(
 def served_params(
   params: Mapping[str, Any], ema: Mapping[str, Any]
 ) -> dict[str, PyTree]:
-  """Parameters to load for use: running means, and what was never trained."""
+  """Returns the parameters to load for use.
+
+  These are the running means of what was trained, and the fixed rest.
+
+  Args:
+    params: a run's parameters by group; 'base' are the fixed ones, if any.
+    ema: running means by group.
+  """
   return model_params({**params.get('base', {}), **ema['tokenizer']})
 
 
 def encoding_params(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-  """The parameters of the modules that `Tokenizer.encode` reads."""
+  """Returns the parameters of the modules that `Tokenizer.encode` reads."""
   return {k: params[k] for k in ('encoder', 'quantizer_global')}

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,14 @@ from selfboottok_jax.models import layers
 class Block(nn.Module):
   """Pre-norm self-attention and MLP with an optional LayerScale.
 
-  `layer_scale` is the initial gain of each residual branch (DINOv2: 1e-5);
-  0 leaves the gains out.
+  Attributes:
+    heads: attention heads, a divisor of the width of x.
+    mlp_ratio: hidden width of the MLP over that of x.
+    layer_scale: initial gain of each residual branch (DINOv2: 1e-5); 0 leaves
+      the gains out, parameters included.
+    attention: implementation, see `layers.Attention`.
+    dtype: type of the computation; parameters are float32.
+    gelu: a key of `layers.GELUS`.
   """
 
   heads: int
@@ -39,19 +46,23 @@ class Block(nn.Module):
     x = x + self._gain('scale1', attend(norm('norm1')(x), mask=mask))
     return x + self._gain('scale2', mlp(norm('norm2')(x)))
 
-  def _gain(self, name: str, branch: Float[Array, 'b k d']):
+  def _gain(
+    self, name: str, branch: Float[Array, 'b k d']
+  ) -> Float[Array, 'b k d']:
     if not self.layer_scale:
       return branch
     init = nn.initializers.constant(self.layer_scale)
     gain = self.param(name, init, (branch.shape[-1],))
+    # Cast first: a float32 gain would promote the residual stream.
     return branch * gain.astype(branch.dtype)[None, None]
 
 
 class Stack(nn.Module):
-  """`depth` blocks in a row, traced once and scanned over their parameters.
+  """Applies `depth` blocks in a row by a scan over their parameters.
 
   Attributes:
-    block: builds one block, given `name`; its call is (x, *context) -> x.
+    block: builds one block, given `name`; its call is (x, *context) -> x. Every
+      block gets the same context.
     depth: number of blocks; their parameters are stacked on a first axis.
     remat: recompute the block in the backward pass instead of keeping its
       activations.
@@ -64,20 +75,28 @@ class Stack(nn.Module):
   unroll: int = 1
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b k d'], *context):
-    def body(block, x, *context):
+  def __call__(
+    self, x: Float[Array, 'b k d'], *context: Any
+  ) -> Float[Array, 'b k d']:
+    def body(
+      block: nn.Module, x: Float[Array, 'b k d'], *context: Any
+    ) -> tuple[Float[Array, 'b k d'], None]:
+      # (carry, output per iteration), as a scan wants it.
       return block(x, *context), None
 
     if self.remat:
       # Inside a scan there is nothing for CSE to undo, and preventing it
       # costs optimisation barriers.
       body = nn.remat(body, prevent_cse=False)
+    # One traced block instead of `depth` copies keeps compilation short. Block
+    # i owns row i of every parameter, and is initialised with its own key.
     scan = nn.scan(
       body,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(nn.broadcast,) * len(context),
       length=self.depth,
+      # XLA cannot fuse across iterations; unrolling trades compile time for it.
       unroll=min(self.unroll, self.depth),
     )
     x, _ = scan(self.block(name='block'), x, *context)
@@ -85,12 +104,23 @@ class Stack(nn.Module):
 
 
 def segment_name(first: int) -> str:
-  """Of the stack that begins with block `first`."""
+  """Returns the name of the stack that begins with block `first`.
+
+  Checkpoints contain it.
+  """
   return f'blocks_{first}'
 
 
 def segments(depth: int, taps: tuple[int, ...]) -> list[tuple[int, int]]:
-  """(first block, one past the last) of every stack."""
+  """Cuts `depth` blocks into stacks that end at each of the `taps`.
+
+  A scan hides the activations between its blocks, so a stack must end wherever
+  they are read.
+
+  Returns:
+    (first block, one past the last) of every stack, in order.
+  """
+  # The set absorbs repeated taps and one at the end; 0 is the input itself.
   ends = sorted({*taps, depth} - {0})
   return list(zip([0, *ends], ends, strict=False))
 
@@ -98,12 +128,14 @@ def segments(depth: int, taps: tuple[int, ...]) -> list[tuple[int, int]]:
 def prefix_causal_mask(
   prefix: int, queries: int, *, causal: bool = True
 ) -> Bool[Array, 'm m']:
-  """Who sees whom in [prefix, queries]: True at [row, column] = visible.
+  """Returns the attention mask of the sequence [prefix, queries], Eq. (9).
 
-  Prefix rows see the whole prefix and never a query, so what the prefix says
-  cannot depend on what is predicted from it. Queries see the prefix and, with
-  `causal`, the queries up to themselves (Eq. 9); without it, all queries.
+  It is True at [row, column] where position `row` may see position `column`.
+  Prefix rows see the whole prefix and never a query, so that the prefix cannot
+  depend on what is predicted from it. Queries see the prefix and, with
+  `causal`, the queries up to themselves; without it, all queries.
   """
+  # The prefix is visible to all; only the columns of queries are in question.
   total = prefix + queries
   row = jnp.arange(total)[:, None]
   column = jnp.arange(total)[None]

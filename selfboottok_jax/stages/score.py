@@ -18,7 +18,7 @@ def score_run(
   """Scores a tokenizer's reconstructions or a generator's samples.
 
   Args:
-    config: see `presets.evaluate`.
+    config: see `configs/evaluate.py`.
     workdir: the run.
     tokenizer: workdir of the tokenizer that decodes for a generator.
 

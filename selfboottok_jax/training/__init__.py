@@ -1,1 +1,1 @@
-"""The machinery of training; it knows no model and no task."""
+"""The machinery of training, independent of any model or task."""

@@ -1,10 +1,10 @@
-"""A run on disk: its configuration, and its checkpoints.
+"""Reading and writing a run on disk: its configuration and its checkpoints.
 
 A workdir holds `config.json`, written before the first step, and a folder
-`checkpoints/STEP/` of three items for each step that was saved: `model`
+`checkpoints/STEP/` for each step that was saved, with three items: `model`
 (parameters, running means, statistics), `optimizer`, and `meta` (step, seed,
 data fingerprint, batch size). Orbax writes to a temporary name and renames it,
-so a folder is whole or absent.
+so a folder is either complete or absent.
 """
 
 import dataclasses
@@ -21,14 +21,15 @@ from selfboottok_jax.training import state as state_lib
 
 CONFIG = 'config.json'
 FOLDER = 'checkpoints'
-# A run that continues may change how long, how often and where it runs.
+# Prefixes of the keys that may differ when a run continues: those that decide
+# how long, how often and where it runs.
 MAY_CHANGE = (
   'train.steps',
   'train.log_',
   'evaluation.',
   'checkpoint.',
   'mesh.',
-  # What these name is compared by its fingerprint.
+  # Paths may move; what they lead to is compared by its fingerprint.
   'data.path',
   'data.cache',
   'data.num_',
@@ -36,7 +37,7 @@ MAY_CHANGE = (
   'networks.frechet',
   'sampling.',
   'assumed.',
-  # How the model is computed; the same but for rounding.
+  # These change how the model is computed, but results only by rounding.
   'model.attention',
   'model.remat',
   'model.unroll',
@@ -46,15 +47,19 @@ MAY_CHANGE = (
 def read_config(
   workdir: str, what: str, *, task: str | None = None
 ) -> dict[str, Any]:
-  """The configuration a workdir was trained with, as nested dicts.
+  """Reads the configuration that a workdir was trained with.
 
   Args:
     workdir: folder of a training.
     what: the flag or key that named it, for errors.
-    task: the task it must be of ('tokenizer' also takes a scaled one).
+    task: the task that it must be of; any by default. 'tokenizer' also accepts
+      a scaled one.
+
+  Returns:
+    The configuration, as nested dicts.
 
   Raises:
-    CheckpointError: the folder is no run, is damaged, or of another task.
+    CheckpointError: the folder is no run, is damaged, or is of another task.
   """
   path = pathlib.Path(workdir) / CONFIG
   if not path.is_file():
@@ -72,6 +77,7 @@ def read_config(
     raise errors.CheckpointError(
       f'{path} is damaged (it names no task); restore it or train anew'
     )
+  # A scaled tokenizer is a tokenizer to everything that reads it.
   accepted = {'tokenizer': ('tokenizer', 'scaling'), None: (config['task'],)}
   if config['task'] not in accepted.get(task, (task,)):
     raise errors.CheckpointError(
@@ -82,23 +88,25 @@ def read_config(
 
 
 def latest_step(workdir: str) -> int | None:
-  """The newest whole checkpoint of a workdir that may not even exist.
+  """Returns the newest complete checkpoint's step; None without one.
 
-  One process of several may ask alone: opening a manager would wait for all.
+  The workdir need not exist. A single process of several may call this.
   """
+  # Not by a checkpoint manager, which waits for all processes when it opens.
   folder = pathlib.Path(workdir) / FOLDER
   steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
   return max(steps, default=None)
 
 
 def check_config(workdir: str, config: dict[str, Any]) -> None:
-  """Checks a configuration against that of the run in a workdir, if any.
+  """Checks that a configuration may continue the run in a workdir, if any.
 
-  A run that ended before its first checkpoint, for want of memory perhaps, may
-  be begun again with other values.
+  A run without a checkpoint, because it ran out of memory perhaps, may be
+  started again with other values.
 
   Raises:
-    CheckpointError: the workdir belongs to another configuration.
+    CheckpointError: the workdir has a checkpoint of another configuration, or
+      imported weights.
   """
   if not (pathlib.Path(workdir) / CONFIG).exists():
     return
@@ -112,6 +120,7 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
       f'{workdir} to fine-tune them'
     )
   stored = trees.flatten(config_there)
+  # Through JSON, so that tuples compare equal to the lists they are stored as.
   given = trees.flatten(json.loads(json.dumps(config)))
   changed = sorted(
     key
@@ -131,11 +140,13 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
 
 
 def write_config(workdir: str, config: dict[str, Any]) -> None:
-  """Stores the configuration, once it has passed `check_config`."""
+  """Writes the configuration to a workdir, once `check_config` accepts it."""
   check_config(workdir, config)
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / CONFIG
+  # Sorted and atomic: equal runs have equal files, and an interruption leaves
+  # the old file or the new one.
   text = json.dumps(config, indent=2, sort_keys=True) + '\n'
   files.write_atomically(path, text.encode())
 
@@ -145,13 +156,13 @@ class Run:
   """A finished or running training, read from its workdir.
 
   Attributes:
-    workdir: where it was read from.
+    workdir: folder that it was read from.
     config: its configuration, as nested dicts.
     step: updates made when the checkpoint was written.
     params: parameters by group.
-    ema: running means by group.
+    ema: running means of the parameters by group.
     stats: statistics without a gradient.
-    meta: what else was saved with it (seed, data fingerprint, class names).
+    meta: further values saved with it (seed, data fingerprint, class names).
   """
 
   workdir: str
@@ -167,7 +178,13 @@ class Checkpointer:
   """Saves and restores the state of one training."""
 
   def __init__(self, workdir: str, *, max_to_keep: int):
-    """Opens `workdir`/checkpoints, creating it where it is absent."""
+    """Opens `workdir`/checkpoints, and creates it if it is absent.
+
+    Args:
+      workdir: folder of a training.
+      max_to_keep: checkpoints that stay; older ones are deleted.
+    """
+    # Orbax refuses relative paths.
     self._manager = ocp.CheckpointManager(
       pathlib.Path(workdir).resolve() / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -176,14 +193,21 @@ class Checkpointer:
     )
 
   def latest_step(self) -> int | None:
-    """The newest whole checkpoint, or None."""
+    """Returns the step of the newest complete checkpoint, or None."""
     return self._manager.latest_step()
 
   def save(self, state: state_lib.TrainState, meta: dict[str, Any]) -> None:
-    """Starts a save; the arrays are copied before this returns."""
+    """Starts to save a state, unless its step is saved already.
+
+    Writing goes on in the background. The arrays are copied before this
+    returns, so that the next step may reuse their memory.
+    """
     step = int(state.step)
+    # A step always has the same state; saving it again would be waste.
     if self._manager.latest_step() == step:
       return
+    # The optimiser is an item of its own: its two moments are twice the size of
+    # the parameters, and inference need not read them.
     model = {'params': state.params, 'ema': state.ema, 'stats': state.stats}
     self._manager.save(
       step,
@@ -197,7 +221,16 @@ class Checkpointer:
   def restore(
     self, abstract: state_lib.TrainState, step: int
   ) -> tuple[state_lib.TrainState, dict[str, Any]]:
-    """The state at `step`, placed as the leaves of `abstract` say."""
+    """Restores the state saved at `step`.
+
+    Args:
+      abstract: the shape, type and sharding of every leaf; the mesh may differ
+        from the one that saved.
+      step: a step that was saved.
+
+    Returns:
+      The state, placed as `abstract` says, and the values saved beside it.
+    """
     model = {
       'params': abstract.params,
       'ema': abstract.ema,
@@ -211,6 +244,7 @@ class Checkpointer:
         meta=ocp.args.JsonRestore(),
       ),
     )
+    # The step is stored as a number in `meta` and by the folder's name.
     placed = jax.device_put(
       jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding
     )
@@ -220,7 +254,7 @@ class Checkpointer:
     return state, restored['meta']
 
   def wait(self) -> None:
-    """Returns once everything that was saved is on disk."""
+    """Waits until everything that was saved is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -234,11 +268,15 @@ def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
   Args:
     workdir: folder of a training.
     what: the flag or key that named it, for errors.
-    task: the task it must have been trained for ('tokenizer' also takes a
-      scaled one).
+    task: the task that it must be of; any by default. 'tokenizer' also accepts
+      a scaled one.
 
   Returns:
     The run, its arrays on the host.
+
+  Raises:
+    CheckpointError: the folder is no run, is damaged, is of another task, or
+      has no checkpoint yet.
   """
   config = read_config(workdir, what, task=task)
   step = latest_step(workdir)
@@ -257,16 +295,24 @@ def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
 
 
 def read_optimizer(workdir: str, step: int) -> dict[str, PyTree]:
-  """The optimiser states by group of a checkpoint, as plain containers."""
+  """Reads the optimiser states of a checkpoint by group, as plain containers.
+
+  Optax's named tuples come back as dicts and lists: the tree on disk does not
+  record their types.
+  """
   return _read_arrays(workdir, step, 'optimizer')['opt']
 
 
 def _path(workdir: str, step: int) -> pathlib.Path:
+  """Returns the absolute path of a checkpoint, as Orbax needs it."""
   return pathlib.Path(workdir).resolve() / FOLDER / str(step)
 
 
 def _reader() -> ocp.Checkpointer:
-  """Reads without the log lines of a manager that may not write."""
+  """Returns a reader of single items, open until it is closed.
+
+  A read-only checkpoint manager would log warnings about what it may not do.
+  """
   return ocp.Checkpointer(
     ocp.CompositeCheckpointHandler(
       model=ocp.StandardCheckpointHandler(),
@@ -277,10 +323,13 @@ def _reader() -> ocp.Checkpointer:
 
 
 def _read_arrays(workdir: str, step: int, item: str) -> PyTree:
-  """One item as it lies on disk, as host arrays.
+  """Reads one item of a checkpoint, as host arrays in plain containers.
 
-  Arrays on a device could not be placed on a mesh of several hosts.
+  Host arrays can be placed on any mesh, unlike arrays on a device of this
+  process where the mesh spans several.
   """
+  # Orbax would otherwise restore the sharding that was saved, for a mesh that
+  # need not exist here.
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   path = _path(workdir, step)
   with _reader() as reader:
@@ -289,6 +338,7 @@ def _read_arrays(workdir: str, step: int, item: str) -> PyTree:
       lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
       ),
+      # Orbax may wrap the tree in an object.
       metadata.tree if hasattr(metadata, 'tree') else metadata,
     )
     restored = reader.restore(

@@ -1,4 +1,4 @@
-"""Metrics to JSONL and TensorBoard, progress to the terminal."""
+"""Logging: metrics to JSONL and TensorBoard, progress to the terminal."""
 
 import json
 import pathlib
@@ -13,25 +13,35 @@ METRICS = 'metrics.jsonl'
 
 
 class MetricsWriter:
-  """Appends {"step": ..., name: value} lines, and TensorBoard scalars.
+  """Writes metrics as JSON lines {"step": ..., name: value} and to TensorBoard.
 
-  Lines of steps after `start_step` are cut off: a run that continues from an
-  older checkpoint computes them again.
+  Lines of steps after `start_step` are removed first: a run that continues from
+  an older checkpoint computes them again.
   """
 
   def __init__(self, workdir: str, *, start_step: int):
-    """Opens the files of `workdir`."""
+    """Opens the log files in `workdir`, an existing folder.
+
+    Args:
+      workdir: folder of a training.
+      start_step: updates made so far; 0 for a new run.
+    """
     folder = pathlib.Path(workdir)
     path = folder / METRICS
     kept = _lines_until(path, start_step) if path.exists() else []
+    # Written beside the log and renamed: an interruption cannot lose the log.
     partial = path.with_suffix('.jsonl.partial')
     partial.write_text(''.join(line + '\n' for line in kept))
     partial.replace(path)
+    # Buffered by line, so a killed run loses no more than its last line.
     self._file = path.open('a', buffering=1)
     self._board = _tensorboard(folder / 'tensorboard', start_step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes one line; values are Python floats."""
+    """Writes the metrics of one step as one line.
+
+    Values are Python floats: JSON cannot write arrays.
+    """
     self._file.write(json.dumps({'step': step, **metrics}) + '\n')
     if self._board is None:
       return
@@ -46,7 +56,7 @@ class MetricsWriter:
 
 
 def _tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
-  """Opens a TensorBoard writer; without its package, says so and gives None.
+  """Opens a TensorBoard writer; without its package, says so, returns None.
 
   Args:
     folder: directory of the event files.
@@ -67,25 +77,35 @@ def _tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[str]:
-  """The lines of a log up to `step`, and up to the first torn one."""
+  """Returns the lines of a log up to `step`, or up to the first torn one.
+
+  A line is torn where a run was killed while writing it.
+  """
   kept = []
   for line in path.read_text().splitlines():
     try:
-      of_line = int(json.loads(line)['step'])
+      line_step = int(json.loads(line)['step'])
     except (ValueError, KeyError, TypeError):
       break
-    if of_line <= step:
+    if line_step <= step:
       kept.append(line)
   return kept
 
 
 class Progress:
-  """A bar on a terminal, plain lines elsewhere."""
+  """Shows progress on standard error: a bar on a terminal, else plain lines."""
 
   def __init__(
     self, total: int, *, start: int, name: str, silent: bool = False
   ):
-    """Shows `name` and updates `start` to `total`, unless `silent`."""
+    """Starts the display.
+
+    Args:
+      total: updates of the whole run.
+      start: updates made in earlier sessions.
+      name: shown in front.
+      silent: show nothing, as on all processes but the first.
+    """
     self._silent = silent
     self._bar = tqdm.tqdm(
       total=total,
@@ -99,21 +119,23 @@ class Progress:
     self._start, self._began = start, time.monotonic()
 
   def advance(self) -> None:
-    """One more update was dispatched."""
+    """Counts one more update."""
     self._bar.update()
 
   def show(self, step: int, values: Mapping[str, str]) -> None:
-    """The newest values, and on a plain output the time left."""
+    """Shows the newest values, and the time left."""
     if not self._bar.disable:
       self._bar.set_postfix(values, refresh=False)
       return
+    # The bar estimates the time left by itself; plain lines need it computed,
+    # from the updates of this session alone.
     elapsed = time.monotonic() - self._began
     left = elapsed / max(step - self._start, 1) * (self._total - step)
     shown = '  '.join(f'{name} {value}' for name, value in values.items())
     self.note(f'step {step}/{self._total}  {shown}  left {_duration(left)}')
 
   def note(self, text: str) -> None:
-    """A line that stays."""
+    """Prints a line that stays above the bar."""
     if self._silent:
       return
     line = f'{self._name}: {text}'
@@ -124,21 +146,23 @@ class Progress:
       self._bar.write(line, file=sys.stderr)
 
   def close(self) -> None:
-    """Leaves the bar as it stands."""
+    """Ends the display; a bar stays as it is."""
     self._bar.close()
 
 
 def _duration(seconds: float) -> str:
+  """Formats a duration as h:mm:ss."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02d}:{seconds:02d}'
 
 
 def seconds(path: pathlib.Path) -> float:
-  """Seconds of training behind a log, over all its sessions."""
+  """Returns the seconds of training behind a log, over all its sessions."""
   total = last = 0.0
   for line in _lines_until(path, sys.maxsize):
     now = json.loads(line).get('seconds')
+    # Every session counts from 0, so a smaller number begins another one.
     if now is not None:
       total += now - last if now >= last else now
       last = now

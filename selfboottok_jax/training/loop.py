@@ -1,4 +1,4 @@
-"""The loop around the train step, the same for every task."""
+"""The training loop, which is the same for every task."""
 
 import dataclasses
 import signal
@@ -13,17 +13,31 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import logging as logging_lib
+from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-  """Measures a state."""
+  """Anything that measures a state."""
 
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
-    """Yields (name, value)."""
+    """Yields (name, value) of each measure, on all processes alike."""
+
+
+@runtime_checkable
+class StateSaver(Protocol):
+  """Anything that keeps states; `checkpointing.Checkpointer` is one."""
+
+  def save(self, state: state_lib.TrainState, meta: dict[str, Any]) -> None:
+    """Saves a state, in the background perhaps.
+
+    Must not need the arrays of `state` any more when it returns.
+    """
+
+  def wait(self) -> None:
+    """Waits until everything that was saved is kept."""
 
 
 class DivergedError(Exception):
@@ -36,13 +50,15 @@ class Interrupted(Exception):  # noqa: N818 - it reports, nothing went wrong.
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """When things happen, in updates.
+  """The length of a training and the intervals of its events, in updates.
+
+  An interval of 0 leaves only the last step, at which every event happens.
 
   Attributes:
     steps: length of the training.
-    log_every: between lines of the log.
-    evaluate_every: between evaluations; the last step is always evaluated.
-    save_every: between checkpoints; the last step is always saved.
+    log_every: interval between lines of the log.
+    evaluate_every: interval between evaluations.
+    save_every: interval between checkpoints.
   """
 
   steps: int
@@ -51,7 +67,7 @@ class Schedule:
   save_every: int
 
   def due(self, step: int, every: int) -> bool:
-    """Whether something that happens `every` so many updates is due."""
+    """Returns True if an event with the interval `every` is due at `step`."""
     return step == self.steps or (step > 0 and every > 0 and step % every == 0)
 
 
@@ -64,7 +80,7 @@ def run(
   name: str,
   schedule: Schedule,
   mesh: Mesh,
-  checkpointer: checkpointing.Checkpointer,
+  checkpointer: StateSaver,
   meta: Mapping[str, Any],
   evaluators: Sequence[Evaluator] = (),
   writer: logging_lib.MetricsWriter | None = None,
@@ -73,24 +89,25 @@ def run(
 
   Args:
     state: restored or fresh, placed on `mesh`; it is donated.
-    step_fn: the compiled train step; takes the number of updates made so far
-      after the batch.
+    step_fn: the compiled train step, called with (state, frozen, batch, number
+      of updates made so far).
     frozen: parameters of frozen networks, placed on `mesh`.
-    batches: this process's share, beginning with the batch of state.step.
+    batches: this process's share of batches, the first of which is that of
+      state.step.
     name: shown beside the progress.
     schedule: when to log, evaluate and save.
-    mesh: where batches go.
-    checkpointer: where states go.
-    meta: saved beside each state.
-    evaluators: what is measured.
-    writer: where metrics go; None on all processes but the first.
+    mesh: devices that batches are placed on.
+    checkpointer: saves the states.
+    meta: values saved beside each state.
+    evaluators: measure the state whenever an evaluation is due.
+    writer: writes metrics; None on all processes but the first.
 
   Returns:
     The state after the last update.
 
   Raises:
-    DivergedError: names the range of steps in which a metric left the finite
-      numbers; the checkpoints before it stay.
+    DivergedError: a metric is no longer finite; the message has the range of
+      steps in which it happened. Earlier checkpoints stay.
     Interrupted: on SIGINT or SIGTERM, after the state was saved.
   """
   step = start = int(state.step)
@@ -98,7 +115,10 @@ def run(
     schedule.steps, start=start, name=name, silent=jax.process_index() > 0
   )
   clock = _Clock(start)
-  pending = newest = None
+  # `newest` are the metrics of the last step; `pending` is the same where they
+  # are to be logged, and None once they are.
+  pending: _Pending | None = None
+  newest: _Pending | None = None
   with _StopRequest() as stop:
     try:
       while True:
@@ -106,7 +126,8 @@ def run(
         # Evaluate before saving: a checkpoint means "everything up to here
         # was also measured", so a restart repeats neither.
         if step > start and schedule.due(step, schedule.evaluate_every):
-          pending = _flush(pending, clock, progress, writer)
+          _flush(pending, clock, progress, writer)
+          pending = None
           began = time.monotonic()
           _evaluate(state, step, evaluators, progress, writer)
           clock.pause(time.monotonic() - began)
@@ -116,27 +137,34 @@ def run(
           # No state is saved whose own metrics were not seen to be finite. A
           # stop adds no line to the log: it is that of an unbroken run.
           planned = pending is newest or schedule.due(step, schedule.save_every)
-          pending = _flush(newest, clock, progress, writer if planned else None)
+          _flush(newest, clock, progress, writer if planned else None)
+          pending = None
           checkpointer.save(state, dict(meta))
         if step >= schedule.steps:
           break
+        # A stop at the last step changes nothing: the run is complete.
         if stopping:
           raise Interrupted(f'stopped at step {step} of {schedule.steps}')
         waited = time.monotonic()
         host_batch = next(batches)
         clock.wait(time.monotonic() - waited)
         batch = sharding.put_batch(dict(host_batch), mesh)
+        # The old state is donated and must not be read again. The call returns
+        # before the device has computed anything.
         state, metrics = step_fn(state, frozen, batch, step)
         step += 1
         progress.advance()
-        # Only now, with the next step dispatched, are the last interval's
-        # numbers fetched: the device never waits for the log.
-        pending = _flush(pending, clock, progress, writer)
+        # The last interval's metrics are fetched only now that the next step is
+        # dispatched: the device never waits for the log.
+        _flush(pending, clock, progress, writer)
+        pending = None
+        # The global batch: every process counts all images.
         newest = _Pending(step, metrics, jax.tree.leaves(batch)[0].shape[0])
         if schedule.due(step, schedule.log_every) or step == 1:
           pending = newest
       _flush(pending, clock, progress, writer)
     finally:
+      # Saves that were begun are finished, also after an error.
       checkpointer.wait()
       progress.close()
   return state
@@ -144,7 +172,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-  """Metrics of a dispatched step that nobody has looked at yet."""
+  """Metrics of a dispatched step, which may still be being computed."""
 
   step: int
   metrics: Mapping[str, jax.Array]
@@ -152,20 +180,28 @@ class _Pending:
 
 
 class _Clock:
-  """Rates since the last log line; evaluations do not count."""
+  """Measures rates since the last line of the log, without evaluations.
 
-  def __init__(self, step: int):
+  Attributes:
+    checked: the last step whose metrics were seen to be finite.
+  """
+
+  def __init__(self, step: int) -> None:
     self._step = self.checked = step
     self._began, self._waited = time.monotonic(), 0.0
     self._start = self._began
 
   def wait(self, seconds: float) -> None:
+    """Counts time spent waiting for data."""
     self._waited += seconds
 
   def pause(self, seconds: float) -> None:
+    """Excludes time from the rates."""
+    # As if the interval had begun later.
     self._began += seconds
 
   def lap(self, step: int, batch_size: int) -> dict[str, float]:
+    """Returns the rates of the interval that ends now, and begins another."""
     now = time.monotonic()
     elapsed = max(now - self._began, 1e-9)
     rates = {
@@ -177,10 +213,21 @@ class _Clock:
     return rates
 
 
-def _flush(pending, clock, progress, writer) -> None:
-  """Fetches, checks and writes the metrics of an earlier step, if any."""
+def _flush(
+  pending: _Pending | None,
+  clock: _Clock,
+  progress: logging_lib.Progress,
+  writer: logging_lib.MetricsWriter | None,
+) -> None:
+  """Fetches, checks and logs the metrics of an earlier step, if any.
+
+  Raises:
+    DivergedError: a metric is not finite.
+  """
+  # A step that was checked before saving must not appear in the log twice.
   if pending is None or pending.step <= clock.checked:
     return
+  # This waits for the step; one transfer fetches all metrics.
   values = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
   bad = sorted(k for k, v in values.items() if not np.isfinite(v))
   if bad:
@@ -203,8 +250,16 @@ def _flush(pending, clock, progress, writer) -> None:
   )
 
 
-def _evaluate(state, step, evaluators, progress, writer) -> None:
-  values = {}
+def _evaluate(
+  state: state_lib.TrainState,
+  step: int,
+  evaluators: Sequence[Evaluator],
+  progress: logging_lib.Progress,
+  writer: logging_lib.MetricsWriter | None,
+) -> None:
+  """Measures a state, and logs the values with the prefix 'val/'."""
+  # Without a writer too: evaluating is collective, logging is not.
+  values: dict[str, float] = {}
   for evaluator in evaluators:
     values |= {f'val/{name}': value for name, value in evaluator.run(state)}
   if not values:
@@ -218,15 +273,17 @@ def _evaluate(state, step, evaluators, progress, writer) -> None:
 class _StopRequest:
   """Turns the first SIGINT or SIGTERM into a request; a second one kills."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.requested = False
-    self._previous = {}
+    # Any: a handler is a function, a number or None.
+    self._previous: dict[int, Any] = {}
 
   def agreed(self, due: bool) -> bool:
-    """Whether any process was asked to stop, the same answer on all.
+    """Returns True if any process was asked to stop, on all processes alike.
 
-    Several processes ask each other only where `due`: a save is collective,
-    and they must not begin it at different steps.
+    A save is collective, so they must not begin it at different steps. Several
+    processes exchange their requests only where `due`, as each exchange makes
+    them wait for each other.
     """
     if jax.process_count() == 1:
       return self.requested
@@ -235,20 +292,23 @@ class _StopRequest:
     flags = multihost_utils.process_allgather(np.asarray(self.requested))
     return bool(np.any(flags))
 
-  def __enter__(self):
+  def __enter__(self) -> '_StopRequest':
+    # Python allows signal handlers in the main thread alone.
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT, signal.SIGTERM):
         self._previous[number] = signal.signal(number, self._handle)
     return self
 
-  def __exit__(self, *unused):
+  def __exit__(self, *unused: object) -> None:
     self._restore()
 
-  def _handle(self, *unused):
+  def _handle(self, *unused: object) -> None:
+    # Nothing else here: the signal may have come in the middle of a step. With
+    # the old handlers back, a second signal ends the process.
     self.requested = True
     self._restore()
 
-  def _restore(self):
+  def _restore(self) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     self._previous = {}

@@ -1,4 +1,4 @@
-"""Synchronisation of the processes of one run, each of which may fail alone."""
+"""Synchronisation of the processes of a run, each of which may fail alone."""
 
 import contextlib
 import hashlib
@@ -13,11 +13,12 @@ from selfboottok_jax import errors
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-  """Makes the processes leave a block together, or all fail.
+  """Makes all processes leave a block together, or all fail.
 
-  Put checks and file access of a single process inside: without it the others
-  would wait forever for one that failed, or would find files that a faster one
-  has written after the block. The block must not contain collectives.
+  Put checks and file access of a single process inside. Without it the others
+  would wait for ever for a process that failed, or would find files that a
+  faster one has written after the block. The block must not contain
+  collectives, which a failed process would not reach.
 
   Raises:
     UserError: the error of this process, or a note that another one failed.
@@ -25,8 +26,10 @@ def all_or_none() -> Iterator[None]:
   error = None
   try:
     yield
+  # Any other error is a bug: its traceback should end the process at once.
   except errors.UserError as caught:
     error = caught
+  # This exchange is also the barrier that no process passes early.
   failed = np.asarray([error is not None])
   if jax.process_count() > 1:
     failed = multihost_utils.process_allgather(failed).ravel()
@@ -40,13 +43,21 @@ def all_or_none() -> Iterator[None]:
 
 
 def check_same(what: str, value: str) -> None:
-  """Raises ConfigError on all processes unless all have the same `value`.
+  """Checks that all processes have the same `value`.
 
-  Each process reads flags and checkpoints itself, and a run that is being
-  trained may get a new checkpoint in between.
+  Each process reads flags and checkpoints itself, and a run that is still being
+  trained may write a checkpoint in between.
+
+  Args:
+    what: description of the value, for the error.
+    value: the value, of any length.
+
+  Raises:
+    ConfigError: on all processes, if any of the values differs.
   """
   if jax.process_count() == 1:
     return
+  # A gather needs arrays of one shape, which texts do not have.
   digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
   every = multihost_utils.process_allgather(digest)
   if (every != every[0]).any():
@@ -57,6 +68,6 @@ def check_same(what: str, value: str) -> None:
 
 
 def meet(name: str) -> None:
-  """Waits until all processes have called this; `name` must be the same."""
+  """Waits until all processes have called this, with the same `name`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)

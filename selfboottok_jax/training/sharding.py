@@ -1,6 +1,11 @@
-"""Meshes of (data, fsdp), and one shape rule that places the whole state."""
+"""Device meshes of axes (data, fsdp), and the placement of arrays on them.
+
+Batches are split over all devices. Parameters and optimiser states are split
+over the fsdp axis and repeated over the data axis, by one rule of their shapes.
+"""
 
 import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -11,14 +16,29 @@ from jaxtyping import PyTree
 from selfboottok_jax import errors
 
 AXES = ('data', 'fsdp')
-# A name in a parameter's path whose first axis is the layer axis of a scan.
+# Parameters with this name in their path belong to a scanned stack: their first
+# axis counts the blocks.
 STACKED = 'blocks'
-# Below this many numbers a gather costs more than the memory it saves.
+# Arrays of fewer elements are repeated on all devices: gathering them would
+# cost more than the memory it saves.
 MIN_SIZE = 2**14
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
-  """A mesh of data x fsdp devices; -1 for `data` takes all that are left."""
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  devices: Iterable[jax.Device] | None = None,
+) -> Mesh:
+  """Makes a mesh of data x fsdp devices.
+
+  Args:
+    data: size of the data axis; -1 for as many as `fsdp` leaves.
+    fsdp: size of the axis over which the state is split.
+    devices: devices to use, in order; all by default.
+
+  Raises:
+    ConfigError: the product is not the number of devices.
+  """
   devices = jax.devices() if devices is None else list(devices)
   if data == -1:
     data = len(devices) // max(fsdp, 1)
@@ -27,15 +47,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
       f'mesh.data={data} x mesh.fsdp={fsdp} is not the {len(devices)} devices '
       'of this run; set mesh.data=-1, or a product that equals it'
     )
+  # Neighbouring devices share an fsdp group, whose traffic is the heaviest.
   grid = np.asarray(devices).reshape(data, fsdp)
+  # Auto: the compiler derives the sharding of all that is in between.
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def shape_rule(path: str, shape: tuple[int, ...], fsdp: int) -> P:
-  """Shards the longest axis that divides; the layer axis of a scan never."""
+  """Chooses the axis of a parameter to split over the fsdp axis of a mesh.
+
+  It is the longest axis that divides by `fsdp`, the first of several. Small
+  arrays, and those without such an axis, are not split.
+
+  Args:
+    path: the parameter's path in its tree.
+    shape: its shape.
+    fsdp: size of the fsdp axis.
+  """
   if fsdp == 1 or math.prod(shape) < MIN_SIZE:
     return P()
+  # A scan slices the axis of blocks: split there, each iteration would have to
+  # fetch its block from another device.
   first = 1 if STACKED in path else 0
+  # Negative, so that max prefers the earlier of two axes of the same size.
   axes = [
     (size, -axis)
     for axis, size in enumerate(shape)
@@ -48,7 +82,7 @@ def shape_rule(path: str, shape: tuple[int, ...], fsdp: int) -> P:
 
 
 def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-  """A NamedSharding for every leaf of a tree of arrays or their shapes."""
+  """Returns the sharding of every leaf of a tree of arrays or their shapes."""
   fsdp = mesh.shape['fsdp']
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(
@@ -59,7 +93,7 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place_abstractly(tree: PyTree, mesh: Mesh) -> PyTree:
-  """The shapes and types of a tree, with the shardings of the shape rule."""
+  """Returns the shape, type and sharding of every leaf, without its values."""
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=where
@@ -70,19 +104,28 @@ def place_abstractly(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis over all devices."""
+  """Returns the sharding that splits the first axis over all devices."""
   return NamedSharding(mesh, P(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same on every device."""
+  """Returns the sharding that repeats an array on every device."""
   return NamedSharding(mesh, P())
 
 
 def check_batch_size(
   batch_size: int, mesh: Mesh, name: str = 'data.batch_size'
 ) -> None:
-  """Raises ConfigError for a global batch that the devices cannot share."""
+  """Checks that the devices can share a global batch evenly.
+
+  Args:
+    batch_size: images of all processes together.
+    mesh: the devices.
+    name: the configuration's key, for the error.
+
+  Raises:
+    ConfigError: the batch size is not a positive multiple of the devices.
+  """
   if batch_size < 1 or batch_size % mesh.size:
     raise errors.ConfigError(
       f'{name}={batch_size} does not divide over {mesh.size} '
@@ -91,7 +134,12 @@ def check_batch_size(
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """Host arrays of this process's share to arrays over the whole mesh."""
+  """Assembles global arrays on the mesh from each process's share.
+
+  Args:
+    batch: host arrays, this process's part of the first axis.
+    mesh: the devices of all processes.
+  """
   sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch

@@ -1,4 +1,4 @@
-"""The state of a training, and the one train step of every task."""
+"""The state of a training, and the train step that every task shares."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,15 +14,19 @@ from selfboottok_jax.training import optim
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything a checkpoint holds; dicts are keyed by group.
+  """The arrays of a training that change, all of which a checkpoint holds.
+
+  A group is a set of parameters with a loss and an optimiser of its own, such
+  as a tokenizer or its discriminator. Dicts are keyed by group.
 
   Attributes:
     step: updates made so far.
-    params: parameters by group. A group without a loss is carried along
-      untouched, bit for bit: the frozen part of a partly trained model.
-    ema: running means of the parameters of the groups that are served.
+    params: parameters by group. A group without a loss stays the same, bit for
+      bit: the frozen part of a partly trained model.
+    ema: running means of the parameters, of the groups that are used later.
     opt: optimiser state of each trained group.
-    stats: what changes without a gradient (LeCAM means, latent statistics).
+    stats: statistics that change without a gradient (LeCAM means, latent
+      statistics).
   """
 
   # Any: the same tree also carries shapes and shardings in place of arrays.
@@ -35,16 +39,17 @@ class TrainState:
 
 @flax.struct.dataclass
 class LossInputs:
-  """What a loss may read besides the parameters it is differentiated in.
+  """Inputs of a loss, besides the parameters that it is differentiated by.
 
   Attributes:
-    params: the parameters of all groups.
-    frozen: parameters of networks that are never trained nor saved.
+    params: parameters of all groups, without a gradient. Groups earlier in the
+      order have been updated in this step already.
+    frozen: parameters of networks that are neither trained nor saved.
     batch: 'image' and 'label' of this step.
-    stats: as in TrainState, with the changes of earlier groups.
-    carry: what the group before handed on; {} for the first.
+    stats: as in TrainState, with the changes that earlier groups made.
+    carry: arrays handed on by the group before; {} for the first.
     step: updates made so far.
-    rng: this step's key for this group.
+    rng: random key of this step and group.
   """
 
   params: dict[str, PyTree]
@@ -58,13 +63,20 @@ class LossInputs:
 
 @flax.struct.dataclass
 class LossOutputs:
-  """What a loss hands back besides its value."""
+  """Outputs of a loss besides its value.
+
+  Attributes:
+    metrics: scalars to log.
+    stats: all statistics, changed or not.
+    carry: arrays for the next group, which need not compute them again.
+  """
 
   metrics: dict[str, Float[Array, '']]
   stats: dict[str, PyTree]
   carry: dict[str, Array]
 
 
+# (parameters of its group, inputs) -> (scalar to minimise, outputs).
 Loss = Callable[[PyTree, LossInputs], tuple[Float[Array, ''], LossOutputs]]
 
 
@@ -74,10 +86,18 @@ def init_state(
   optimizers: Mapping[str, optim.Optimizer],
   ema_groups: tuple[str, ...],
 ) -> TrainState:
-  """A state at step 0; each running mean starts as a copy."""
+  """Returns the state before the first update.
+
+  Args:
+    params: initial parameters by group.
+    stats: initial statistics.
+    optimizers: optimisers of the trained groups.
+    ema_groups: groups that have a running mean, which starts at `params`.
+  """
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
+    # Copies, because the state is donated: one buffer cannot be given up twice.
     ema={group: jax.tree.map(jnp.copy, params[group]) for group in ema_groups},
     opt={
       group: optimizer.transform.init(params[group])
@@ -88,7 +108,11 @@ def init_state(
 
 
 def ema_decay(step: Int[Array, ''], limit: float) -> Float[Array, '']:
-  """min(limit, (1 + n) / (10 + n)) after n updates: short runs forget fast."""
+  """Returns the decay of running means, min(limit, (1 + n) / (10 + n)).
+
+  It grows with the number n of updates, so that short runs do not average over
+  their random start.
+  """
   n = step.astype(jnp.float32)
   return jnp.minimum(limit, (1 + n) / (10 + n))
 
@@ -100,17 +124,27 @@ def make_train_step(
   seed: int,
   ema_limit: float,
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
-  """Returns step(state, frozen, batch) -> (state, metrics).
+  """Makes the function step(state, frozen, batch) -> (state, metrics).
 
-  Groups are updated in the order of `losses`, each against the newest
-  parameters of the others. Randomness is fold_in(key(seed), step), so nothing
-  random needs to be saved.
+  Groups are updated one after the other in the order of `losses`, each given
+  the newest parameters of the others.
+
+  Args:
+    losses: the loss of each trained group.
+    optimizers: the optimiser of each trained group.
+    seed: seed of all randomness in the step.
+    ema_limit: largest decay of the running means, see `ema_decay`.
   """
 
-  def step_fn(state: TrainState, frozen: PyTree, batch: dict[str, Array]):
+  def step_fn(
+    state: TrainState, frozen: PyTree, batch: dict[str, Array]
+  ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
+    # Derived from the step, so a run that continues draws the same numbers, and
+    # a checkpoint needs no random state.
     step_key = jax.random.fold_in(jax.random.key(seed), state.step)
     params, opt, stats = dict(state.params), dict(state.opt), state.stats
-    metrics, carry = {}, {}
+    metrics: dict[str, Float[Array, '']] = {}
+    carry: dict[str, Array] = {}
     for index, (group, loss) in enumerate(losses.items()):
       inputs = LossInputs(
         params=params,
@@ -128,13 +162,15 @@ def make_train_step(
       )
       stats, carry = outputs.stats, outputs.carry
       metrics |= outputs.metrics
-      # The first group's is the loss of the task.
+      # The first group's loss is that of the task, and is logged as 'loss'.
       metrics[f'{group}_loss' if index else 'loss'] = value
+      # Before clipping, so that the log shows when it takes hold.
       metrics[f'{group}_grad_norm'] = optax.tree.norm(grads)
       metrics['learning_rate'] = learning_rate
     decay = ema_decay(state.step, ema_limit)
     ema = {
       group: jax.tree.map(
+        # This form leaves a mean that equals the parameter exactly as it is.
         lambda mean, new: mean + (1 - decay) * (new - mean),
         mean,
         params[group],
