@@ -178,7 +178,9 @@ def _make_report(workdir: pathlib.Path) -> report.Report:
 
 
 def _comparison(
-  tokenizers: dict[str, inference.ImageTokenizer],
+  tokenizers: Mapping[
+    str, inference.ImageTokenizer | inference.ImageAutoencoder
+  ],
   batches: evaluate.Batches,
   measured: list[scores_lib.Score],
   reference: str,

@@ -1,4 +1,4 @@
-"""Which pictures of a tree belong to a split, and what their labels are.
+"""Assigns the pictures of a file tree to splits and labels.
 
 Pure functions of relative paths, so that a folder and a tar of the same tree
 give the same order, labels and split.
@@ -55,7 +55,7 @@ class SplitFiles:
 
 
 def is_image(path: str) -> bool:
-  """Whether a relative path is taken for a picture; hidden ones are not."""
+  """Returns True for the relative path of a picture that is not hidden."""
   parts = pathlib.PurePosixPath(path).parts
   hidden = any(p.startswith('.') or p == '__MACOSX' for p in parts)
   return not hidden and pathlib.PurePosixPath(path).suffix.lower() in (
@@ -161,7 +161,7 @@ def _split_members(
 def _has_splits(
   trees: Mapping[str, Parts], folders: set[Parts], path: str
 ) -> bool:
-  """Whether train/ and val/ are splits; CIFAR-100 has a class of trains."""
+  """Tells splits train/ and val/ from classes: CIFAR-100 has `train`."""
   given = {parts[0] for parts in trees.values() if len(parts) > 1}
   there = given | {f[0] for f in folders if f}
   if given & set(SPLITS) and set(SPLITS) <= there:

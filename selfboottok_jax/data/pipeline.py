@@ -1,4 +1,9 @@
-"""What a row of a batch is: of a picture, or of what a cache kept of it."""
+"""Builds training and evaluation batches from pictures or token caches.
+
+Training batches are endless, shuffled and augmented; evaluation batches go
+once over a source in a fixed order. Several processes share each batch, and
+the rows depend on seed and step alone, not on the number of processes.
+"""
 
 import contextlib
 import dataclasses
@@ -20,7 +25,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class TrainPictures:
-  """Augmented pictures."""
+  """Reads pictures and augments them at random."""
 
   source: sources.Source
   transform: transforms.TrainTransform
@@ -32,7 +37,7 @@ class TrainPictures:
 
 @dataclasses.dataclass(frozen=True)
 class TrainCodes:
-  """Of every image either it or its mirror image."""
+  """Reads the cached fields of an image or of its mirror image."""
 
   source: token_cache.TokenCache
   flip: bool
@@ -63,7 +68,7 @@ class EvalPictures:
 
 @dataclasses.dataclass(frozen=True)
 class EvalCodes:
-  """Images as they are."""
+  """Reads the cached fields of images, never mirrored."""
 
   source: token_cache.TokenCache
 
@@ -91,7 +96,7 @@ def train_rows(
   flip: bool,
   random_crop: bool,
 ) -> Callable[[int, np.random.Generator], Row]:
-  """What makes training rows of a source; ConfigError if it cannot."""
+  """Returns the reader of training rows; ConfigError for unfit settings."""
   if isinstance(source, token_cache.TokenCache):
     source.check_use(image_size, random_crop=random_crop)
     return TrainCodes(source, flip)
@@ -102,7 +107,7 @@ def train_rows(
 
 
 def eval_rows(source: sources.Source, image_size: int) -> EvalRows:
-  """What makes evaluation rows of a source; ConfigError if it cannot."""
+  """Returns the reader of evaluation rows; ConfigError for a wrong size."""
   if isinstance(source, token_cache.TokenCache):
     source.check_use(image_size, random_crop=False)
     return EvalCodes(source)
@@ -167,6 +172,8 @@ def make_train_dataset(
     .repeat()
     .random_map(draw, seed=_stream(seed, _AUGMENT))
   )
+  # Processes are split after the shuffle, so that their number does not
+  # change the global batch.
   share = _Share(rows, start_step, batch_size, local, process_index)
   batches = grain.MapDataset.source(share).batch(local)
   return TrainBatches(iter(_prefetch(batches, num_threads, num_workers)))
@@ -230,6 +237,7 @@ def make_row_dataset(
   `indices` are of the source, in the order wanted; -1 is padding.
   """
   local = _local_batch(batch_size, process_count)
+  # Every process needs the same number of batches: they meet in each one.
   padding = -len(indices) % batch_size
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
@@ -253,11 +261,11 @@ class TrainBatches:
     self._finalizer = weakref.finalize(self, _close, self._box)
 
   def __iter__(self) -> 'TrainBatches':
-    """Itself."""
+    """Returns itself."""
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """The next step's batch; ends once closed."""
+    """Returns the next step's batch; ends once closed."""
     if not self._box:
       raise StopIteration
     return next(self._box[0])

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, a tar, or the built-in scenes.
+"""Opens sources of pictures: a folder, a tar, or the built-in scenes.
 
 A source is random access, thread safe and picklable; `source[i]` is
 {'image': uint8 [h, w, 3], 'label': int}.

@@ -21,7 +21,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from grain import sources as grain_sources
@@ -110,7 +110,7 @@ class Index:
     return SIDES * numbers * self.stored.itemsize + 4
 
   def to_json(self) -> dict[str, Any]:
-    """The content of cache.json."""
+    """Returns the content of cache.json."""
     fields = [
       {'name': name, 'shape': [SIDES, *shape], 'dtype': self.dtype}
       for name, shape in self.shapes.items()
@@ -310,8 +310,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON object atomically and durably.
 
-  A file with the same content stays untouched: its time of change tells when
-  it was made.
+  A file with the same content stays untouched: its modification time
+  stays the time at which it was made.
   """
   data = (json.dumps(content, indent=2) + '\n').encode()
   if not path.is_file() or path.read_bytes() != data:
@@ -319,7 +319,7 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def damaged(path: pathlib.Path, error: Exception) -> errors.DataError:
-  """The error for a file with other contents than were written."""
+  """Makes the error for a file with other contents than were written."""
   # Without the index nobody knows what the other files are.
   remedy = (
     'restore it, or encode into a new folder'
@@ -388,7 +388,7 @@ class Sums:
     self.square = self.square + np.square(wide).sum(0)
 
   def to_json(self) -> dict[str, Any]:
-    """The arguments of the constructor, for a file, without rounding."""
+    """Returns the constructor's arguments for JSON, without rounding."""
     return {
       'images': self.images,
       'rows': self.rows,
@@ -401,8 +401,10 @@ def combine(parts: Iterable[Sums]) -> Statistics:
   """Statistics of everything that was added to one or more `parts`."""
   parts = list(parts)
   rows = sum(part.rows for part in parts)
-  mean = np.sum([part.total for part in parts], axis=0) / rows
-  power = np.sum([part.square for part in parts], axis=0) / rows
+  # An empty part has sums of shape (), which must broadcast with [e].
+  zero = np.zeros(())
+  mean = sum((part.total for part in parts), start=zero) / rows
+  power = sum((part.square for part in parts), start=zero) / rows
   # Rounding may leave a constant channel a variance just below 0.
   std = np.sqrt(np.maximum(power - mean**2, 0))
   whole = float(mean.mean())
@@ -435,6 +437,18 @@ class _File:
     return self.take
 
 
+class Encoding(Protocol):
+  """Describes the fields that a training needs from a cache."""
+
+  @property
+  def shapes(self) -> Mapping[str, Any]:
+    """Arrays or shape structs of one image's fields, by name."""
+
+  @property
+  def align_mode(self) -> str | None:
+    """Pairing of the teacher's features with the codes."""
+
+
 class TokenCache:
   """The encoders' outputs for the images of one split, by index.
 
@@ -462,19 +476,19 @@ class TokenCache:
     self._folder, self._split, self.index = folder, split, index
     self.statistics = statistics
     self.names = tuple(index.shapes if names is None else names)
-    self._told = index.splits[split]
+    self._size = index.splits[split]
     self.class_names = index.class_names
-    self.fingerprint = self._told.fingerprint
+    self.fingerprint = self._size.fingerprint
     self.image_size = index.image_size
     files = []
-    for shard in range(self._told.shards):
-      first, end = self._told.bounds(shard)
+    for shard in range(self._size.shards):
+      first, end = self._size.bounds(shard)
       files.append(_File(str(self._file(shard)), end - first))
     self._records = grain_sources.ArrayRecordDataSource(files)
 
   def __len__(self) -> int:
     """Number of images."""
-    return self._told.count
+    return self._size.count
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Reads an image's fields, float32 [2, ...] with the mirrored second."""
@@ -487,7 +501,7 @@ class TokenCache:
     return {**fields, 'label': np.int32(element['label'])}
 
   def select(self, names: Sequence[str]) -> 'TokenCache':
-    """The same cache with some fields only; DataError for a missing one."""
+    """Returns the cache with some fields only; DataError for a missing one."""
     missing = [name for name in names if name not in self.index.shapes]
     if missing:
       raise errors.DataError(
@@ -513,9 +527,9 @@ class TokenCache:
       )
 
   def check(
-    self, tokenizer: str, teacher: str, dtype: str, encoding: Any
+    self, tokenizer: str, teacher: str, dtype: str, encoding: Encoding
   ) -> None:
-    """DataError unless the cache holds what an encoding would make.
+    """Raises DataError unless the cache fits this training.
 
     Args:
       tokenizer: the fingerprint of the tokenizer.
@@ -526,12 +540,12 @@ class TokenCache:
         'targets' among them are paired, `align_mode`.
     """
     self.select(list(encoding.shapes))
-    wanted = {'tokenizer': tokenizer}
+    wanted: dict[str, Any] = {'tokenizer': tokenizer}
     if len(encoding.shapes) > 1:
       wanted |= {'teacher': teacher, 'teacher_dtype': dtype}
     if 'targets' in encoding.shapes:
       wanted['align_mode'] = encoding.align_mode
-    there = {key: self.index.made_by[key] for key in wanted}
+    there: dict[str, Any] = {key: self.index.made_by[key] for key in wanted}
     for name, leaf in encoding.shapes.items():
       there[name], wanted[name] = self.index.shapes[name], tuple(leaf.shape)
     for key, value in wanted.items():
@@ -556,7 +570,7 @@ class TokenCache:
       record = self._records[index]
       return unpack(self.index, record, self.names, sides)
     except _READ_ERRORS as error:
-      file = self._file(self._told.shard_of(index))
+      file = self._file(self._size.shard_of(index))
       raise damaged(file, error) from error
 
 

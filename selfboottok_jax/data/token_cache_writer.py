@@ -9,7 +9,8 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
@@ -27,7 +28,7 @@ _RECORD_OVERHEAD, _FILE_OVERHEAD = 128, 2**17
 def pending_shards(
   folder: token_cache.Path, index: token_cache.Index, split: str
 ) -> list[int]:
-  """The shards of a split that are missing or damaged."""
+  """Lists the shards of a split that are missing or damaged."""
   shards = range(index.splits[split].shards)
   return [s for s in shards if _sidecar(folder, index, split, s) is None]
 
@@ -37,7 +38,7 @@ def check_room(
   index: token_cache.Index,
   shards: Mapping[str, Sequence[int]],
 ) -> int:
-  """Bytes that some shards will take, rounded up.
+  """Returns the bytes that some shards will take, rounded up.
 
   Raises:
     DataError: the disk has less.
@@ -122,6 +123,7 @@ class ShardWriter:
       raise ValueError(f'{self.left} images are missing')
     with self._errors():
       self._writer.close()
+      # On disk before the rename, or a crash could leave an empty shard.
       with self._partial.open('rb') as file:
         os.fsync(file.fileno())
       content = {
@@ -129,7 +131,8 @@ class ShardWriter:
         'bytes': self._partial.stat().st_size,
         'sums': self._sums.to_json(),
       }
-      # The records last: they are whole where the name is seen.
+      # The records get their name last: a reader that sees it sees a whole
+      # shard, and a stop in between leaves a shard that is made again.
       token_cache.write_json(self._sidecar, content)
       self._partial.replace(self._file)
 
@@ -150,7 +153,7 @@ class ShardWriter:
       )
 
   @contextlib.contextmanager
-  def _errors(self):
+  def _errors(self) -> Iterator[None]:
     """Turns errors of the file system into a DataError of one line."""
     try:
       yield
@@ -182,20 +185,23 @@ def finish(
       f'{folder} lacks shards of {split}, the first is {missing[0]}; wanted '
       'all of them in one folder that every process sees: give such an --out'
     )
+  contents = [content for content in sidecars if content is not None]
   statistics = token_cache.combine(
-    token_cache.Sums(**content['sums']) for content in sidecars
+    token_cache.Sums(**content['sums']) for content in contents
   )
   content = {
     'index': index.digest(split),
-    'bytes': [content['bytes'] for content in sidecars],
+    'bytes': [content['bytes'] for content in contents],
     'statistics': dataclasses.asdict(statistics),
   }
   token_cache.write_json(token_cache.split_file(folder, split), content)
   return statistics
 
 
-def _sidecar(folder, index, split, shard):
-  """The record of a shard; None unless it is whole and of this index."""
+def _sidecar(
+  folder: token_cache.Path, index: token_cache.Index, split: str, shard: int
+) -> dict[str, Any] | None:
+  """Reads a shard's .json file; None unless shard and index match it."""
   file = token_cache.record_file(folder, index, split, shard)
   sidecar = file.with_suffix('.json')
   try:

@@ -95,7 +95,7 @@ class TrainTransform:
 
 
 def mirrors(flip: bool, rng: np.random.Generator) -> bool:
-  """Whether a picture is mirrored: half of them are, with `flip`.
+  """Draws whether to mirror a picture: half of the time with `flip`.
 
   For centre crops this is the first draw and the only one, so that what a
   cache kept of them is mirrored where they would be.

@@ -66,7 +66,8 @@ class Row:
   Attributes:
     component: its name.
     parameters: number of its parameters.
-    trained: True if the training updates them; None for what is no network.
+    trained: True if the training updates them; None for the losses, which
+      have no parameters.
     flops: operations per image of a train step.
   """
 
@@ -94,7 +95,7 @@ class Memory:
 
   @property
   def total(self) -> int:
-    """Bytes of one step; the new state replaces the old one (donation)."""
+    """Sums the parts; by donation the new state replaces the old one."""
     return self.state + self.frozen + self.batch + self.temporary
 
 
@@ -119,23 +120,24 @@ class Card:
 
   @property
   def flops(self) -> flops.Flops:
-    """Operations per image, over all rows."""
+    """Sums the operations per image over all rows."""
     return sum((row.flops for row in self.rows), flops.Flops())
 
   def parameters(self, *, trained: bool) -> int:
-    """Number of trained or of frozen parameters."""
+    """Counts the trained or the frozen parameters."""
     return sum(r.parameters for r in self.rows if r.trained is trained)
 
   def to_dict(self) -> dict[str, Any]:
-    """Nested dicts and lists, as JSON holds them."""
+    """Converts the card into nested dicts and lists, for JSON."""
     return dataclasses.asdict(self)
 
 
 def complete(card: Card, other: Card) -> Card:
-  """Fills gaps of `card` from another card of the same program.
+  """Fills gaps of a card from an earlier card of the same program.
 
-  Memory and compile time are known to one process and not to another: a program
-  read back from the compilation cache was not compiled there.
+  A continued training may not know memory or compile time: it reads its program
+  back from the compilation cache. `card` is returned as it is if `other`
+  describes another program.
   """
   if (card.rows, card.first_step) != (other.rows, other.first_step):
     return card
@@ -211,21 +213,22 @@ def measure_memory(
 
 
 def _shard_bytes(tree: PyTree) -> int:
-  """Bytes of a placed tree on one device."""
+  """Counts the bytes of a placed tree on one device."""
   total = 0
   for leaf in jax.tree.leaves(tree):
+    # Works for shapes too: abstract leaves have a sharding and no data.
     shard = leaf.sharding.shard_shape(leaf.shape)
     total += leaf.dtype.itemsize * math.prod(shard)
   return total
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Dense bfloat16 operations per second of a device; None if unknown."""
+  """Looks up a device's dense bfloat16 FLOP/s; None if unknown."""
   return PEAKS.get(device_kind)
 
 
 def table(card: Card) -> str:
-  """The card as plain text."""
+  """Formats a card as plain text."""
   rows = [
     {
       'component': row.component,
@@ -255,7 +258,7 @@ def table(card: Card) -> str:
 
 
 def sentences(card: Card) -> list[str]:
-  """Memory and compile time in words; nothing before the step is compiled."""
+  """Describes memory and compile time; [] before the step is compiled."""
   if card.memory is None:
     return []
   memory = {
@@ -273,7 +276,7 @@ def sentences(card: Card) -> list[str]:
 
 
 def kind(row: Row) -> str:
-  """'trained', 'frozen', or '' for what is no network."""
+  """Names the kind of a row: 'trained', 'frozen', or '' for the losses."""
   return {True: 'trained', False: 'frozen', None: ''}[row.trained]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   import matplotlib.axes
   import matplotlib.figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish too.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 MOST_POINTS = 400  # More points than that are averaged in bins.
 _DASHES = ('--', ':', '-.')
@@ -86,7 +86,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
 def _checked(
   entry: object, number: int, path: pathlib.Path
 ) -> tuple[int, dict[str, float]]:
-  """The step and the numbers of a parsed line; null becomes NaN."""
+  """Splits a parsed line into step and numbers; null becomes NaN."""
   values = dict(entry) if isinstance(entry, dict) else {}
   step = values.pop('step', None)
   if type(step) is not int or not all(
@@ -103,7 +103,7 @@ def _checked(
 
 
 def baselines(name: str, metrics: Metrics) -> dict[str, float]:
-  """Last values of the trivial predictors that were logged beside a metric.
+  """Collects the last values of the trivial baselines of a metric.
 
   `val/psnr_mean_image` is the baseline `mean image` of `val/psnr`.
   """
@@ -138,7 +138,7 @@ def panels(metrics: Metrics) -> list[str]:
 
 
 def thin(series: Series) -> Series:
-  """Means over at most MOST_POINTS equal bins; a short series as it is."""
+  """Averages a long series in MOST_POINTS bins; keeps a short one."""
   count = len(series.steps)
   if count <= MOST_POINTS:
     return series
@@ -238,7 +238,7 @@ def _legend(
 
 
 def svg_bytes(figure: 'matplotlib.figure.Figure') -> bytes:
-  """The figure as an SVG file, letters as outlines, the same at every call."""
+  """Renders an SVG file with letters as outlines; equal at every call."""
   import matplotlib
 
   buffer = io.BytesIO()

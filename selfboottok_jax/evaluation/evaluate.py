@@ -39,18 +39,18 @@ PROTOCOLS = {
 
 def evaluate_tokenizer(
   name: str,
-  tokenizer: inference.ImageTokenizer,
+  tokenizer: inference.ImageTokenizer | inference.ImageAutoencoder,
   batches: Batches,
   mesh: Mesh,
   *,
   reference: str,
   perceptual: Any = None,
 ) -> list[scores.Score]:
-  """Reconstruction scores of a tokenizer.
+  """Measures how well a tokenizer reconstructs images.
 
   Args:
     name: name of the run.
-    tokenizer: the tokenizer to measure.
+    tokenizer: the trained tokenizer to measure.
     batches: uint8 centre crops with masks; iterated over several times.
     mesh: devices to compute on.
     reference: description of the images, for the protocol.
@@ -58,7 +58,17 @@ def evaluate_tokenizer(
 
   Returns:
     One score per metric.
+
+  Raises:
+    UserError: the tokenizer is a released autoencoder. It has no codebooks,
+      which part of the scores are about.
   """
+  # `load_tokenizer` may return either kind.
+  if not isinstance(tokenizer, inference.ImageTokenizer):
+    raise errors.UserError(
+      f'{name} is a released autoencoder, without codebooks to measure; wanted '
+      'the workdir of a trained tokenizer'
+    )
   measured = dict(
     reconstruction.Reconstruction(tokenizer.model, batches, mesh).run_params(
       tokenizer.params
@@ -99,11 +109,12 @@ def evaluate_tokenizer(
 def _perceptual(
   tokenizer: inference.ImageTokenizer, batches: Batches, perceptual: Any
 ) -> float:
-  """The mean distance between images and their reconstructions."""
+  """Averages the distance between images and their reconstructions."""
   distance = jax.jit(perceptual.__call__)
   means = scores.MeanScores()
   for batch in batches:
     made = tokenizer.decode(tokenizer.encode(batch['image']))
+    # Through uint8 and back, so that all scores are of the same images.
     values = distance(
       perceptual.params,
       pixels.to_float(jnp.asarray(batch['image'])),
@@ -116,7 +127,7 @@ def _perceptual(
 def image_features(
   network: Any,
 ) -> Callable[[Images], Float[Array, 'b d']]:
-  """Makes a function from uint8 images to one vector per image.
+  """Makes a function that turns uint8 images into one vector per image.
 
   The vector is the network's class token or, if it has none, the mean of its
   patches; `network` is a FeatureNetwork with its parameters.
@@ -144,10 +155,11 @@ def evaluate_generator(
   seed: int = 0,
   scales: Sequence[float] = (),
 ) -> list[scores.Score]:
-  """Frechet distance of samples to real images, and of a baseline to them.
+  """Measures the Frechet distance of samples to real images.
 
-  The baseline decodes Gaussian codes of the right mean and deviation: a
-  generator that has learnt nothing else. Labels are balanced.
+  A baseline is measured too: decoded Gaussian codes of the right mean and
+  deviation, as a generator would make that has learnt nothing else. Samples
+  have balanced labels.
 
   Args:
     name: name of the run.
@@ -157,8 +169,9 @@ def evaluate_generator(
     num_samples: number of samples, and of decoded Gaussian codes.
     batch_size: samples at a time.
     reference: description of the real images, for the protocol.
-    seed: of all noise.
-    scales: guidance scales, one score for each; () is the one configured.
+    seed: seed of all noise.
+    scales: guidance scales to measure, each with a score; () measures the
+      configured one.
 
   Returns:
     A score for each scale, and the baseline's.
@@ -168,6 +181,7 @@ def evaluate_generator(
   def fit(images: Iterable[np.ndarray]) -> frechet.Gaussian:
     return frechet.fit(np.asarray(features(batch)) for batch in images)
 
+  # Padding rows of the last batch would bias the fit.
   real = frechet.fit(
     np.asarray(features(batch['image']))[batch['mask']] for batch in batches
   )
@@ -203,7 +217,7 @@ def _where(
   num_samples: int,
   reference: str,
 ) -> str:
-  """The part of the protocol that all distances share."""
+  """Describes the part of the protocol that all distances share."""
   decoder = generator.tokenizer
   patch = getattr(network, 'patch_size', None)
   return (
@@ -218,7 +232,7 @@ def _where(
 
 
 def balanced_labels(count: int, num_classes: int) -> Int[np.ndarray, ' n']:
-  """Labels 0, 1, ... over and over, [count]."""
+  """Returns int32 labels [count] that repeat 0, 1, ..., num_classes - 1."""
   return np.arange(count, dtype=np.int32) % num_classes
 
 
@@ -238,13 +252,14 @@ def sample_batches(
     labels: classes of all samples, by index.
     batch_size: samples at a time, rounded up to fill all devices.
     indices: the samples wanted; all of `labels` by default.
-    seed: of the noise.
-    guidance_scale: in place of that of `generator.sampling`.
+    seed: seed of the noise.
+    guidance_scale: used in place of that of `generator.sampling`.
   """
   if indices is None:
     indices = np.arange(len(labels))
   if guidance_scale is None:
     guidance_scale = generator.sampling.guidance_scale
+  # Rounded up: a round that is not full costs as much as a full one.
   at_a_time = -(-batch_size // generator.round_size) * generator.round_size
   for first in range(0, len(indices), at_a_time):
     chosen = indices[first : first + at_a_time]
@@ -268,6 +283,7 @@ def _gaussian_batches(
   shape = (batch_size, tokenizer.num_tokens, tokenizer.token_dim)
   for first in range(0, num_samples, batch_size):
     key = jax.random.fold_in(jax.random.key(seed), first)
+    # The last batch is drawn in full too, so that decoding compiles once.
     noise = jax.random.normal(key, shape)
     codes = path_lib.denormalise_codes(noise, statistics)
     count = min(batch_size, num_samples - first)
@@ -277,13 +293,13 @@ def _gaussian_batches(
 def write_scores(
   workdir: str | os.PathLike[str], found: Sequence[scores.Score]
 ) -> None:
-  """Keeps the scores of a run in its workdir."""
+  """Writes the scores of a run into its workdir, as scores.json."""
   text = json.dumps([dataclasses.asdict(score) for score in found], indent=2)
   files.write_atomically(pathlib.Path(workdir, SCORES), f'{text}\n'.encode())
 
 
 def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
-  """The scores that `write_scores` kept; none if there is no such file.
+  """Reads the scores that `write_scores` wrote; [] if there is no file.
 
   Raises:
     UserError: the file is damaged.
@@ -292,6 +308,7 @@ def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
   if not path.exists():
     return []
   with contextlib.suppress(ValueError, TypeError, KeyError):
+    # Only known fields, so that files of other versions stay readable.
     known = [field.name for field in dataclasses.fields(scores.Score)]
     return [
       scores.Score(**{name: record[name] for name in known})

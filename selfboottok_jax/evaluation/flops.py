@@ -25,8 +25,8 @@ class Flops:
   """Floating-point operations of a component, by phase.
 
   Attributes:
-    forward: to compute the values.
-    backward: to compute the gradients.
+    forward: operations that compute the values.
+    backward: operations that compute the gradients.
     recompute: to compute again the values that rematerialisation dropped.
   """
 
@@ -62,7 +62,7 @@ class Flops:
 def count(
   jaxpr: core.ClosedJaxpr, components: Sequence[str]
 ) -> dict[str, Flops]:
-  """Operations by component.
+  """Counts the operations of a program by component.
 
   Args:
     jaxpr: a whole program, as `jax.jit(f).trace(...).jaxpr`; its shapes are
@@ -225,7 +225,7 @@ def _of_phase(stack: str, amount: float) -> Flops:
 
 
 def _scopes(stack: str) -> Iterator[str]:
-  """'/transpose(jvp(a))/b' to 'a', 'b': outermost first."""
+  """Splits '/transpose(jvp(a))/b' into 'a', 'b': outermost first."""
   for part in stack.split('/'):
     name = part
     while match := _WRAPPED.fullmatch(name):

@@ -16,7 +16,7 @@ from selfboottok_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-  """Mean, sample covariance (n - 1) and count of a set of features."""
+  """A Gaussian fit of `count` features, with sample covariance (n - 1)."""
 
   mean: Float[np.ndarray, 'd']
   covariance: Float[np.ndarray, 'd d']
@@ -41,6 +41,8 @@ class Moments:
     self, features: Float[Array, 'b d'] | Float[np.ndarray, 'b d']
   ) -> None:
     """Adds a batch, without its padding rows."""
+    # The distance is a small difference of large traces, which float32 sums
+    # over fifty thousand images would drown in round-off.
     features = np.asarray(features, np.float64)
     if not len(features):
       return
@@ -71,7 +73,7 @@ class Moments:
     self.count = total
 
   def gaussian(self) -> Gaussian:
-    """The fit; needs two features or more."""
+    """Returns the fit; raises DataError for fewer than two features."""
     if self.mean is None or self.scatter is None or self.count < 2:
       raise errors.DataError(
         f'a Gaussian fit of {self.count} images; give 2 or more'
@@ -82,7 +84,7 @@ class Moments:
 def fit(
   batches: Iterable[Float[Array, '_ d'] | Float[np.ndarray, '_ d']],
 ) -> Gaussian:
-  """Mean, covariance and count of batches of features."""
+  """Fits a Gaussian to batches of features [b, d], which may differ in b."""
   moments = Moments()
   for batch in batches:
     moments.add(batch)
@@ -90,7 +92,9 @@ def fit(
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-  """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of covariances A, B.
+  """Computes the Frechet distance of two Gaussians.
+
+  With covariances A, B it is |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
   The trace of the root is the sum of the singular values of F^T G for any
   factors A = F F^T and B = G G^T, which is real, non-negative and exact for
@@ -108,14 +112,17 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
   product = _factor(a.covariance).T @ _factor(b.covariance)
   overlap = scipy.linalg.svdvals(product).sum() if product.size else 0.0
   traces = np.trace(a.covariance) + np.trace(b.covariance)
+  # Round-off may take the distance of equal fits below zero.
   return max(float(shift @ shift + traces - 2 * overlap), 0.0)
 
 
 def _factor(
   covariance: Float[np.ndarray, 'd d'],
 ) -> Float[np.ndarray, 'd r']:
-  """F with F F^T = covariance, a column per eigenvalue above round-off."""
+  """Factors a covariance as F F^T, without eigenvalues below round-off."""
   values, vectors = scipy.linalg.eigh(covariance)
+  # The usual rank tolerance; it also drops negative eigenvalues, whose roots
+  # would be NaN.
   noise = len(values) * np.finfo(values.dtype).eps * np.abs(values).max()
   kept = values > noise
   return vectors[:, kept] * np.sqrt(values[kept])

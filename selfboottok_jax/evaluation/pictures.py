@@ -39,7 +39,7 @@ def grid(
   pad: int = 2,
   background: int = 255,
 ) -> UInt8[np.ndarray, 'rows cols 3']:
-  """Images in reading order, `pad` pixels of `background` between them.
+  """Arranges images in reading order, `pad` background pixels apart.
 
   Cells that the last row lacks are background; there is no outer margin.
   """
@@ -66,14 +66,14 @@ def grid(
 def strip(
   images: UInt8[np.ndarray, 'm h w 3'], columns: int | None = None
 ) -> UInt8[np.ndarray, 'rows cols 3']:
-  """The images enlarged to thumbnails, in one row or in `columns`."""
+  """Enlarges images to thumbnails, in one row or in `columns`."""
   return grid(enlarge(images), columns or max(1, len(images)), pad=4)
 
 
 def comparison(
   rows: Mapping[str, UInt8[np.ndarray, '...']],
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """One captioned row of thumbnails a label; column i is the same image.
+  """Draws a captioned row of thumbnails per label; columns share an image.
 
   Args:
     rows: label -> images [m, h, w, 3]; a label may have several lines, and
@@ -133,7 +133,7 @@ def _wrap(label: str) -> str:
 
 
 def png_bytes(image: UInt8[np.ndarray, 'h w 3']) -> bytes:
-  """The image as the contents of a PNG file."""
+  """Encodes an image as the contents of a PNG file."""
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, 'PNG', optimize=True)
   return buffer.getvalue()
@@ -142,5 +142,5 @@ def png_bytes(image: UInt8[np.ndarray, 'h w 3']) -> bytes:
 def save_png(
   path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']
 ) -> pathlib.Path:
-  """Writes a PNG file that is whole whenever it is there."""
+  """Writes a PNG file atomically, so no reader sees half of it."""
   return files.write_atomically(path, png_bytes(image))

@@ -64,7 +64,7 @@ class Reconstruction:
       yield f'perplexity_{group}', float(np.mean(perplexity))
 
   def _mean(self) -> UInt8[np.ndarray, 'h w 3']:
-    """The mean image over all processes."""
+    """Computes the mean image over all processes, rounded to uint8."""
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(self._mesh))
     def sums(
@@ -74,6 +74,7 @@ class Reconstruction:
       images = batch['image'].astype(jnp.float32)
       return jnp.einsum('b,bhwc->hwc', weight, images), jnp.sum(weight)
 
+    # In float64: sums over a large set outgrow the 24 bits of float32.
     total, count = 0.0, 0.0
     for batch in self._batches:
       part = jax.device_get(sums(sharding.put_batch(dict(batch), self._mesh)))
@@ -87,7 +88,7 @@ def measure_reconstruction(
   batch: dict[str, Array],
   mean_image: Num[Array, 'h w 3'] | Num[np.ndarray, 'h w 3'],
 ) -> dict[str, Any]:
-  """Sums of scores over a batch, and histograms of the codes chosen."""
+  """Sums scores over a batch, and counts how often codes are chosen."""
   original, mask = batch['image'], batch['mask']
   output: Any = model.apply({'params': params}, pixels.to_float(original))
   reconstruction = pixels.to_uint8(output.reconstruction, 'round')

@@ -82,7 +82,7 @@ class Comparison:
   protocol: str
 
   def __post_init__(self) -> None:
-    """Refuses rows that cannot be told apart, or have no protocol."""
+    """Refuses rows with equal labels, and rows without a protocol."""
     scores_lib.check_protocol(self.protocol, 'the reconstruction comparison')
     _need_distinct([row.label for row in self.rows], 'Rows of a comparison')
 
@@ -130,7 +130,7 @@ class Report:
   notes: Sequence[str] = ()
 
   def __post_init__(self) -> None:
-    """Refuses runs that cannot be told apart."""
+    """Refuses runs with equal names."""
     _need_distinct([run.name for run in self.runs], 'Runs of a report')
 
   @property
@@ -142,9 +142,7 @@ class Report:
 
 def _need_distinct(names: Sequence[str], what: str) -> None:
   if len(set(names)) < len(names):
-    raise errors.UserError(
-      f'{what} need different names to be told apart; given {list(names)}.'
-    )
+    raise errors.UserError(f'{what} need different names; given {list(names)}.')
 
 
 def make_page(
@@ -209,7 +207,7 @@ def make_page(
 def read_run(
   workdir: str | os.PathLike[str], name: str, flag: str = 'workdir'
 ) -> Run:
-  """A run of a page; `flag` is what gave the workdir, for errors."""
+  """Reads a run for a page; errors name the flag that gave the workdir."""
   run = checkpointing.read_run(str(workdir), what=flag)
   path = pathlib.Path(workdir, logging_lib.METRICS)
   return Run(
@@ -230,7 +228,7 @@ def draw_samples(
   decoded_by: str,
   most_classes: int = 10,
 ) -> Samples:
-  """Samples of every class, or of `most_classes` spread evenly over all."""
+  """Samples every class, or `most_classes` spread evenly over all."""
   count = min(most_classes, generator.num_classes)
   chosen = np.arange(count) * generator.num_classes // count
   labels = np.tile(chosen.astype(np.int32), per_class)
@@ -249,7 +247,7 @@ def draw_samples(
 
 
 def environment() -> dict[str, object]:
-  """Versions, devices and cores by name."""
+  """Collects versions, devices and cores by name."""
   return {
     'Python': platform.python_version(),
     **{package: metadata.version(package) for package in _PACKAGES},
@@ -259,7 +257,7 @@ def environment() -> dict[str, object]:
 
 
 def timestamp() -> str:
-  """The date and time of now, for `Report.created`."""
+  """Formats the current date and time in UTC, for `Report.created`."""
   return datetime.datetime.now(datetime.UTC).strftime('%d %B %Y %H:%M UTC')
 
 
@@ -297,7 +295,7 @@ def write_report(
 
 
 def render(report: Report) -> str:
-  """The page as text."""
+  """Renders the page as HTML."""
   check_dependencies()
   metrics = {
     run.name: curves_lib.read_metrics(run.metrics)
@@ -435,7 +433,7 @@ def _data_url(kind: str, data: bytes) -> str:
 
 
 def regressions(stages: Sequence[tuple[str, float | int]]) -> list[str]:
-  """A sentence for each stage that reconstructs worse than an earlier one.
+  """Names each stage that reconstructs worse than an earlier one.
 
   Args:
     stages: (label, PSNR in dB) in the order in which the stages were trained.
@@ -478,7 +476,7 @@ def unbeaten_baselines(run: str, metrics: curves_lib.Metrics) -> list[str]:
 
 
 def _apart(a: float | int, b: float | int) -> tuple[str, str]:
-  """Both numbers with two digits, or with as many as distinguish them."""
+  """Formats both numbers, with as many digits as distinguish them."""
   for digits in range(2, 7):
     pair = f'{a:.{digits}f}', f'{b:.{digits}f}'
     if pair[0] != pair[1] or a == b:

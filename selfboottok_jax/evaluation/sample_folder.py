@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
@@ -48,7 +49,7 @@ _WRITERS = 4
 
 
 class SampleFolder:
-  """Samples on disk, by index."""
+  """A set of samples on disk, each of them known by its index."""
 
   def __init__(
     self,
@@ -77,6 +78,8 @@ class SampleFolder:
       )
     self.path, self.labels = pathlib.Path(path), labels
     self._png, self._npz = png, npz
+    # Through JSON and back: tuples become lists, as in the record on disk that
+    # these are compared with.
     self._settings = json.loads(
       json.dumps(
         {**settings, 'num_samples': len(labels), 'png': png, 'npz': npz}
@@ -86,24 +89,24 @@ class SampleFolder:
 
   @property
   def identity(self) -> str:
-    """Settings and labels as text: equal if and only if the samples are."""
+    """Returns settings and labels as text: equal only if the samples are."""
     return json.dumps([self._settings, self.labels.tolist()], sort_keys=True)
 
   @property
   def is_complete(self) -> bool:
-    """True if `finish` has nothing left to do."""
+    """Returns True if `finish` has nothing left to do."""
     is_drawn = (self.path / 'grids').is_dir()
     is_tidy = not (self.path / 'parts').exists()
     return is_drawn and is_tidy and not self.missing().size
 
   def begin(self) -> None:
-    """Makes the folder."""
+    """Makes the folder and records the settings in it."""
     text = json.dumps(self._settings, indent=2) + '\n'
     with self._writing():
       files.write_atomically(self.path / SETTINGS, text.encode())
 
   def missing(self) -> Int[np.ndarray, ' m']:
-    """Indices of samples that are not in the folder yet, ascending."""
+    """Returns ascending indices of the samples that are not written yet."""
     here = np.zeros(len(self.labels), bool)
     if not self._npz:
       here[self._indices_of_images()] = True
@@ -119,12 +122,14 @@ class SampleFolder:
     indices: Int[np.ndarray, ' b'],
     images: UInt8[np.ndarray, 'b h w 3'],
   ) -> None:
-    """Writes a batch; a stop leaves whole files only."""
+    """Writes a batch of samples; each file is written whole or not at all."""
     with self._writing():
       if self._png:
         with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
           list(pool.map(self._save_image, indices.tolist(), images))
       if self._npz:
+        # The name says which samples a part holds, so no two processes write
+        # the same file.
         buffer = io.BytesIO()
         np.savez(buffer, indices=indices, images=images)
         name = f'{indices[0]:08d}-{indices[-1]:08d}-{len(indices)}.npz'
@@ -156,7 +161,7 @@ class SampleFolder:
       shutil.rmtree(self.path / 'parts', ignore_errors=True)
 
   def _check(self) -> None:
-    """Raises UserError for a folder of other samples, or of something else."""
+    """Raises UserError if the folder holds other samples or other files."""
     record = self.path / SETTINGS
     if not record.exists():
       if not files.is_vacant(self.path):
@@ -225,6 +230,8 @@ class SampleFolder:
       with np.load(self.path / ARRAYS) as arrays:
         yield from arrays['arr_0'][wanted]
       return
+    # A later part overrides an earlier one with the same index: both hold the
+    # same pixels.
     place = {
       int(index): (path, row)
       for indices, path in self._parts()
@@ -268,6 +275,7 @@ class SampleFolder:
   def _write_arrays(self) -> None:
     """Streams all samples into one file that numpy reads."""
     partial = self.path / f'.{ARRAYS}.partial'
+    # Streamed: fifty thousand images of 256 pixels are 10 GB.
     count = len(self.labels)
     samples = self._in_order(np.arange(count))
     first = next(samples)
@@ -302,7 +310,7 @@ class SampleFolder:
 
 
 def _file_name(name: str) -> str:
-  """A class name with characters that every file system allows."""
+  """Turns a class name into characters that every file system allows."""
   return re.sub(r'[^\w.-]+', '_', name)[:60]
 
 
@@ -332,7 +340,7 @@ def sample_folders(
     labels_as: the labels in words, for the record.
     batch_size: samples between two writes of a process; 0 is as many as its
       devices compute at a time.
-    seed: of the noise.
+    seed: seed of the noise.
     rounding: a key of `pixels.ROUNDINGS`.
     png: whether to write an image file of each sample.
     npz: whether to end with all samples in one file.
@@ -441,11 +449,12 @@ def fill_folder(
 
 
 def _agree_on_missing(folder: SampleFolder) -> Int[np.ndarray, ' m'] | None:
-  """Indices of the missing samples; None if the folder is complete.
+  """Finds the missing samples; returns None if the folder is complete.
 
-  The first process looks and tells the others, which might see files that
-  faster ones have written meanwhile. The folder exists afterwards.
+  The folder exists afterwards. Only the first process looks, and the others
+  take its answer: they might see files that faster processes wrote meanwhile.
   """
+  # One array for both answers, as a broadcast needs equal shapes everywhere.
   state = np.zeros(1 + len(folder.labels), bool)
   with processes.all_or_none():
     if jax.process_index() == 0:
@@ -460,14 +469,14 @@ def _agree_on_missing(folder: SampleFolder) -> Int[np.ndarray, ' m'] | None:
 def make_labels(
   given: Sequence[str], count: int, seed: int, num_classes: int
 ) -> Int[np.ndarray, ' n']:
-  """The labels of `count` samples.
+  """Makes the int32 labels [count] of a set of samples.
 
   Args:
     given: ['balanced'] for equally many of each class, ['random'], or classes
       to repeat. A random label depends on the seed and its index alone, so a
       longer set begins with the shorter one.
     count: number of samples.
-    seed: of random labels.
+    seed: seed of random labels.
     num_classes: classes are 0 to num_classes - 1.
 
   Raises:
@@ -476,7 +485,8 @@ def make_labels(
   if list(given) == ['balanced']:
     return evaluate.balanced_labels(count, num_classes)
   if list(given) == ['random']:
-    return np.asarray(noise.sample_labels(seed, np.arange(count), num_classes))
+    indices = jnp.asarray(np.arange(count))
+    return np.asarray(noise.sample_labels(seed, indices, num_classes))
   last = num_classes - 1
   for label in given:
     if not label.isdecimal() or int(label) > last:

@@ -64,7 +64,7 @@ SCORES = {'psnr': psnr, 'ssim': ssim, 'ssim_range2': ssim_range2}
 def image_scores(
   original: Images, reconstruction: Images
 ) -> dict[str, Float[Array, 'b']]:
-  """All of SCORES, for each image."""
+  """Computes all of SCORES for each image."""
   return {name: f(original, reconstruction) for name, f in SCORES.items()}
 
 
@@ -73,7 +73,7 @@ def baseline_scores(
   original: Images,
   mean: UInt8[Array, 'h w 3'] | UInt8[np.ndarray, 'h w 3'],
 ) -> dict[str, Float[Array, 'b']]:
-  """PSNR of two reconstructions that need no tokenizer.
+  """Computes the PSNR of two reconstructions that need no tokenizer.
 
   `psnr_mean_image`: one image for all, the mean image of the set.
   `psnr_mean_colour`: each image painted in its own mean colour.
@@ -87,7 +87,7 @@ def baseline_scores(
 
 
 def mean_colour(images: Images) -> UInt8[Array, 'b h w 3']:
-  """Each image painted in its mean colour, to the nearest level."""
+  """Paints each image in its own mean colour, rounded to uint8."""
   images = jnp.asarray(images)
   colour = images.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
   colour = jnp.floor(colour + 0.5).astype(jnp.uint8)
@@ -156,7 +156,7 @@ class MeanScores:
     self.count += kept
 
   def means(self) -> dict[str, float]:
-    """Name to the mean over the images added; raises when there is none."""
+    """Returns the means by name; raises DataError if no image was added."""
     if not self.count:
       raise errors.DataError('the mean score of no images; give one or more')
     return {name: total / self.count for name, total in self.sums.items()}
@@ -165,7 +165,7 @@ class MeanScores:
 def usage(
   histogram: Num[np.ndarray, 'n v'],
 ) -> tuple[Float[np.ndarray, 'n'], Float[np.ndarray, 'n']]:
-  """Fraction of codes used, and perplexity, of each of n codebooks.
+  """Computes the fraction of codes used and the perplexity of n codebooks.
 
   The histogram counts how often (or with what weight) each of the v codes was
   chosen. Perplexity is exp(entropy): v if all are chosen equally often, 1 for a

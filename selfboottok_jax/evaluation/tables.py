@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 
 def number(value: object) -> str:
-  """Counts with thousands separators, measurements with few digits."""
+  """Formats counts with thousands separators, measurements with few digits."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     return str(value)
   if isinstance(value, int):
@@ -23,7 +23,7 @@ def number(value: object) -> str:
 
 
 def duration(seconds: float | int) -> str:
-  """`12 s`, `3 min 05 s` or `2 h 07 min`."""
+  """Formats seconds as `12 s`, `3 min 05 s` or `2 h 07 min`."""
   if not math.isfinite(seconds):
     return 'unknown'
   whole = round(seconds)
@@ -36,7 +36,7 @@ def duration(seconds: float | int) -> str:
 
 
 def size(count: int) -> str:
-  """Bytes as `12 B`, `3.4 MiB` or `56.7 GiB`."""
+  """Formats bytes as `12 B`, `3.4 MiB` or `56.7 GiB`."""
   value, units = float(count), ['B', 'KiB', 'MiB', 'GiB', 'TiB']
   while value >= 1024 and len(units) > 1:
     value /= 1024
@@ -46,10 +46,10 @@ def size(count: int) -> str:
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
-  """Rows as aligned text: words to the left, numbers to the right.
+  """Formats rows as aligned text: words to the left, numbers to the right.
 
   Args:
-    rows: one mapping from column to value a row; a column it lacks stays blank.
+    rows: a mapping from column to value for each row; missing ones are blank.
     columns: the columns and their order, printed as the heading.
 
   Returns:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,15 @@ from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.flow import samplers
 
-# Of (state, t [b], labels [b]); a tree like the state.
-LabelledVelocity = Callable[
+# Called as (state, t [b], labels [b]); returns a tree like the state.
+LabelledVelocity: TypeAlias = Callable[
   [samplers.State, Float[Array, ' b'], Int[Array, ' b']], samplers.State
 ]
 # One for everything, or a tree of them like the state or like its upper part;
 # arrays are broadcast, so that channels may have scales of their own.
-Scale = PyTree[float | int | Float[Array, '...']]
+Scale: TypeAlias = PyTree[float | int | Float[Array, '...']]
 # (low, high): times between which guidance acts.
-Interval = tuple[samplers.Time, samplers.Time]
+Interval: TypeAlias = tuple[samplers.Time, samplers.Time]
 
 
 def guided(
@@ -30,7 +31,7 @@ def guided(
   scale: Scale,
   interval: Interval = (0.0, 1.0),
 ) -> path_lib.Velocity | samplers.Switched:
-  """The velocity of `labels`, guided where low <= t <= high.
+  """Returns the velocity field of `labels`, guided where low <= t <= high.
 
   Guided is null + scale (labelled - null), leaf by leaf, from one evaluation
   of [x, x] with [labels, null labels]; a scale of 1 is the labelled velocity.
@@ -48,19 +49,22 @@ def guided(
       f'guidance interval ({low}, {high}): give 0 <= low <= high <= 1'
     )
 
-  def plain(x, t):
+  def plain(x: samplers.State, t: Float[Array, ' b']) -> samplers.State:
     return velocity(x, t, labels)
 
-  def doubled(x, t):
+  # One batch of twice the size keeps the device busier than two evaluations.
+  def doubled(x: samplers.State, t: Float[Array, ' b']) -> samplers.State:
     v = velocity(
       jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), x),
       jnp.concatenate([t, t]),
       jnp.concatenate([labels, jnp.full_like(labels, null_label)]),
     )
 
-    def mix(scale, x, v):
+    def mix(scale: float | Array, x: Array, v: Array) -> Array:
+      # A 16-bit network's output is widened before the difference is scaled.
       labelled, null = jnp.split(v.astype(x.dtype), 2)
       scale = jnp.asarray(scale, x.dtype)
+      # Axes are added in front explicitly: rank promotion may be forbidden.
       scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
       return null + scale * (labelled - null)
 
@@ -84,7 +88,7 @@ def sample(
   last_step: float = 0.04,
   path: path_lib.Path,
   times: samplers.Times | None = None,
-  **options,
+  **options: Any,
 ) -> samplers.States:
   """Carries noise `x` at t = 1 to data of classes `labels` at t = 0.
 
@@ -101,7 +105,7 @@ def sample(
       twice.
     last_step: where the SDE's last, noise-free step starts.
     path: the path that the network was trained on.
-    times: a grid of one's own in place of `num_steps` and `last_step`.
+    times: an explicit grid in place of `num_steps` and `last_step`.
     **options: of the sampler: `noise` (which the SDE needs) and `diffusion`,
       `final_step` of Heun, `record`.
   """

@@ -7,7 +7,7 @@ what walks along it: codes of unit deviation, like the noise.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import chex
 import jax
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # A time for each sample, or one for all of them.
-Time = Float[Array, ' b'] | Float[Array, '']
-Coefficient = Callable[[Time], Time]
-Velocity = Callable[[Float[Array, 'b ...'], Float[Array, ' b']], Array]
+Time: TypeAlias = Float[Array, ' b'] | Float[Array, '']
+Coefficient: TypeAlias = Callable[[Time], Time]
+Velocity: TypeAlias = Callable[
+  [Float[Array, 'b ...'], Float[Array, ' b']], Array
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Path:
     return -self.noise_from_velocity(v, x, t) / align(self.sigma(t), x)
 
   def _determinant(self, t: Time) -> Time:
-    """Of the map from (data, noise) to (state, velocity)."""
+    """Returns the determinant of the map (data, noise) -> (state, velocity)."""
     return self.alpha(t) * self.d_sigma(t) - self.d_alpha(t) * self.sigma(t)
 
 
@@ -94,14 +96,14 @@ def align(t: Time, x: Float[Array, 'b ...']) -> Float[Array, '...']:
 def swap_convention(
   t: Float[Array, '...'], v: Float[Array, '...']
 ) -> tuple[Float[Array, '...'], Float[Array, '...']]:
-  """Time and velocity to or from t = 0 noise (SiT); its own inverse."""
+  """Converts time and velocity to or from t = 0 noise; its own inverse."""
   return 1 - t, -v
 
 
 def swap_velocity(velocity: Velocity) -> Velocity:
-  """A velocity field to or from t = 0 noise (SiT); its own inverse."""
+  """Converts a velocity field to or from t = 0 noise; its own inverse."""
 
-  def swapped(x, t):
+  def swapped(x: Array, t: Array) -> Array:
     return -velocity(x, 1 - t)
 
   return swapped
@@ -133,6 +135,7 @@ def _vp_time_at(log_ratio: Time) -> Time:
   # alpha^2 = 1 / (1 + ratio^2); then a quadratic in t.
   log_alpha = -0.5 * jax.nn.softplus(2 * log_ratio)
   a, b = 0.25 * (_VP_MAX - _VP_MIN), 0.5 * _VP_MIN
+  # The root's form without a difference of nearly equal numbers near t = 0.
   return -2 * log_alpha / (b + jnp.sqrt(b**2 - 4 * a * log_alpha))
 
 
@@ -173,6 +176,7 @@ def logit_normal(rng: Any, count: int, path: Path) -> Float[Array, ' {count}']:
   On the linear path the logit of t is normal (Esser et al., 2024).
   """
   draws = jax.random.normal(rng, (count,))
+  # Far draws may round to 0, where the velocity of some paths is infinite.
   return jnp.maximum(path.time_at(draws), path.min_time)
 
 

@@ -6,7 +6,8 @@ leaf walks by the leaf of its velocity, all at the same times.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,16 @@ from selfboottok_jax import errors
 from selfboottok_jax.flow import path as path_lib
 
 # Arrays [b, ...], in float32 or wider.
-State = PyTree[Float[Array, '...']]
+State: TypeAlias = PyTree[Float[Array, '...']]
 # States at several times [s + 1, b, ...], or the last one alone.
-States = PyTree[Float[Array, '...']]
+States: TypeAlias = PyTree[Float[Array, '...']]
 # A time, known in advance or only to the running program.
-Time = float | Float[Array, '']
-Times = Float[np.ndarray, ' _']
+Time: TypeAlias = float | Float[Array, '']
+Times: TypeAlias = Float[np.ndarray, ' _']
+# (velocity, state, t, next t, dt, index of the step) -> next state.
+Step: TypeAlias = Callable[..., State]
+# Index of the next step, and the state before it.
+Carry: TypeAlias = tuple[Int[Array, ''], State]
 
 # Far less than a step, more than what float32 leaves of a time.
 _ROUNDING = 1e-6
@@ -30,7 +35,7 @@ _ROUNDING = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Switched:
-  """A velocity with one form for low <= t <= high and another elsewhere.
+  """A velocity field with one form for low <= t <= high and another elsewhere.
 
   A step takes the form of the time that it starts from, in all its stages, so
   steps with one form follow each other and compile to a loop of their own:
@@ -46,7 +51,7 @@ class Switched:
 
   @property
   def is_traced(self) -> bool:
-    """Whether only the running program knows the interval."""
+    """True if only the running program knows the interval."""
     return is_traced(self.low, self.high)
 
   def at(self, t: float) -> path_lib.Velocity:
@@ -55,14 +60,14 @@ class Switched:
 
 
 def is_traced(*times: Time) -> bool:
-  """Whether one of these is known to the running program alone."""
+  """True if one of these is known to the running program alone."""
   return any(isinstance(time, jax.core.Tracer) for time in times)
 
 
 def is_within(
   t: Time | Float[Array, ' s'], low: Time, high: Time
 ) -> bool | Bool[Array, '*s']:
-  """Whether `t` is in an interval, its ends included, rounding or not."""
+  """True where `t` is in an interval, ends included, up to rounding."""
   return (t >= low - _ROUNDING) & (t <= high + _ROUNDING)
 
 
@@ -132,7 +137,7 @@ def heun(
     velocity: field of (x [b, ...], t [b]).
     x: state at times[0].
     times: decreasing grid.
-    path: tells where the velocity is finite.
+    path: its `min_time` is the smallest time of finite velocity.
     final_step: 'heun', or 'euler', which does not evaluate the velocity at
       times[-1] (EDM, REPA). None is 'heun' unless times[-1] lies below
       `path.min_time`: the linear and cosine velocities are finite at the data.
@@ -178,12 +183,20 @@ def euler_maruyama(
   rate = DIFFUSIONS[diffusion]
   last = len(times) - 2
 
-  def step(field, x, t, t_next, dt, index):
+  def step(
+    field: path_lib.Velocity,
+    x: State,
+    t: Float[Array, ''],
+    t_next: Float[Array, ''],
+    dt: Float[Array, ''],
+    index: Int[Array, ''],
+  ) -> State:
     del t_next
     w = rate(path, t)
+    # dt is negative, as time runs from noise to data.
     kick = jnp.where(index == last, 0.0, jnp.sqrt(w * -dt))
 
-    def move(x, v, noise):
+    def move(x: Array, v: Array, noise: Array) -> Array:
       drift = v - 0.5 * w * path.score_from_velocity(v, x, t)
       return x + drift * dt + kick * noise.astype(x.dtype)
 
@@ -192,42 +205,66 @@ def euler_maruyama(
   return _walk(velocity, x, times, [step] * (last + 1), record)
 
 
-def _euler_step(field, x, t, t_next, dt, index):
+def _euler_step(
+  field: path_lib.Velocity,
+  x: State,
+  t: Float[Array, ''],
+  t_next: Float[Array, ''],
+  dt: Float[Array, ''],
+  index: Int[Array, ''],
+) -> State:
   del t_next, index
   return _move(x, _evaluate(field, x, t), dt)
 
 
-def _heun_step(field, x, t, t_next, dt, index):
+def _heun_step(
+  field: path_lib.Velocity,
+  x: State,
+  t: Float[Array, ''],
+  t_next: Float[Array, ''],
+  dt: Float[Array, ''],
+  index: Int[Array, ''],
+) -> State:
   del index
   v = _evaluate(field, x, t)
   corrected = _evaluate(field, _move(x, v, dt), t_next)
   return _move(x, jax.tree.map(jnp.add, v, corrected), 0.5 * dt)
 
 
-def _move(x, v, dt):
+def _move(x: State, v: State, dt: Float[Array, '']) -> State:
   return jax.tree.map(lambda x, v: x + dt * v, x, v)
 
 
-def _evaluate(field, x, t):
+def _evaluate(field: path_lib.Velocity, x: State, t: Float[Array, '']) -> State:
   first = jax.tree.leaves(x)[0]
+  # Networks take a time for each sample.
   v = field(x, jnp.full(first.shape[:1], t, first.dtype))
   return jax.tree.map(lambda v, x: v.astype(x.dtype), v, x)
 
 
-def _walk(velocity, x, times, steps, record):
+def _walk(
+  velocity: path_lib.Velocity | Switched,
+  x: State,
+  times: Times,
+  steps: Sequence[Step],
+  record: bool,
+) -> States:
   """Runs steps[i] from times[i] to times[i + 1], one loop for each stretch.
 
   A stretch is a run of steps of the same kind with the same velocity, as far
   as that is known in advance.
   """
+  # Hundreds of small increments would be lost in 16 bits.
   x = jax.tree.map(
     lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x
   )
-  is_known = isinstance(velocity, Switched) and not velocity.is_traced
-  fields = [velocity.at(float(t)) if is_known else velocity for t in times[:-1]]
+  fields: list[path_lib.Velocity | Switched] = [velocity] * len(steps)
+  if isinstance(velocity, Switched) and not velocity.is_traced:
+    fields = [velocity.at(float(t)) for t in times[:-1]]
   dtype = jax.tree.leaves(x)[0].dtype
-  columns = (times[:-1], times[1:], np.diff(times))
-  columns = tuple(jnp.asarray(c, dtype) for c in columns)
+  # Differences are taken in float64, before the times are rounded.
+  grids = (times[:-1], times[1:], np.diff(times))
+  columns = tuple(jnp.asarray(grid, dtype) for grid in grids)
   columns += (jnp.arange(len(steps)),)
   states = [jax.tree.map(lambda leaf: leaf[None], x)]
   stretches = itertools.groupby(
@@ -242,7 +279,13 @@ def _walk(velocity, x, times, steps, record):
       x = _switch(field, x, rows, step)
       continue
 
-    def body(x, row, step=step, field=field):
+    # Defaults bind this stretch's step and field, not the loop's last ones.
+    def body(
+      x: State,
+      row: tuple[Array, ...],
+      step: Step = step,
+      field: path_lib.Velocity = field,
+    ) -> tuple[State, State | None]:
       x = step(field, x, *row)
       return x, (x if record else None)
 
@@ -253,22 +296,26 @@ def _walk(velocity, x, times, steps, record):
   return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
 
 
-def _switch(velocity, x, rows, step):
-  """Runs `step` over all rows, two loops taking turns at lengths unknown."""
-  is_inside = is_within(rows[0], velocity.low, velocity.high)
+def _switch(
+  velocity: Switched, x: State, rows: tuple[Array, ...], step: Step
+) -> State:
+  """Runs `step` over all rows in two alternating loops of unknown length."""
+  is_inside = jnp.asarray(is_within(rows[0], velocity.low, velocity.high))
   count = len(is_inside)
 
-  def run(field, side, carry):
-    def goes_on(carry):
+  def run(field: path_lib.Velocity, side: bool, carry: Carry) -> Carry:
+    def goes_on(carry: Carry) -> Bool[Array, '']:
       return (carry[0] < count) & (is_inside[carry[0]] == side)
 
-    def body(carry):
+    def body(carry: Carry) -> Carry:
       index, x = carry
       return index + 1, step(field, x, *(row[index] for row in rows))
 
     return jax.lax.while_loop(goes_on, body, carry)
 
-  def both(carry):
+  # Each loop ends at once where it has no step to take, so the order of the
+  # two does not matter.
+  def both(carry: Carry) -> Carry:
     carry = run(velocity.outside, False, carry)
     return run(velocity.inside, True, carry)
 
@@ -284,4 +331,8 @@ DIFFUSIONS = {
   'sigma': lambda path, t: 2 * path.sigma(t),
 }
 
-SAMPLERS = {'sde': euler_maruyama, 'ode': euler, 'heun': heun}
+SAMPLERS: dict[str, Callable[..., States]] = {
+  'sde': euler_maruyama,
+  'ode': euler,
+  'heun': heun,
+}

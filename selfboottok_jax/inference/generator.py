@@ -25,9 +25,9 @@ from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.training import checkpointing
 
 _AXIS = 'data'
-# The largest number of a sample.
+# The largest index of a sample: indices are int32 on the devices.
 _MOST = 2**31 - 1
-# Samples that a device computes at a time where nothing else is said.
+# Default number of samples that a device computes at a time.
 _DEVICE_BATCH = {'cpu': 4}
 _DEVICE_BATCH_ELSEWHERE = 32
 
@@ -109,16 +109,20 @@ class ImageGenerator:
 
   @property
   def round_size(self) -> int:
-    """Number of samples that all devices together compute at a time."""
+    """Returns the number of samples that all devices compute at a time."""
     return self.mesh.size * self.device_batch
 
   def with_params(
     self, params: PyTree, statistics: Mapping[str, Any]
   ) -> 'ImageGenerator':
-    """The same generator with other parameters; compiled programs are shared.
+    """Returns a copy with other parameters, which shares compiled programs.
 
-    Arguments are those of the constructor.
+    Args:
+      params: parameters of the network.
+      statistics: 'mean' and 'std' of the codes [e].
     """
+    # A shallow copy: programs take parameters as arguments, so both objects may
+    # use one cache of them.
     other = copy.copy(self)
     other.params = jax.device_put(params, self._everywhere)
     other.statistics = jax.device_put(dict(statistics), self._everywhere)
@@ -132,7 +136,7 @@ class ImageGenerator:
     indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
     **settings: Unpack[sampling_lib.Changes],
   ) -> Float[Array, 'b h w 3']:
-    """Images in [-1, 1] of the given classes.
+    """Generates images of the given classes.
 
     Args:
       labels: classes, one per image.
@@ -143,7 +147,10 @@ class ImageGenerator:
       **settings: fields of `Sampling` to change from `self.sampling`.
 
     Returns:
-      float32 images [b, h, w, 3].
+      float32 images [b, h, w, 3] in [-1, 1].
+
+    Raises:
+      UserError: labels, indices, seed or settings out of range.
     """
     parts = [
       self._decode(codes)
@@ -160,9 +167,10 @@ class ImageGenerator:
     indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
     **settings: Unpack[sampling_lib.Changes],
   ) -> UInt8[Array, 'b h w 3']:
-    """As `sample`, but as bytes; `rounding` is a key of `pixels.ROUNDINGS`.
+    """Generates images as uint8, with the arguments of `sample`.
 
-    The default is that of REG's protocol, which rounds down.
+    `rounding` is a key of `pixels.ROUNDINGS`. The default rounds down, as REG's
+    evaluation protocol does.
     """
     images = self.sample(labels, seed=seed, indices=indices, **settings)
     return pixels.to_uint8(images, rounding)
@@ -175,7 +183,11 @@ class ImageGenerator:
     indices: Sequence[int] | Int[np.ndarray, ' b'] | None = None,
     **settings: Unpack[sampling_lib.Changes],
   ) -> Float[Array, 'b k e']:
-    """As `sample`, but the codes that the tokenizer decodes."""
+    """Generates codes without decoding them, with the arguments of `sample`.
+
+    Returns:
+      float32 codes [b, k, e], as the tokenizer's `decode` takes them.
+    """
     parts = list(self._run(labels, seed, indices, settings))
     return jnp.concatenate(parts)[: len(labels)]
 
@@ -186,7 +198,7 @@ class ImageGenerator:
     indices: Sequence[int] | Int[np.ndarray, ' b'] | None,
     settings: sampling_lib.Changes,
   ) -> Iterator[Float[Array, 'b k e']]:
-    """Yields the codes of one round of all devices after the other.
+    """Yields codes round by round, each round filling all devices.
 
     The last round is padded. Rounds are dispatched, not waited for.
     """
@@ -196,11 +208,13 @@ class ImageGenerator:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
     sampling = dataclasses.replace(self.sampling, **settings)
     program = self._program(sampling)
+    # Arguments of the program, not parts of it: a sweep compiles once.
     scales = np.asarray(sampling.scales, np.float32)
     interval = tuple(np.float32(end) for end in sampling.interval)
     rows = NamedSharding(self.mesh, P(_AXIS))
     at_a_time = self.round_size
     for first in range(0, len(labels), at_a_time):
+      # `np.resize` pads by repeating the rows, so padding holds valid labels.
       placed = [
         jax.device_put(np.resize(a[first : first + at_a_time], at_a_time), rows)
         for a in (labels, indices)
@@ -217,10 +231,12 @@ class ImageGenerator:
       yield codes
 
   def _program(self, sampling: sampling_lib.Sampling) -> Callable[..., Any]:
-    """The compiled sampler: one with guidance, one without.
+    """Returns the compiled sampler that fits these settings.
 
     Scales and interval are its arguments, so a sweep of them compiles once.
     """
+    # Settings that are arguments of the program get fixed stand-ins, so that
+    # all their values share one cache entry.
     key = dataclasses.replace(
       sampling,
       guidance_scale=2.0 if sampling.guides else 1.0,
@@ -250,8 +266,9 @@ class ImageGenerator:
     return self._compiled[key]
 
   def _decode(self, codes: Float[Array, 'b k e']) -> Float[Array, 'b h w 3']:
-    """Decodes codes that lie on the devices."""
+    """Decodes codes on the devices into images [b, h, w, 3] in [-1, 1]."""
     decoder = self.tokenizer
+    # The tokenizer itself is the key: assigning another one compiles for it.
     if decoder not in self._compiled:
       self._compiled[decoder] = jax.jit(
         jax.shard_map(
@@ -281,9 +298,10 @@ def make_codes(
   path: path_lib.Path,
   latent_dim: int,
 ) -> Float[Array, 'b k e']:
-  """Samples codes; traceable in everything but model and sampling.
+  """Samples codes from noise; can be jitted over all arrays.
 
-  With traced scales and a traced interval one program serves a sweep of them.
+  `model`, `sampling`, `path` and `latent_dim` are static. With traced scales
+  and a traced interval one program serves a sweep of them.
 
   Args:
     model: the network.
@@ -292,7 +310,7 @@ def make_codes(
     params: parameters of the network.
     statistics: 'mean' and 'std' of the codes, which undo the normalisation.
     labels: classes.
-    indices: numbers of the samples; noise belongs to a number.
+    indices: indices of the samples; each index has its own noise.
     seed: seed of the noise.
     scales: guidance scales of the tokens and of the class token.
     interval: (low, high), the times between which guidance acts.
@@ -327,7 +345,10 @@ def make_codes(
     moves = {'tokens': out.tokens, 'cls': out.cls}
     return {name: moves[name] for name in state}
 
-  options = {'noise': noise} if sampling.sampler == 'sde' else {}
+  # Only the SDE draws noise after the start.
+  options: dict[str, Any] = (
+    {'noise': noise} if sampling.sampler == 'sde' else {}
+  )
   state: Any = guidance.sample(
     velocity,
     start,
@@ -376,7 +397,9 @@ def load_generator(
 def generator_of(
   run: checkpointing.Run, tokenizer: Tokenizer, device_batch: int = 0
 ) -> ImageGenerator:
-  """The generator of a run that is in memory."""
+  """Builds a generator from a run that was read already."""
+  # Sizes of the codes come from the tokenizer, whose fingerprint was checked;
+  # the number of classes from the data that the run was trained on.
   names = run.meta['class_names']
   model = sit.SiT(
     num_tokens=tokenizer.num_tokens,
@@ -399,7 +422,11 @@ def generator_of(
 
 
 def as_labels(labels: Any, num_classes: int) -> Int[np.ndarray, ' b']:
-  """Checks labels; int32, UserError unless they are a list of classes."""
+  """Checks labels and returns them as int32 [b].
+
+  Raises:
+    UserError: not a non-empty list of integers from 0 to num_classes - 1.
+  """
   given = np.asarray(labels)
   if given.ndim != 1 or not given.size or given.dtype.kind not in 'iu':
     raise errors.UserError(
@@ -416,14 +443,17 @@ def as_labels(labels: Any, num_classes: int) -> Int[np.ndarray, ' b']:
 
 
 def as_indices(indices: Any, count: int) -> Int[np.ndarray, ' b']:
-  """Checks the numbers of samples; int32, 0, 1, ... for None.
+  """Checks the indices of samples; None stands for 0, 1, 2, ...
+
+  Returns:
+    int32 indices [count].
 
   Raises:
-    UserError: other than `count` whole numbers from 0 to 2^31 - 1.
+    UserError: anything but `count` whole numbers from 0 to 2^31 - 1.
   """
   given = np.arange(count) if indices is None else np.asarray(indices)
   fits = given.shape == (count,) and given.dtype.kind in 'iu'
-  if not fits or given.min() < 0 or given.max() > _MOST:
+  if not fits or ((given < 0) | (given > _MOST)).any():
     raise errors.UserError(
       f'indices of shape {given.shape} and type {given.dtype}; wanted {count} '
       f'integers, one for each label, from 0 to {_MOST}'

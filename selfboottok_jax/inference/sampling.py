@@ -12,7 +12,7 @@ from selfboottok_jax.flow import samplers
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """The settings of a sample, besides seed, label and index.
+  """Settings that samples share, whatever their seed, label and index.
 
   Attributes:
     sampler: a key of `samplers.SAMPLERS`.
@@ -20,8 +20,9 @@ class Sampling:
     last_step: where the SDE's last, noise-free step starts.
     time_shift: puts more steps near the noise below 1, see
       `samplers.time_grid`.
-    guidance_scale: 1 is the conditional model.
-    cls_guidance_scale: of the class token; -1 is `guidance_scale`.
+    guidance_scale: strength of guidance; 1 is the plain conditional model.
+    cls_guidance_scale: the same for the class token; -1 takes
+      `guidance_scale`.
     guidance_low: guidance acts from this t on, where 1 is noise.
     guidance_high: guidance acts up to this t.
     guided_channels: channels of a latent that are guided, the first ones; 0 is
@@ -40,6 +41,7 @@ class Sampling:
 
   def __post_init__(self) -> None:
     """Raises UserError for settings that no sampler takes."""
+    # Computing the times checks the sampler, its steps and the shift.
     _ = self.times
     for name in ('guidance_scale', 'cls_guidance_scale'):
       value = getattr(self, name)
@@ -57,7 +59,7 @@ class Sampling:
 
   @property
   def times(self) -> samplers.Times:
-    """Times of the steps, from 1 (noise) down to 0 (data)."""
+    """Returns the times of the steps, from 1 (noise) down to 0 (data)."""
     return samplers.time_grid(
       self.sampler, self.num_steps, self.last_step, self.time_shift
     )
@@ -71,12 +73,12 @@ class Sampling:
 
   @property
   def interval(self) -> tuple[float, float]:
-    """(low, high), the times between which guidance acts."""
+    """Returns (low, high), the times between which guidance acts."""
     return float(self.guidance_low), float(self.guidance_high)
 
   @property
   def scales(self) -> tuple[float, float]:
-    """Guidance scales of the tokens and of the class token."""
+    """Returns the guidance scales of the tokens and of the class token."""
     scale, cls_scale = self.guidance_scale, self.cls_guidance_scale
     return float(scale), float(scale if cls_scale == -1 else cls_scale)
 
@@ -87,14 +89,14 @@ class Sampling:
 
   @property
   def name(self) -> str:
-    """A folder name that describes the guidance; one for all without it."""
+    """Names a folder after the guidance; all unguided settings share one."""
     if self.is_unguided:
       return 'unguided'
     low, high = self.interval
     return f'scale{self.guidance_scale:g}_t{low:g}-{high:g}'
 
   def describe(self) -> str:
-    """The settings in words, for protocols."""
+    """Describes the settings in words, for protocols of scores."""
     if self.is_unguided:
       guidance = 'without guidance'
     else:
@@ -112,7 +114,7 @@ class Sampling:
 
 
 class Changes(TypedDict, total=False):
-  """Fields of `Sampling`, as keyword arguments of whatever samples."""
+  """Type of the keyword arguments that change fields of `Sampling`."""
 
   sampler: str
   num_steps: int
@@ -132,7 +134,7 @@ def sweep(
   lows: Sequence[float],
   highs: Sequence[float],
 ) -> list[Sampling]:
-  """Every combination of guidance scales and intervals.
+  """Lists all combinations of guidance scales and intervals.
 
   One compiled program serves all that are guided. Without guidance intervals
   make no difference, so that setting appears once.
@@ -142,5 +144,6 @@ def sweep(
     one = dataclasses.replace(
       base, guidance_low=low, guidance_high=high, guidance_scale=scale
     )
+    # Names are folders: settings of one name would overwrite each other.
     found.setdefault(one.name, one)
   return list(found.values())

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
 from selfboottok_jax import errors, pixels, pretrained
-from selfboottok_jax.inference import tokenizer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import autoencoders, contract
 from selfboottok_jax.training import checkpointing
@@ -24,16 +23,17 @@ class ImageTokenizer:
   Attributes:
     model: the module.
     params: its parameters.
-    image_size: side of the images that it reads and makes.
-    patch_size: side of the patches that it makes images of.
-    num_tokens: k.
-    token_dim: e.
-    latent_dim: channels of a latent; e, as a token is one.
+    image_size: side in pixels of the images that it reads and makes.
+    patch_size: side in pixels of the patches that it makes images of.
+    num_tokens: number of codes per image, k in shapes.
+    token_dim: channels of a code, e in shapes.
+    latent_dim: channels of a latent; equals `token_dim`, as a code is one
+      latent here.
     image_encoder: its encoding half, for the generator that models its codes.
-    fingerprint: of all that `encode` depends on. A generator works with every
-      tokenizer of one fingerprint: stage 2 does not change it.
-    step: updates made in training.
-    config: of the training.
+    fingerprint: hash of everything that `encode` depends on. A generator works
+      with every tokenizer of the same fingerprint, and stage 2 keeps it.
+    step: number of updates made in training.
+    config: configuration of the training.
   """
 
   def __init__(
@@ -49,25 +49,31 @@ class ImageTokenizer:
     self.image_size, self.patch_size = model.image_size, model.patch_size
     self.num_tokens, self.token_dim = model.num_tokens, model.token_dim
     self.latent_dim = model.token_dim
-    self.image_encoder = tokenizer.image_encoder_of(model, self.params)
+    self.image_encoder = image_encoder_of(model, self.params)
     self.fingerprint = fingerprint(model, params)
     self.step, self.config = step, config or {}
+    # Parameters are an argument of the compiled functions. Closed over, they
+    # would become constants of every program.
     self._encode = jax.jit(functools.partial(model.apply, method='encode'))
     self._decode = jax.jit(
       functools.partial(model.apply, method='decode'),
+      # The number of groups decides which modules run, so it cannot be traced.
       static_argnames='num_groups',
     )
 
   def encode(
     self, images: Num[Array, 'b h w 3'] | Num[np.ndarray, 'b h w 3']
   ) -> Float[Array, 'b k e']:
-    """Codes of images, the tensor that a generator models.
+    """Encodes images into the codes that a generator models.
 
     Args:
-      images: uint8, or float in [-1, 1]; square, of `image_size`.
+      images: uint8 in 0 to 255, or float in [-1, 1]; square, of `image_size`.
 
     Returns:
-      float32 codes.
+      float32 codes [b, num_tokens, token_dim].
+
+    Raises:
+      UserError: images of another shape, type or range.
     """
     return self._encode(
       {'params': self.params}, pixels.as_images(images, self.image_size)
@@ -79,10 +85,16 @@ class ImageTokenizer:
     *,
     num_groups: int | None = None,
   ) -> Float[Array, 'b h w 3']:
-    """Images in [-1, 1] from codes.
+    """Decodes codes into float32 images, clipped to [-1, 1].
 
-    `num_groups` decodes from the first so many token groups (1: global, 2: and
-    local 1D, 3: all); for models trained with `model.group_dropout`.
+    Args:
+      codes: codes that `encode` or a generator made.
+      num_groups: number of token groups to decode from. 1 is the global tokens,
+        2 adds the local 1D tokens, 3 and None use all. Fewer than 3 suit models
+        trained with `model.group_dropout`.
+
+    Raises:
+      UserError: codes of another shape, or a group number out of range.
     """
     codes = pixels.as_codes(codes, self.num_tokens, self.token_dim)
     if num_groups is not None and not 1 <= num_groups <= len(self.model.groups):
@@ -95,7 +107,7 @@ class ImageTokenizer:
   def decode_with(
     self, params: PyTree, codes: Float[Array, 'b k e']
   ) -> Float[Array, 'b h w 3']:
-    """Images around [-1, 1], by parameters like `params`; traceable."""
+    """Decodes with the given parameters, without clipping; can be jitted."""
     model: Any = self.model
     return model.apply({'params': params}, codes, method='decode')
 
@@ -105,8 +117,12 @@ def load_tokenizer(
 ) -> ImageTokenizer | autoencoders.ImageAutoencoder:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
 
-  A released 2D autoencoder, 'sdvae' or 'vavae', with ':SOURCE' where it is not
-  to come from where it is published, takes the place of one, at 256 pixels.
+  Instead of a folder, `workdir` may name a released 2D autoencoder of 256-pixel
+  images: 'sdvae' or 'vavae'. 'sdvae:SOURCE' reads its weights from SOURCE
+  instead of the place where they are published.
+
+  Raises:
+    CheckpointError: the folder holds no tokenizer run.
   """
   if autoencoders.is_autoencoder(str(workdir)):
     return pretrained.load_autoencoder(str(workdir))
@@ -117,7 +133,7 @@ def load_tokenizer(
 
 
 def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
-  """The tokenizer of a run that was read already."""
+  """Builds a tokenizer from a run that was read already."""
   model = tokenizer_lib.Tokenizer(
     image_size=run.config['data']['image_size'], **run.config['model']
   )
@@ -126,7 +142,13 @@ def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
 
 
 def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:
-  """SHA-256 of the encoder, the global codebooks and how they are used."""
+  """Hashes everything that `encode` depends on, as a SHA-256 hex digest.
+
+  It covers the encoder, the global codebooks and how codes are assigned.
+  """
+  # Fields of the decoding side are left out: a scaled local aligner must keep
+  # the fingerprint, so that generators still accept the tokenizer. Stored runs
+  # hold these digests; another order of the fields would orphan them.
   fields = (
     'image_size',
     'patch_size',
@@ -141,6 +163,7 @@ def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:
   )
   read = tokenizer_lib.encoding_params(params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(read):
+    # The path too: two leaves of equal bytes may not change places.
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()
@@ -149,7 +172,11 @@ def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:
 def image_encoder_of(
   model: tokenizer_lib.Tokenizer, params: PyTree
 ) -> contract.ImageEncoder:
-  """The encoding half of a tokenizer; `params` are all of its parameters."""
+  """Returns the encoding half of a tokenizer.
+
+  `params` are all parameters of the model; only those of the encoding half are
+  kept.
+  """
   module: Any = model
 
   def encode(params: PyTree, images: Array) -> Array:

@@ -1,32 +1,33 @@
 """The hinge game of discriminator and tokenizer: the third term of Eq. (4)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LecamState = dict[str, Float[Array, '']]
+LecamState: TypeAlias = dict[str, Float[Array, '']]
 
 
 def hinge_discriminator(
   real: Float[Array, '*s'], fake: Float[Array, '*s']
 ) -> Float[Array, '']:
-  """Half of E relu(1 - D(real)) + E relu(1 + D(fake))."""
+  """Returns (E relu(1 - D(real)) + E relu(1 + D(fake))) / 2."""
   real, fake = _wide(real), _wide(fake)
   real_part = jnp.mean(jax.nn.relu(1 - real))
   return 0.5 * (real_part + jnp.mean(jax.nn.relu(1 + fake)))
 
 
 def hinge_generator(fake: Float[Array, '*s']) -> Float[Array, '']:
-  """Minus E D(fake): no hinge on this side, so it never saturates."""
+  """Returns -E D(fake): no hinge on this side, so it never saturates."""
   return -jnp.mean(_wide(fake))
 
 
 def init_lecam() -> LecamState:
-  """LeCAM's running means of the logits, {'real', 'fake'}, both at 0."""
+  """Creates LeCAM's running means {'real', 'fake'} of the logits, both 0."""
   return {
     'real': jnp.zeros((), jnp.float32),
     'fake': jnp.zeros((), jnp.float32),
@@ -52,7 +53,7 @@ def lecam(
     state: averages so far, from `init_lecam` or the last call.
     real: logits of images.
     fake: logits of reconstructions.
-    decay: of the averages, per call.
+    decay: share of the old averages that each call keeps.
 
   Returns:
     The regulariser, without its weight, and the new state, to be stored and
@@ -73,35 +74,40 @@ def consistency(
   weak: tuple[Float[Array, '*s'], Float[Array, '*s']],
   strong: tuple[Float[Array, '*s'], Float[Array, '*s']],
 ) -> Float[Array, '']:
-  """How much a stronger augmentation of the images changes their logits.
+  """Mean square change of logits under a stronger augmentation.
 
-  The mean square over (real, fake) of each, which a discriminator makes small
+  Averaged over the pair (real, fake); a discriminator makes it small
   by judging what augmentation leaves alone (Zhang et al., 2020).
   """
-  squares = [
+  for a, b in zip(weak, strong, strict=True):
+    # A silent broadcast would still give a number.
+    chex.assert_equal_shape((a, b))
+  real, fake = (
     jnp.mean(jnp.square(_wide(a) - _wide(b)))
     for a, b in zip(weak, strong, strict=True)
-  ]
-  return sum(squares) / len(squares)
+  )
+  return (real + fake) / 2
 
 
 def pull(
   loss: Callable[[Float[Array, '*s']], tuple[Float[Array, ''], Any]],
   at: Float[Array, '*s'],
 ) -> tuple[Float[Array, ''], Any, Float[Array, '*s']]:
-  """A loss whose gradient in `at` is known beside its value.
+  """Evaluates a loss and, at the same time, its gradient in `at`.
 
   Args:
-    loss: returns (value, anything else); nothing but `at` in it is trained.
-    at: where to take it.
+    loss: returns (value, auxiliary output) and depends on no trained array
+      but its argument.
+    at: the argument at which the loss and its gradient are taken.
 
   Returns:
-    The value, differentiable as ever, though backpropagation finds the gradient
-    done and goes through `loss` no second time; what else `loss` returned; and
-    the gradient in `at`, a constant.
+    The value, whose backward pass reuses the computed gradient in place of a
+    second pass through `loss`; the auxiliary output; and the gradient in `at`,
+    a constant.
   """
   gradient_of = jax.value_and_grad(loss, has_aux=True)
   (value, other), gradient = gradient_of(jax.lax.stop_gradient(at))
+  # Zero with derivative 1: it carries the known gradient and no value.
   nothing = at - jax.lax.stop_gradient(at)
   return value + jnp.sum(gradient * nothing), other, gradient
 
@@ -111,7 +117,7 @@ def adaptive_weight(
   reconstruction: Float[Array, 'b n f'],
   adversarial: Float[Array, 'b n f'],
 ) -> Float[Array, '']:
-  """How much stronger reconstruction pulls at the last layer than the game.
+  """Balances adversarial and reconstruction gradients at the last layer.
 
   The ratio of the norms of two gradients in the kernel of the decoder's last
   layer, as in VQGAN (Esser et al., 2021), within [0, 1e4] and a constant. The
@@ -119,16 +125,17 @@ def adaptive_weight(
   neither loss needs a second way back.
 
   Args:
-    features: what the last layer takes.
-    reconstruction: gradient of the weighted reconstruction losses in what it
-      returns.
+    features: input of the last layer.
+    reconstruction: gradient of the weighted reconstruction losses in that
+      layer's output.
     adversarial: gradient there of the generator's loss, without its weight.
   """
 
-  def norm(gradient):
+  def norm(gradient: Float[Array, 'b n f']) -> Float[Array, '']:
     kernel = jnp.einsum('bnd,bnf->df', _wide(features), _wide(gradient))
     return jnp.sqrt(jnp.sum(jnp.square(kernel)))
 
+  # VQGAN's constants: the sum bounds the ratio where the game's gradient is 0.
   ratio = norm(reconstruction) / (norm(adversarial) + 1e-4)
   return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
@@ -158,12 +165,13 @@ def discriminator_loss(
   lecam_weight: float = 0.001,
   decay: float = 0.999,
 ) -> DiscriminatorLoss:
-  """What the discriminator minimises beside `consistency`."""
+  """Hinge loss and LeCAM, the discriminator's loss beside `consistency`."""
   hinge = hinge_discriminator(real, fake)
   regulariser, state = lecam(lecam_state, real, fake, decay=decay)
   total = hinge + lecam_weight * regulariser
   return DiscriminatorLoss(total, hinge, regulariser, state)
 
 
-def _wide(logits):
+def _wide(logits: Array) -> Array:
+  # Means over many 16-bit logits would round away small changes.
   return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

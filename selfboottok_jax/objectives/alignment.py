@@ -13,7 +13,7 @@ from selfboottok_jax import errors
 
 
 def repeat(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
-  """Each token against each of its n / k raster-consecutive patches.
+  """Pairs each token with each of its n / k raster-consecutive patches.
 
   With more tokens than patches it is the mirror image: each patch against its
   k / n consecutive tokens.
@@ -24,7 +24,7 @@ def repeat(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
 
 
 def pool(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
-  """Each token against the mean of its n / k raster-consecutive patches.
+  """Pairs each token with the mean of its n / k raster-consecutive patches.
 
   With more tokens than patches nothing is left to pool: same as `repeat`.
   """
@@ -32,7 +32,7 @@ def pool(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
 
 
 def pool_all(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b 1 d']:
-  """The mean token against the mean patch; k and n are free.
+  """Pairs the mean token with the mean patch; k and n are free.
 
   The reference averages tokens *before* its projector: for its numbers, project
   the mean token and give it as [b, 1, d].
@@ -73,7 +73,7 @@ def alignment_loss(
 def make_targets(
   patches: Float[Array, 'b n d'], k: int, *, mode: str = 'repeat'
 ) -> Float[Array, 'b m d']:
-  """All that `alignment_loss` reads of the patches, for k tokens.
+  """Targets of k tokens, the only thing `alignment_loss` reads of patches.
 
   Args:
     patches: features of a frozen encoder, raster order.
@@ -104,10 +104,10 @@ def make_targets(
 def target_loss(
   targets: Float[Array, 'b m _'], tokens: Float[Array, 'b k _']
 ) -> Float[Array, '']:
-  """Minus the mean product of targets and unit tokens.
+  """Returns minus the mean inner product of targets and unit tokens.
 
   Args:
-    targets: of `make_targets`; one alone is for the mean token.
+    targets: result of `make_targets`; a single one is for the mean token.
     tokens: our tokens, projected to the encoder's width.
 
   Returns:
@@ -122,6 +122,7 @@ def target_loss(
       f'{targets.shape[2]}; project the tokens to {targets.shape[2]}'
     )
   tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
+  # Only 'global' makes fewer targets than tokens.
   if targets.shape[1] < tokens.shape[1]:
     tokens = jnp.mean(tokens, axis=1, keepdims=True)
   targets = jax.lax.stop_gradient(targets.astype(tokens.dtype))
@@ -141,30 +142,32 @@ def entangled_loss(
   cls_target: Float[Array, 'b c'] | None,
   cls_token: Float[Array, 'b c'] | None,
 ) -> Float[Array, '']:
-  """REPA's loss for [class token; tokens]: the mean over what is compared.
+  """Computes REPA's loss for [class token; tokens], a mean over positions.
 
   With as many targets as tokens and a class token that is REG's mean over
   1 + k positions, `repeat` included: there a token's own cosine is the mean
-  over its patches. What is None is not compared.
+  over its patches. A pair whose target is None is left out.
   """
   parts = []
   if targets is not None:
     parts.append((targets.shape[1], target_loss(targets, tokens)))
   if cls_target is not None:
+    if cls_token is None:
+      raise ValueError('a class target needs a class token')
     parts.append((1, class_loss(cls_target, cls_token)))
   positions = sum(count for count, _ in parts)
-  return sum(count * loss for count, loss in parts) / positions
+  return jnp.asarray(sum(count * loss for count, loss in parts) / positions)
 
 
-def _grouped(patches, k):
-  """Means of n / k consecutive patches, or each patch k / n times."""
+def _grouped(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
+  """Takes means of n / k consecutive patches, or each patch k / n times."""
   b, n, d = patches.shape
   if k > n:
     return jnp.repeat(patches, k // n, axis=1)
   return jnp.mean(patches.reshape(b, k, n // k, d), axis=2)
 
 
-def _unit(x):
+def _unit(x: Float[Array, '*b d']) -> Float[Array, '*b d']:
   # The floor is a norm of 1e-6: low enough to leave real features alone, high
   # enough that a token at zero has a finite gradient.
   square = jnp.sum(x * x, axis=-1, keepdims=True)

@@ -19,12 +19,12 @@ SHIFT = 0.125
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-  """How much is done to a batch.
+  """Strength of the augmentation of a batch.
 
   Attributes:
     probability: of each of colour, translation and cutout: one coin for the
       whole batch.
-    hole: side of what is cut out, as a share of the image's.
+    hole: side of the square that is cut out, as a share of the image's.
   """
 
   probability: float = 0.5
@@ -36,7 +36,7 @@ WEAK, STRONG = Strength(), Strength(1.0, 0.5)
 
 @flax.struct.dataclass
 class Draws:
-  """All that is random in one call.
+  """Random numbers of one call.
 
   Attributes:
     coins: Float[Array, '3'] in [0, 1), of colour, translation and cutout; a
@@ -58,10 +58,10 @@ class Draws:
 
 
 def draw(key: Any, shape: tuple[int, ...], strength: Strength) -> Draws:
-  """Draws for images of shape (b, h, w, ...)."""
+  """Draws random numbers for images of shape (b, h, w, ...)."""
   b, *size = shape[:3]
   colour_key, coin_key, *keys = jax.random.split(key, 6)
-  colours = jax.random.uniform(colour_key, (3, b))
+  brightness, saturation, contrast = jax.random.uniform(colour_key, (3, b))
   shifts, centres = [], []
   for shift_key, centre_key, side in zip(keys[:2], keys[2:], size, strict=True):
     most, hole = (
@@ -73,8 +73,10 @@ def draw(key: Any, shape: tuple[int, ...], strength: Strength) -> Draws:
     end = side + 1 - hole % 2
     centres.append(jax.random.randint(centre_key, (b,), 0, end))
   return Draws(
-    jax.random.uniform(coin_key, (3,)),
-    *colours,
+    coins=jax.random.uniform(coin_key, (3,)),
+    brightness=brightness,
+    saturation=saturation,
+    contrast=contrast,
     shift=jnp.stack(shifts, axis=1),
     centre=jnp.stack(centres, axis=1),
   )
@@ -83,7 +85,7 @@ def draw(key: Any, shape: tuple[int, ...], strength: Strength) -> Draws:
 def augment(
   images: Float[Array, 'b h w c'], draws: Draws, strength: Strength
 ) -> Float[Array, 'b h w c']:
-  """Changes colours, moves and cuts holes, each if its coin says so.
+  """Changes colours, shifts and cuts holes, each only if its coin allows.
 
   Args:
     images: in [-1, 1], where 0 is grey: what is moved in or cut out is 0. The
@@ -100,17 +102,21 @@ def augment(
     (_recolour, _move, lambda x, d: _cut(x, d, strength.hole)),
     strict=True,
   ):
+    # A traced coin cannot branch in Python, so every change is computed.
     images = jnp.where(coin, change(images, draws), images)
   return images
 
 
 def round_half_up(x: float) -> int:
-  """To the next integer, halves up."""
+  """Rounds to the nearest integer, halves up."""
+  # Python's round takes halves to the even side; the reference does not.
   return int(x + 0.5)
 
 
-def _recolour(x, draws):
-  def per_image(factor):
+def _recolour(
+  x: Float[Array, 'b h w c'], draws: Draws
+) -> Float[Array, 'b h w c']:
+  def per_image(factor: Float[Array, ' b']) -> Float[Array, 'b 1 1 1']:
     return factor.astype(x.dtype)[:, None, None, None]
 
   x = x + per_image(draws.brightness - 0.5)
@@ -120,20 +126,25 @@ def _recolour(x, draws):
   return (x - mean) * per_image(draws.contrast + 0.5) + mean
 
 
-def _move(x, draws):
-  """Row h of the result is row h + shift; 0 where there is none."""
+def _move(x: Float[Array, 'b h w c'], draws: Draws) -> Float[Array, 'b h w c']:
+  """Moves row h + shift to row h, columns alike; fills the rest with 0."""
   _, h, w, c = x.shape
   most = [round_half_up(side * SHIFT) for side in (h, w)]
+  # Padded by the longest shift, so that no slice is clamped at a border.
   padded = jnp.pad(x, ((0, 0), *((m, m) for m in most), (0, 0)))
 
-  def one(image, shift):
+  # Shifts differ by image and are traced: a slice of fixed size, moved, keeps
+  # shapes static.
+  def one(image: Array, shift: Array) -> Array:
     start = [shift[axis] + most[axis] for axis in (0, 1)]
     return jax.lax.dynamic_slice(image, (*start, 0), (h, w, c))
 
   return jax.vmap(one)(padded, draws.shift)
 
 
-def _cut(x, draws, share):
+def _cut(
+  x: Float[Array, 'b h w c'], draws: Draws, share: float
+) -> Float[Array, 'b h w c']:
   inside = []
   for axis, side in enumerate(x.shape[1:3]):
     hole = round_half_up(side * share)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 
 def assignment_entropy(
@@ -14,7 +14,7 @@ def assignment_entropy(
   temperature: float = 0.01,
   pool: bool = False,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Mean entropy of the assignments, and entropy of the mean assignment.
+  """Computes the mean assignment entropy and the mean assignment's entropy.
 
   L_KL of Eq. (4) is the first minus the second: every token is to choose one
   code, all tokens together are to use all codes. The means run over the whole
@@ -24,7 +24,7 @@ def assignment_entropy(
   Args:
     logits: similarities at temperature 1 (cosines), for n codebooks that serve
       s tokens each and hold v codes.
-    temperature: the regulariser's own; the quantiser's is another.
+    temperature: of the regulariser, independent of the quantiser's.
     pool: average code i of all codebooks together, as the reference does,
       instead of keeping the codebooks apart.
 
@@ -43,7 +43,7 @@ def chunked_assignment_entropy(
   temperature: float = 0.01,
   pool: bool = False,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """`assignment_entropy` without the logits of all tokens in memory at once.
+  """Computes `assignment_entropy` without holding all logits in memory.
 
   They are made chunk by chunk, and again in the backward pass: between the two
   lie the tokens, and sums over tokens and over codes.
@@ -55,31 +55,39 @@ def chunked_assignment_entropy(
     pool: as in `assignment_entropy`.
 
   Returns:
-    What `assignment_entropy` does, but for the order of sums.
+    The values of `assignment_entropy`, up to the order of summation.
   """
   c, b, n, m, _ = chunks.shape
 
+  # Recomputed in the backward pass. Inside a scan nothing can be merged with
+  # the forward pass, so the barriers against that are left out.
   @functools.partial(jax.checkpoint, prevent_cse=False)
-  def add(totals, tokens):
+  def add(totals: PyTree, tokens: Array) -> tuple[PyTree, None]:
     sums = _sums(logits_of(tokens), temperature)
     return jax.tree.map(jnp.add, totals, sums), None
 
+  # The scan's carry needs its shapes and dtypes before any logits exist.
   shapes = jax.eval_shape(lambda x: _sums(logits_of(x), temperature), chunks[0])
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, _ = jax.lax.scan(add, zeros, chunks)
-  return _entropies(*sums, c * b * n * m, pool)
+  (entropy, probs), _ = jax.lax.scan(add, zeros, chunks)
+  return _entropies(entropy, probs, c * b * n * m, pool)
 
 
-def _sums(logits, temperature):
-  """Over all tokens: of their entropies, and of each code's probability."""
+def _sums(
+  logits: Float[Array, 'b n s v'], temperature: float
+) -> tuple[Float[Array, ''], Float[Array, 'n v']]:
+  """Sums over tokens of their entropies, and of each code's probability."""
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  # Logarithms first: p log p stays finite where p underflows to 0.
   log_probs = jax.nn.log_softmax(logits.astype(dtype) / temperature, axis=-1)
   probs = jnp.exp(log_probs)
   return -jnp.sum(probs * log_probs), jnp.sum(probs, axis=(0, 2))
 
 
-def _entropies(entropy, probs, count: int, pool: bool):
-  """Sum of entropies and [n, v] sums of probabilities, over `count` tokens."""
+def _entropies(
+  entropy: Float[Array, ''], probs: Float[Array, 'n v'], count: int, pool: bool
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Turns sums over `count` tokens into `assignment_entropy`'s two values."""
   codebooks = probs.shape[0]
   mean = probs * (codebooks / count)
   if pool:

@@ -1,5 +1,7 @@
 """Optimal transport between 2D latents and 1D tokens: Eq. (12) and (13)."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from selfboottok_jax import errors
 
 @flax.struct.dataclass
 class Transport:
-  """The transport loss of a batch and what tells whether it is healthy.
+  """The transport loss of a batch and its health statistics.
 
   Attributes:
     loss: mean over the batch, in units of the cost, not weighted.
@@ -44,6 +46,7 @@ def squared_cost(
   shift = jax.lax.stop_gradient(jnp.mean(patches, axis=1, keepdims=True))
   patches, tokens = patches - shift, tokens - shift
   # Reduced matmul precision (TPU, TF32) would spoil small distances.
+  # The bare product, not a tensor of differences: [b, n, k, e] is too large.
   product = jnp.einsum(
     'bne,bke->bnk', patches, tokens, precision=jax.lax.Precision.HIGHEST
   )
@@ -77,10 +80,13 @@ def sinkhorn_plan(
   Returns:
     The plan, in the cost's dtype; total mass 1 up to the marginals' error.
   """
-  options = {}
+  options: dict[str, Any] = {}
   if symmetric:
     options['parallel_dual_updates'] = True
-    options['momentum'] = acceleration.Momentum(start=0, value=0.5)
+    # A dataclass, which its decorator hides from the type checker.
+    options['momentum'] = acceleration.Momentum(  # type: ignore[call-arg]
+      start=0, value=0.5
+    )
   # Only lse mode: exp(-C / epsilon) is all zeros in float32 for costs of a few
   # hundred epsilon. Implicit differentiation is off because nothing is
   # differentiated here; through the plan it can meet a singular operator.
@@ -94,7 +100,7 @@ def sinkhorn_plan(
     **options,
   )
 
-  def solve(cost, epsilon):
+  def solve(cost: Any, epsilon: Any) -> Any:
     # A dense cost matrix: ten times faster here than ott's PointCloud.
     points = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
     return solver(linear_problem.LinearProblem(points)).matrix
@@ -109,18 +115,35 @@ def sinkhorn_plan(
 def transport_cost(
   plan: Float[Array, 'b n k'], cost: Float[Array, 'b n k']
 ) -> Float[Array, ' b']:
-  """<P, C> of Eq. (13)."""
+  """Returns <P, C> of Eq. (13), for each image."""
   return jnp.sum(plan * cost, axis=(1, 2))
 
 
-def _transport(patches, tokens, cost, epsilon, plan, **options):
-  """<P*, C>: by the envelope theorem its gradient is Eq. (12)'s optimum's."""
+def _transport(
+  patches: Float[Array, 'b n e'],
+  tokens: Float[Array, 'b k e'],
+  cost: Float[Array, 'b n k'],
+  epsilon: Float[Array, ' b'],
+  plan: Float[Array, 'b n k'],
+  **options: Any,
+) -> Float[Array, ' b']:
+  """Returns <P*, C>, whose gradient is that of the optimum of Eq. (12).
+
+  This is the envelope theorem: the plan is optimal, so it may stay constant.
+  """
   del patches, tokens, epsilon, options
   return transport_cost(plan, cost)
 
 
-def _debiased(patches, tokens, cost, epsilon, plan, **options):
-  """Sinkhorn divergence: cross term minus half of each self term.
+def _debiased(
+  patches: Float[Array, 'b n e'],
+  tokens: Float[Array, 'b k e'],
+  cost: Float[Array, 'b n k'],
+  epsilon: Float[Array, ' b'],
+  plan: Float[Array, 'b n k'],
+  **options: Any,
+) -> Float[Array, ' b']:
+  """Computes the Sinkhorn divergence: cross term minus half of each self term.
 
   Terms are optima of <P, C> + epsilon KL(P | ab): with all three the divergence
   is 0 for equal point sets and positive otherwise (Feydy et al., 2019), so that
@@ -135,7 +158,11 @@ def _debiased(patches, tokens, cost, epsilon, plan, **options):
   return total
 
 
-def _regularised(plan, cost, epsilon):
+def _regularised(
+  plan: Float[Array, 'b n k'],
+  cost: Float[Array, 'b n k'],
+  epsilon: Float[Array, ' b'],
+) -> Float[Array, ' b']:
   # The plan is stopped, so the second term adds to the value alone.
   size = plan.shape[1] * plan.shape[2]
   relative_entropy = jnp.sum(
@@ -191,7 +218,10 @@ def transport_loss(
   dtype = jnp.promote_types(tokens.dtype, jnp.float32)
   patches = jax.lax.stop_gradient(patches.astype(dtype))
   tokens = tokens.astype(dtype)
-  options = {'num_iterations': num_iterations, 'threshold': threshold}
+  options: dict[str, Any] = {
+    'num_iterations': num_iterations,
+    'threshold': threshold,
+  }
   cost = squared_cost(patches, tokens)
   # Floored: with all points in one place the mean cost is 0.
   epsilon = jnp.maximum(
@@ -209,7 +239,7 @@ def transport_loss(
 
 
 def marginal_error(plan: Float[Array, 'b n k']) -> Float[Array, ' b']:
-  """L1 distance of both marginals from the uniform ones, summed; 0 to 4."""
+  """Returns the L1 distance of both marginals from uniform, summed; 0 to 4."""
   rows = jnp.abs(jnp.sum(plan, axis=2) - 1 / plan.shape[1])
   columns = jnp.abs(jnp.sum(plan, axis=1) - 1 / plan.shape[2])
   return jnp.sum(rows, axis=1) + jnp.sum(columns, axis=1)
@@ -220,8 +250,9 @@ def spread(
 ) -> Float[Array, ' b']:
   """Std of the tokens / std of the patches, over points, RMS over channels."""
 
-  def deviation(points):
+  def deviation(points: Float[Array, 'b n e']) -> Float[Array, ' b']:
     return jnp.sqrt(jnp.mean(jnp.var(points, axis=1), axis=-1))
 
+  # Patches that are all equal have deviation 0.
   floor = jnp.finfo(patches.dtype).eps
   return deviation(tokens) / jnp.maximum(deviation(patches), floor)

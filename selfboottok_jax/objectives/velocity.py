@@ -2,6 +2,7 @@
 
 import typing
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float
 
 @typing.runtime_checkable
 class Path(typing.Protocol):
-  """What the loss asks of a probability path, see `flow.path`."""
+  """Probability path of `flow.path`, as far as the losses need it."""
 
   def velocity(
     self,
@@ -51,14 +52,21 @@ def velocity_cosine(
   """
   predicted, target = _wide(prediction, x, noise, t, path)
   product = jnp.sum(predicted * target, axis=-1)
-  # The floor lets a fresh network, which says 0, have a gradient.
+  # A fresh network predicts 0; the floor keeps its gradient finite.
   squares = jnp.sum(predicted**2, axis=-1) * jnp.sum(target**2, axis=-1)
   cosine = product * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))
   return jnp.mean(1 - cosine, axis=tuple(range(1, cosine.ndim)))
 
 
-def _wide(prediction, x, noise, t, path):
-  """Prediction and target in float32 or wider."""
+def _wide(
+  prediction: Float[Array, 'b ...'],
+  x: Float[Array, 'b ...'],
+  noise: Float[Array, 'b ...'],
+  t: Float[Array, ' b'],
+  path: Path,
+) -> tuple[Float[Array, 'b ...'], Float[Array, 'b ...']]:
+  """Returns the prediction and its target in float32 or wider."""
+  chex.assert_equal_shape((prediction, x, noise))
   prediction, x, noise, t = (
     a.astype(jnp.promote_types(a.dtype, jnp.float32))
     for a in (prediction, x, noise, t)

@@ -102,7 +102,7 @@ class LatentNetwork:
 
   @property
   def published(self) -> contract.Published | None:
-    """Where the weights are."""
+    """Returns the place from which the weights can be downloaded."""
     return self.variant.published
 
   @property
@@ -112,7 +112,7 @@ class LatentNetwork:
 
   @property
   def shape_key(self) -> dict[str, Any]:
-    """What the parameters depend on besides the file."""
+    """Returns the settings that change the parameters made of a file."""
     return {'decodes': self.decodes}
 
   def grid(self, image_size: int) -> tuple[int, int]:

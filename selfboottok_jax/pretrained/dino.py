@@ -56,7 +56,7 @@ class DinoTrunk:
 
   @property
   def shape_key(self) -> dict[str, Any]:
-    """What the parameters depend on besides the file."""
+    """Returns the settings that change the parameters made of a file."""
     return {'taps': self.vit.taps}
 
   @property

@@ -281,7 +281,7 @@ _POSITIONS_TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class FileForm:
-  """How a file holds what our module has in one form only.
+  """Describes the layout of a file, where layouts differ.
 
   Attributes:
     embed: name of the embedding: a Linear, or a convolution '....proj'.

@@ -151,7 +151,7 @@ def _in_folder(
 
 
 def _first_file(paths: tuple[pathlib.Path, ...]) -> list[pathlib.Path]:
-  """The first that exists, or none."""
+  """Lists the first path that is a file; empty if none is."""
   return [path for path in paths if path.is_file()][:1]
 
 

@@ -142,7 +142,7 @@ def _put_in_place(part: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def read_entry(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
-  """The arrays of an entry, by flat name; None if missing or damaged."""
+  """Reads the arrays of an entry, by flat name; None if missing or damaged."""
   if not folder.exists():
     return None
   try:
@@ -375,7 +375,7 @@ def _writing(cache: pathlib.Path) -> Iterator[None]:
 
 
 def _indexed(index: pathlib.Path) -> pathlib.Path | None:
-  """The entry that an index file names; None if there is none."""
+  """Reads the entry that an index file names; None if there is none."""
   try:
     return index.parents[1] / json.loads(index.read_text())['entry']
   except (OSError, ValueError, LookupError, TypeError):

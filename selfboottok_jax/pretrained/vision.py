@@ -159,7 +159,7 @@ class VisionTransformer:
 
   @property
   def shape_key(self) -> dict[str, Any]:
-    """What the parameters depend on besides the file."""
+    """Returns the settings that change the parameters made of a file."""
     return {'grid': self.vit.grid[0], 'patch_size': self.vit.patch_size}
 
   def grid(self, image_size: int) -> tuple[int, int]:

@@ -102,7 +102,8 @@ class Vit(nn.Module):
     """Learnt tokens, the same for every image."""
     shape = (1, count, self.width)
     normal = nn.initializers.normal(0.02)
-    return self.param(name, normal, shape).astype(self.dtype)
+    # Parameters may be NumPy's, outside of a trace.
+    return jnp.asarray(self.param(name, normal, shape), self.dtype)
 
   def _blocks(
     self, x: Float[Array, 'b m d']

@@ -1,6 +1,6 @@
 """Reads a weight file: safetensors, torch's .pth, .pt, .ckpt and .bin, or .npz.
 
-The kind of a file is told by its first bytes, not by its name. Nothing is
+The kind of a file is recognised by its first bytes, not by its name. Nothing is
 unpickled here. A checkpoint of torch is a pickle, a program that could do
 anything; torch's restricted reader (`weights_only=True`) takes arrays, numbers
 and texts from it and refuses all else, but for the bare records of INERT. torch
@@ -57,7 +57,7 @@ _SHOWN = 4
 
 
 def read(path: str | os.PathLike[str], part: str = '') -> dict[str, np.ndarray]:
-  """All arrays of a weight file, by name.
+  """Reads all arrays of a weight file, by name.
 
   Args:
     path: the file.
@@ -96,7 +96,7 @@ def read(path: str | os.PathLike[str], part: str = '') -> dict[str, np.ndarray]:
 def read_all(
   paths: Mapping[str, pathlib.Path], part: str = ''
 ) -> dict[str, np.ndarray]:
-  """The arrays of several files together, by name; see `read`."""
+  """Reads the arrays of several files together, by name; see `read`."""
   arrays: dict[str, np.ndarray] = {}
   for path in paths.values():
     more = read(path, part)

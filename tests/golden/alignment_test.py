@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax.objectives import alignment
-from tests.golden import fixtures
+from tests.golden import fixtures, rounding
 
 pytestmark = pytest.mark.golden
 
@@ -60,8 +60,27 @@ def test_loss_and_gradients(recorded, params, mode):
     expected |= {f'out_grad/{name}': g for name, g in of_params.items()}
     named = {name for name in arrays if name.startswith('out_grad/')}
     assert named <= set(expected)
+  error = _rounding(recorded)
+  array = f'out_loss{suffix}'
+  value = expected.pop(array)
+  fixtures.check_rounding(f'{NAME}:{array}', value, arrays[array], error)
+  # The other pairings.
+  for other in SUFFIXES.values():
+    if other != suffix:
+      wrong = arrays[f'out_loss{other}']
+      assert fixtures.excess(wrong, arrays[array], error) > 1000
   for name, actual in expected.items():
     fixtures.check(NAME, name, actual, arrays[name])
+
+
+def _rounding(recorded):
+  """Of the loss: a projector of three layers, then cosines."""
+  width, meta = recorded.arrays['in_teacher'].shape[-1], recorded.meta
+  inputs = [
+    w.shape[1] for n, w in recorded.weights.items() if n.endswith('.weight')
+  ]
+  assert len(inputs) == 3
+  return meta['weight'] * rounding.mean_cosine(width, *inputs)
 
 
 def test_projection(recorded, params):

@@ -76,6 +76,20 @@ def check(fixture: str, array: str, actual, expected) -> None:
     assert ratio <= rel_l2, f'{label}: relative L2 {ratio:.2e} > {rel_l2:.0e}'
 
 
+def check_rounding(label: str, actual, expected, error) -> None:
+  """Asserts `actual` within `error`, a bound for all or for each number."""
+  actual, expected = np.asarray(actual), np.asarray(expected)
+  assert actual.shape == expected.shape, (label, actual.shape, expected.shape)
+  found = excess(actual, expected, error)
+  assert found <= 1, f'{label}: {found:.2f} times what rounding explains'
+
+
+def excess(actual, expected, error) -> float:
+  """The largest difference, as a multiple of `error`, which is above 0."""
+  actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
+  return float(np.max(np.abs(actual - expected) / error))
+
+
 def _tolerance(fixture: str, array: str):
   for (fixture_glob, array_glob), bounds in tolerances.TABLE.items():
     if fnmatch.fnmatchcase(fixture, fixture_glob) and fnmatch.fnmatchcase(

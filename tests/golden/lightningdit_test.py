@@ -10,7 +10,7 @@ import pytest
 from selfboottok_jax.flow import guidance
 from selfboottok_jax.models import layers, sit
 from selfboottok_jax.pretrained import released_generators
-from tests.golden import networks, records
+from tests.golden import networks, records, rounding
 
 pytestmark = pytest.mark.golden
 
@@ -36,10 +36,7 @@ def test_parts():
   with records.opened('ldit_parts') as record:
     x, c = record.arrays['in.x'], record.arrays['in.c']
     _check_norms(record, x)
-    ratio = released_generators.swiglu_ratio(
-      record.meta['swiglu_hidden'], record.meta['D']
-    )
-    mlp = layers.SwiGlu(ratio)
+    mlp = layers.SwiGlu(_ratio(record.weights, 'swiglu'))
     params = {
       'up': _linear(record.weights, 'swiglu.w12'),
       'down': _linear(record.weights, 'swiglu.w3'),
@@ -55,12 +52,33 @@ def test_parts():
     record.check('out.final', _final(record, x, c))
 
 
+def _ratio(weights, name):
+  """The ratio of a SwiGLU as wide as the weights are."""
+  width, hidden = weights[f'{name}.w3.weight'].shape
+  return released_generators.swiglu_ratio(hidden, width)
+
+
+def test_swiglu_of_any_width():
+  # 53 of 40 is where a ratio of 1.5 * 53 / 40 would truncate to 52.
+  for width in (8, 40, 48, 56, 96, 768):
+    x = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
+    for hidden in (1, 2, 52, 53, 54, 127, 128, 341, 2048):
+      mlp = layers.SwiGlu(released_generators.swiglu_ratio(hidden, width))
+      made = jax.eval_shape(mlp.init, jax.random.key(0), x)
+      assert made['params']['down']['kernel'].shape == (hidden, width)
+
+
 def _check_norms(record, x):
   norm, params = layers.HEAD_NORMS['rms'], _scale(record.weights, 'rms')
   record.check('out.rmsnorm', _run(norm(), params, x))
   narrow = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), (params, x))
   found = _run(norm(dtype='bfloat16'), *narrow)
-  record.check('out.rmsnorm_bf16_in', found.astype(jnp.float32))
+  array, found = 'out.rmsnorm_bf16_in', found.astype(jnp.float32)
+  error = rounding.narrow_product(record.read(array))
+  record.check(array, found, error)
+  # Without the gain.
+  plain = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+  record.refuse(array, plain, error, 5)
 
 
 def _check_rotations(record, angles):
@@ -117,6 +135,7 @@ def _block(record, part, x, c, angles):
     record.meta['heads'],
     norm='rms',
     mlp='swiglu',
+    mlp_ratio=_ratio(weights, f'{part}.mlp'),
     qk_norm=not plain,
     shift=plain,
   )

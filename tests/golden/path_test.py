@@ -2,16 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.flow import samplers
 from selfboottok_jax.objectives import velocity
-from tests.golden import records
+from tests.golden import records, rounding
 
 pytestmark = pytest.mark.golden
 
 SIT_PATHS = {'Linear': 'linear', 'GVP': 'cosine', 'VP': 'vp'}
+# Of sigma itself, where it is computed.
+SIGMA_ERRORS = {'GVP': rounding.cosine_sigma, 'VP': rounding.vp_sigma}
 
 
 def _names(arrays, suffix):
@@ -74,11 +77,56 @@ def test_sit_transport():
           path.score_from_velocity(target, state, t),
         ),
         ('noise_from_velocity', path.noise_from_velocity(v, state, t)),
-        ('data_from_velocity', path.data_from_velocity(v, state, t)),
         ('diffusion.sigma', norm * w / 2),
-        ('loss.velocity.None', _loss(record, theirs, path, arrays)),
       ):
         record.check(f'out.{theirs}.{array}', actual)
+      _check_data(record, theirs, path.data_from_velocity(v, state, t))
+      _check_loss(record, theirs, path, arrays)
+
+
+def _coefficients(record, theirs):
+  """As recorded, of the rank of a state."""
+  return {
+    name: np.float64(record.read(f'out.{theirs}.{name}'))[:, None, None, None]
+    for name in ('alpha', 'sigma', 'd_alpha', 'd_sigma')
+  }
+
+
+def _check_data(record, theirs, found):
+  arrays, path = record.arrays, _coefficients(record, theirs)
+  names = ('in.model_out', 'in.data', 'in.noise')
+  v, data, noise = (np.float64(arrays[name]) for name in names)
+  of_sigma = SIGMA_ERRORS.get(theirs, np.zeros_like)(path['sigma'])
+  error = rounding.tweedie(path, v, data, noise, of_sigma)
+  array = f'out.{theirs}.data_from_velocity'
+  record.check(array, found, error)
+  # A sign, and the velocity's coefficient forgotten.
+  x = path['alpha'] * data + path['sigma'] * noise
+  det = path['d_alpha'] * path['sigma'] - path['alpha'] * path['d_sigma']
+  for wrong in (
+    (-path['d_sigma'] * x - path['sigma'] * v) / det,
+    (-path['d_sigma'] * x + v) / det,
+  ):
+    record.refuse(array, wrong, error, 1e4)
+
+
+def _check_loss(record, theirs, path, arrays):
+  """Of the VP path the target cancels as its sigma does."""
+  coefficients = _coefficients(record, theirs)
+  names = ('in.model_out', 'in.data', 'in.noise')
+  v, data, noise = (np.float64(record.arrays[name]) for name in names)
+  of_data, of_noise = (coefficients[k] for k in ('d_alpha', 'd_sigma'))
+  size = np.abs(of_noise * noise)
+  moved = 8 * rounding.UNIT * (np.abs(of_data * data) + size)
+  if theirs == 'VP':
+    moved += rounding.vp_sigma(coefficients['sigma']) * size
+  difference = v - of_data * data - of_noise * noise
+  error = rounding.velocity_loss(difference, moved)
+  array = f'out.{theirs}.loss.velocity.None'
+  record.check(array, _loss(record, theirs, path, arrays), error)
+  # Without the noise in the target.
+  wrong = np.mean((v - of_data * data) ** 2, axis=(1, 2, 3))
+  record.refuse(array, wrong, error, 1e3)
 
 
 def _loss(record, theirs, path, arrays):

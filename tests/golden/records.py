@@ -19,9 +19,22 @@ class Record:
     self.arrays, self.weights = fixture.arrays, fixture.weights
     self.seen: set[str] = set()
 
-  def check(self, array: str, actual: Any) -> None:
-    """Asserts `actual` within the tolerance tabled for the array."""
-    fixtures.check(self.name, array, actual, self.read(array))
+  def check(self, array: str, actual: Any, error: Any = None) -> None:
+    """Asserts `actual` within the tolerance tabled for the array.
+
+    With `error`, of `rounding`, within that instead.
+    """
+    expected = self.read(array)
+    if error is None:
+      fixtures.check(self.name, array, actual, expected)
+    else:
+      label = f'{self.name}:{array}'
+      fixtures.check_rounding(label, actual, expected, error)
+
+  def refuse(self, array: str, wrong: Any, error: Any, times: float) -> None:
+    """Asserts that a wrong formula's result misses by `times` the error."""
+    found = fixtures.excess(wrong, self.read(array), error)
+    assert found > times, f'{self.name}:{array}: only {found:.1f} times'
 
   def check_rows(self, array: str, actual: Any) -> None:
     """As `check`, of the first rows of an array alone."""

@@ -13,7 +13,7 @@ from selfboottok_jax.models import sit
 from selfboottok_jax.objectives import alignment, velocity
 from selfboottok_jax.training import optim
 from selfboottok_jax.training import state as state_lib
-from tests.golden import generator_tasks, networks, records
+from tests.golden import generator_tasks, networks, records, rounding
 
 pytestmark = pytest.mark.golden
 
@@ -137,8 +137,35 @@ def test_three_updates_of_reg(monkeypatch):
       state, metrics = update(state, {}, batch)
       names = ('loss', 'velocity', 'alignment', 'cls', 'generator_grad_norm')
       logs.append([float(metrics[name]) for name in names])
-    record.check('out.logs', np.array(logs))
+    _check_logs(record, np.array(logs), names)
     _check_updates(record, network.weights, state)
+
+
+def _check_logs(record, logs, names):
+  expected = record.read('out.logs')
+  args = record.meta['model_args']
+  # A sum of losses has their errors; all but the alignment are of one sign.
+  error = 2e-5 * np.abs(expected)
+  # That is a mean of cosines, small itself: its error is theirs.
+  width = args['hidden_size']
+  error[:, names.index('alignment')] = rounding.mean_cosine(
+    args['z_dims'][0],
+    *rounding.transformer(
+      width, 1 + args['input_size'] ** 2, args['encoder_depth']
+    ),
+    # The projector.
+    width,
+    args['projector_dim'],
+    args['projector_dim'],
+  )
+  record.check('out.logs', logs, error)
+  # Parameters that lag by a step, and a sign.
+  stale = np.concatenate([logs[:1], logs[:-1]])
+  record.refuse('out.logs', stale, error, 100)
+  for column in range(len(names)):
+    wrong = logs.copy()
+    wrong[:, column] *= -1
+    record.refuse('out.logs', wrong, error, 100)
 
 
 def _check_updates(record, before, state):
@@ -154,7 +181,14 @@ def _check_updates(record, before, state):
       )
       for name in names
     ]
-    record.check(kind, np.array(deltas))
+    if kind == 'out.delta_norms':
+      record.check(kind, np.array(deltas))
+    else:
+      lengths = [np.linalg.norm(before[name]) for name in names]
+      error = rounding.moving_average(lengths, record.meta['steps'])
+      record.check(kind, np.array(deltas), error)
+      # An average that does not move.
+      record.refuse(kind, np.zeros(len(deltas)), error, 3)
     for array in record.arrays:
       if array.startswith(prefix):
         record.check(array, after[array.removeprefix(prefix)])

@@ -7,7 +7,7 @@ import pytest
 
 from selfboottok_jax.flow import guidance
 from selfboottok_jax.models import layers
-from tests.golden import networks, records
+from tests.golden import networks, records, rounding
 
 pytestmark = pytest.mark.golden
 
@@ -124,12 +124,25 @@ def test_tables_of_positions_and_times():
   with records.opened('tables') as record:
     arrays, meta = record.arrays, record.meta
     rows = arrays['in.rows1d']
-    table = layers.sincos_1d(int(rows.max()) + 1, meta['D1'])
-    record.check('out.pos1d_rows', table[rows])
+    width = meta['D1']
+    table = layers.sincos_1d(int(rows.max()) + 1, width)
+    fraction = np.arange(0, width, 2) / width
+    error = rounding.sincos(rows[:, None], fraction).repeat(2, axis=1)
+    record.check('out.pos1d_rows', table[rows], error)
+    # A neighbouring row, or a table slightly narrower.
+    record.refuse('out.pos1d_rows', table[rows - 1], error, 1e4)
+    narrow = layers.sincos_1d(int(rows.max()) + 1, width - 2)[rows]
+    narrow = np.pad(narrow, ((0, 0), (0, 2)), mode='edge')
+    record.refuse('out.pos1d_rows', narrow, error, 100)
     rows = arrays['in.rows2d']
     # The grid of the real networks; the class token has no position.
     table = np.pad(layers.sincos_2d(16, meta['D2']), ((1, 0), (0, 0)))
-    record.check('out.pos2d_rows', table[rows])
+    # Both compute in float64; ours is rounded once, by half of this.
+    error = rounding.UNIT
+    record.check('out.pos2d_rows', table[rows], error)
+    # Rows before columns.
+    swapped = np.roll(table[rows], meta['D2'] // 2, axis=1)
+    record.refuse('out.pos2d_rows', swapped, error, 1e6)
     for times, array in (
       ('in.t', 'out.temb_sit'),
       ('in.t', 'out.temb_reg'),
@@ -137,5 +150,15 @@ def test_tables_of_positions_and_times():
       ('in.t_big', 'out.temb_big'),
     ):
       width = arrays[array].shape[-1]
-      found = layers.timestep_features(jnp.asarray(arrays[times]), width)
-      record.check(array, found)
+      t = arrays[times]
+      found = layers.timestep_features(jnp.asarray(t), width)
+      half = width // 2
+      error = rounding.sincos(t[:, None], np.arange(half) / half)
+      # The last column of an odd width is an exact zero.
+      error = np.pad(
+        np.tile(error, 2), ((0, 0), (0, width % 2)), constant_values=1e-12
+      )
+      record.check(array, found, error)
+      # Sines before cosines.
+      swapped = np.roll(found, half, axis=1)
+      record.refuse(array, swapped, error, 1e3)

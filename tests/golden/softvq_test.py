@@ -20,7 +20,7 @@ from selfboottok_jax.pretrained import (
 from selfboottok_jax.stages import objective
 from selfboottok_jax.stages import tokenizer as tokenizer_task
 from selfboottok_jax.training import state as state_lib
-from tests.golden import fixtures
+from tests.golden import fixtures, rounding
 
 pytestmark = pytest.mark.golden
 
@@ -106,9 +106,8 @@ def teacher(recorded):
     for name, array in recorded.weights.items()
     if name.startswith(TEACHER)
   }
-  return _Teacher(
-    network, vit.read(arrays, network, vit.NAMINGS['timm'], 'test')
-  )
+  params = vit.read(arrays, network, vit.NAMINGS['timm'], 'test')
+  return _Teacher(network, jax.tree.map(jnp.asarray, params))
 
 
 def _images(recorded):
@@ -209,4 +208,32 @@ def test_every_recorded_loss_and_gradient(recorded, model, teacher):
   }
   outputs = {key for key in arrays if key.startswith('out_')}
   assert outputs == {*VALUES, *actual, 'out_grad_norm_names'}
+  array = 'out_train_align_loss'
+  error = meta['repa_loss_weight'] * _alignment_error(meta)
+  label, loss = f'{NAME}:{array}', actual.pop(array)
+  fixtures.check_rounding(label, loss, arrays[array], error)
+  # The loss has a sign, and a weight.
+  assert fixtures.excess(-loss, arrays[array], error) > 100
   _check(recorded, actual)
+
+
+def _alignment_error(meta):
+  """Of a cosine: the encoder, the code's layers, the projector."""
+  patch = 3 * meta['patch_size'] ** 2
+  tokens = (meta['image_size'] // meta['patch_size']) ** 2
+  tokens += meta['num_latent_tokens'] + 1
+  return rounding.mean_cosine(
+    meta['repa_dim'],
+    patch,
+    *rounding.transformer(meta['embed_dim'], tokens, meta['depth']),
+    # To the code, codes of unit norm and their mean, and back.
+    meta['embed_dim'],
+    meta['codebook_embed_dim'],
+    meta['codebook_embed_dim'],
+    meta['codebook_size'],
+    meta['codebook_embed_dim'],
+    # The projector.
+    meta['embed_dim'],
+    meta['repa_proj_dim'],
+    meta['repa_proj_dim'],
+  )

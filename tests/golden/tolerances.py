@@ -2,7 +2,8 @@
 
 Rows are (fixture glob, array glob): (atol, rtol, relative L2); None where a
 bound is not used. The first row that matches decides, so exceptions stand
-above the general rows.
+above the general rows. Where an error hangs on the numbers themselves, a test
+takes it from `rounding` instead.
 """
 
 TABLE: dict[
@@ -27,7 +28,6 @@ TABLE: dict[
   ('tok02_*', 'out_z_q'): (1e-5, None, 2e-5),
   ('tok02_*', 'out_post_quant'): (1e-5, None, 2e-5),
   ('tok02_*', 'out_train_entropy_loss'): (1e-6, None, 2e-5),
-  ('tok02_*', 'out_train_align_loss'): (1e-7, None, 2e-5),
   ('tok02_*', 'out_train_*'): (5e-5, None, 2e-5),
   ('tok02_*', 'out_grad_norms'): (1e-4, None, 2e-5),
   ('tok02_*', 'out_grad/encoder.latent_*'): (5e-5, None, 1e-4),
@@ -44,8 +44,6 @@ TABLE: dict[
   ('tok02_*', 'out_grad/quantize.embedding'): (5e-7, None, 1e-4),
   ('tok02_*', 'out_grad/quant_conv.weight'): (5e-6, None, 1e-4),
   ('tok02_*', 'out_grad/*'): (2e-6, None, 1e-4),
-  ('tok04_*', 'out_loss_global'): (5e-7, None, 2e-5),
-  ('tok04_*', 'out_loss*'): (5e-8, None, 2e-5),
   ('tok04_*', 'out_projected'): (5e-6, None, 5e-6),
   ('tok04_*', 'out_grad_tokens'): (1e-8, None, 5e-6),
   ('tok04_*', 'out_grad_tokens_*'): (2e-8, None, 5e-6),
@@ -148,14 +146,9 @@ TABLE: dict[
   ('sit2d*', '*'): (1e-5, 1e-5, None),
   ('reg?d', 'out.grad*'): (1e-5, 1e-4, None),
   ('reg?d', '*'): (1e-5, 1e-5, None),
-  ('reg1d_train3', 'out.logs'): (None, 2e-5, None),
-  # The mean moves by about the last bit of a parameter.
-  ('reg1d_train3', 'out.ema_delta_norms'): (1e-6, 1e-2, None),
   ('reg1d_train3', '*'): (2e-5, None, None),
   ('repa2d', '*'): (1e-5, 1e-5, None),
   ('softvq_align_loss', '*'): (1e-6, 1e-5, None),
-  ('tables', 'out.temb_big'): (1e-4, None, None),
-  ('tables', '*'): (1e-6, None, None),
   # SiT's paths: 1 / alpha and 1 / sigma^2 amplify near the ends.
   ('sit_transport', 'out.*_velocity'): (1e-5, 1e-4, None),
   ('sit_transport', 'out.*.score.velocity'): (1e-5, 1e-4, None),
@@ -174,7 +167,6 @@ TABLE: dict[
   ('sampler_reg', '*'): (1e-11, 1e-11, None),
   ('sampler_*_model', '*calls_batch'): (0.0, 0.0, None),
   ('sampler_*_model', '*'): (1e-4, 1e-4, None),
-  ('ldit_parts', 'out.rmsnorm_bf16_in'): (3e-2, None, None),
   ('ldit_parts', '*'): (1e-5, 1e-5, None),
   ('ldit_model', '*'): (1e-4, 1e-4, None),
   ('sampler_sit', '*'): (1e-4, 1e-4, None),

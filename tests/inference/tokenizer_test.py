@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -107,3 +108,54 @@ def test_a_workdir_that_is_no_run(tmp_path, kind):
 def test_a_run_of_another_task_is_refused(runs):
   with pytest.raises(errors.CheckpointError, match="run of task 'generator'"):
     inference.load_tokenizer(runs / 'generator')
+
+
+@pytest.fixture(scope='module')
+def small():
+  """The tiny model with parameters that no part of it ignores."""
+  model = tiny.make_tokenizer()
+  params = jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+  return inference.ImageTokenizer(model, tiny.awake(params))
+
+
+@pytest.fixture(params=['encode', 'decode'])
+def call(request, small):
+  """A method of a tokenizer, and two inputs for it."""
+  images = tiny.images(2)
+  if request.param == 'encode':
+    return small.encode, images
+  return small.decode, small.encode(images)
+
+
+def test_methods_can_be_jitted(call):
+  method, given = call
+  np.testing.assert_allclose(jax.jit(method)(given), method(given), atol=1e-5)
+
+
+def test_methods_can_be_mapped(call):
+  method, given = call
+  stacked = jnp.stack([given, given[::-1]])
+  expected = [method(one) for one in stacked]
+  np.testing.assert_allclose(jax.vmap(method)(stacked), expected, atol=1e-5)
+
+
+def test_methods_can_be_differentiated(call):
+  method, given = call
+
+  def loss(x):
+    return jnp.sum(method(x) ** 2)
+
+  gradient = jax.grad(loss)(given)
+  assert np.isfinite(gradient).all()
+  assert np.any(gradient)
+  scale = float(np.abs(gradient).max())
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(loss))(given), gradient, atol=1e-4 * scale
+  )
+
+
+def test_methods_can_be_exported(call):
+  method, given = call
+  shape = jax.ShapeDtypeStruct(given.shape, given.dtype)
+  exported = jax.export.export(jax.jit(method))(shape)
+  np.testing.assert_allclose(exported.call(given), method(given), atol=1e-5)
