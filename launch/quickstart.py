@@ -9,6 +9,7 @@ of the global tokens; samples, scores, and writes report.html.
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
