@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.batch_size = 64
   config.data.num_threads = 4
   config.networks = ml_collections.ConfigDict()
-  # A distance to measure besides, as 'lpips_squeeze:PATH'; '' is none.
+  # A perceptual distance to report too, as 'lpips_squeeze:PATH'; '' is none.
   config.networks.perceptual = ''
   # Features of the Frechet distance of samples, as 'mobilenet_v2:PATH'.
   config.networks.frechet = 'hog'

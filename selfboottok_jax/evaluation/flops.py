@@ -53,7 +53,7 @@ class Flops:
     )
 
   def __mul__(self, factor: float) -> 'Flops':
-    """Scales each phase."""
+    """Multiplies the operations of every phase by `factor`."""
     return Flops(
       self.forward * factor, self.backward * factor, self.recompute * factor
     )

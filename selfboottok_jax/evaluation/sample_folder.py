@@ -454,7 +454,8 @@ def _agree_on_missing(folder: SampleFolder) -> Int[np.ndarray, ' m'] | None:
   The folder exists afterwards. Only the first process looks, and the others
   take its answer: they might see files that faster processes wrote meanwhile.
   """
-  # One array for both answers, as a broadcast needs equal shapes everywhere.
+  # "Complete" and the missing samples travel in one array of fixed length:
+  # a broadcast between processes needs the same shape on each.
   state = np.zeros(1 + len(folder.labels), bool)
   with processes.all_or_none():
     if jax.process_index() == 0:

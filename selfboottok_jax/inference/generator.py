@@ -208,7 +208,8 @@ class ImageGenerator:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
     sampling = dataclasses.replace(self.sampling, **settings)
     program = self._program(sampling)
-    # Arguments of the program, not parts of it: a sweep compiles once.
+    # These are arguments of the compiled program and not constants in it, so
+    # that a sweep compiles once.
     scales = np.asarray(sampling.scales, np.float32)
     interval = tuple(np.float32(end) for end in sampling.interval)
     rows = NamedSharding(self.mesh, P(_AXIS))

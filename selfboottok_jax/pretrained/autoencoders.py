@@ -140,7 +140,9 @@ class LatentNetwork:
   def decode(
     self, params: PyTree, patches: Float[Array, 'b n d']
   ) -> Float[Array, 'b h w 3']:
-    """Images around [-1, 1] from the patches of a call.
+    """Decodes patches of latents, as `__call__` returns them, to images.
+
+    Images are around [-1, 1]: nothing clips them.
 
     Raises:
       ValueError: a network that was built without `decodes`.
@@ -279,19 +281,19 @@ class ImageAutoencoder:
   def decode(
     self, codes: Float[Array, 'b k e'] | Float[np.ndarray, 'b k e']
   ) -> Float[Array, 'b h w 3']:
-    """Images in [-1, 1] from codes."""
+    """Decodes codes to images in [-1, 1]."""
     codes = pixels.as_codes(codes, self.num_tokens, self.token_dim)
     return jnp.clip(self._decode(self.params, codes), -1.0, 1.0)
 
   def decode_with(
     self, params: PyTree, codes: Float[Array, 'b k e']
   ) -> Float[Array, 'b h w 3']:
-    """Images around [-1, 1], by parameters like `params`; traceable."""
+    """Decodes with other parameters than the own, unclipped; traceable."""
     return self.network.decode(params, codes)
 
 
 def encoder_of(network: LatentNetwork) -> contract.ImageEncoder:
-  """The encoding half of an autoencoder."""
+  """Returns the encoding half of an autoencoder."""
   parts = {name: network.params['network'][name] for name in _ENCODER}
   return contract.ImageEncoder(
     lambda params, images: network(params, images).patches,

@@ -327,7 +327,7 @@ def build(network: str) -> Lpips:
 def assemble(
   reader: weight_reader.Reader, backbone: Backbone
 ) -> dict[str, np.ndarray]:
-  """Parameters by the names of our file: kernels, biases, then heads."""
+  """Collects kernels, biases and heads under the names of the cached file."""
   params = {}
   for name, (outputs, inputs, *window) in backbone.kernels.items():
     layer = reader.conv(name, inputs, outputs, *window)
