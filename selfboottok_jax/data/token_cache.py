@@ -21,7 +21,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from grain import sources as grain_sources
@@ -437,6 +437,7 @@ class _File:
     return self.take
 
 
+@runtime_checkable
 class Encoding(Protocol):
   """Describes the fields that a training needs from a cache."""
 
