@@ -142,7 +142,9 @@ class Report:
 
 def _need_distinct(names: Sequence[str], what: str) -> None:
   if len(set(names)) < len(names):
-    raise errors.UserError(f'{what} need different names; given {list(names)}.')
+    raise errors.UserError(
+      f'{what} need different names in one report; given {list(names)}.'
+    )
 
 
 def make_page(
