@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, trees
 from selfboottok_jax.pretrained import store
 from tests.pretrained import stores, weights
 
@@ -42,22 +42,22 @@ def test_flatten_and_back():
     'a': {'b': {'c': np.ones(2)}, 'd': np.arange(3)},
     'e.f': np.zeros(1),
   }
-  flat = store.flatten(params)
+  flat = store.as_arrays(params)
   assert list(flat) == ['a/b/c', 'a/d', 'e.f']
   assert {array.dtype for array in flat.values()} == {np.dtype(np.float32)}
-  assert store.unflatten(flat).keys() == params.keys()
-  _assert_same(store.flatten(store.unflatten(flat)), flat)
+  assert trees.unflatten(flat, '/').keys() == params.keys()
+  _assert_same(store.as_arrays(trees.unflatten(flat, '/')), flat)
 
 
 @pytest.mark.parametrize('key', ['a/b', 3])
 def test_keys_that_could_not_be_told_apart(key):
   with pytest.raises(ValueError, match='wanted no'):
-    store.flatten({'x': {key: np.ones(1)}})
+    store.as_arrays({'x': {key: np.ones(1)}})
 
 
 def test_leaves_are_own_copies_as_they_will_be_written(tmp_path):
   source = np.arange(6, dtype=np.float32).reshape(2, 3)
-  flat = store.flatten({'a': source.T, 'b': source[0], 'c': source[0, 0]})
+  flat = store.as_arrays({'a': source.T, 'b': source[0], 'c': source[0, 0]})
   assert not any(np.shares_memory(a, source) for a in flat.values())
   store.write_entry(tmp_path / 'net-1', flat, RECORD)
   read = store.read_entry(tmp_path / 'net-1')

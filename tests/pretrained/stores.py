@@ -7,7 +7,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from selfboottok_jax import errors
-from selfboottok_jax.pretrained import contract, store
+from selfboottok_jax.pretrained import contract, store, weight_reader
 from tests.pretrained import fake_hub
 
 PUBLIC = contract.Published('org/net', ('model.bin',), 'MIT', 1.0, 'test')
@@ -29,7 +29,9 @@ class Reader:
 
   def __call__(self, arrays, source):
     self.calls += 1
-    arrays.check(arrays, {'w': (2, 3)}, 'net', source, ['extra'])
+    reader = weight_reader.Reader(arrays)
+    reader.take('w', 2, 3)
+    reader.check('net', source, ['extra'])
     return {'layer': {'kernel': arrays['w'].T}}
 
 
