@@ -16,7 +16,7 @@ from selfboottok_jax import errors
 ROUNDINGS = {'truncate': 0.0, 'round': 0.5}
 
 
-def to_float(images: Num[Any, '*b h w c']) -> Float[Any, '*b h w c']:
+def to_float(images: Num[Any, '*s']) -> Float[Any, '*s']:
   """Converts uint8 images to float32 in [-1, 1]: p / 127.5 - 1.
 
   Takes numpy arrays, jax arrays and tracers, and returns the same kind.
@@ -26,9 +26,9 @@ def to_float(images: Num[Any, '*b h w c']) -> Float[Any, '*b h w c']:
 
 
 def to_uint8(
-  images: Float[Array, '*b h w c'] | Float[np.ndarray, '*b h w c'],
+  images: Float[Array, '*s'] | Float[np.ndarray, '*s'],
   rounding: str = 'truncate',
-) -> UInt8[Array, '*b h w c']:
+) -> UInt8[Array, '*s']:
   """Quantises images in [-1, 1]: clamp((x + 1) / 2, 0, 1) * 255 to uint8.
 
   'truncate' drops the fraction; 'round' goes to the nearest level, halves up
