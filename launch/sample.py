@@ -54,7 +54,7 @@ _ROUNDING = FLAGS.choice(
 _PNG = FLAGS.switch('png', True, 'Write an image file of each sample.')
 _NPZ = FLAGS.switch('npz', False, 'End with samples.npz, as for ADM.')
 _SAMPLER = FLAGS.string('sampler', '', 'sde, ode or heun.')
-# None is the value that the generator was trained with.
+# A flag that is not given (None) leaves the setting as it was trained.
 _NUMBERS = (
   FLAGS.optional_integer('num_steps', 'Steps of the sampler.'),
   FLAGS.optional_number('last_step', "Where the SDE's last step starts."),

@@ -38,7 +38,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     # Eight devices on two busy cores wait long for each other.
     '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600',
     '--xla_cpu_collective_call_terminate_timeout_seconds=900',
-    # What is given counts more.
+    # Flags that the caller set come last and so win.
     os.environ.get('XLA_FLAGS', ''),
   ]
 )
@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 def pytest_collection_finish(session) -> None:
-  """What imports left behind is not searched again for garbage."""
+  """Exempts the objects that imports made from garbage collection."""
   gc.collect()
   gc.freeze()
   gc.set_threshold(20_000, 20, 20)

@@ -24,7 +24,7 @@ PACKAGE = 'selfboottok_jax'
 
 # What a part may import of ours, besides itself and `errors`. The first prefix
 # that fits a module decides.
-# What every floor stands on.
+# The ground floor, which every room may import.
 GROUND = ('errors', 'files', 'pixels', 'trees')
 MAY_IMPORT = {
   'errors': (),

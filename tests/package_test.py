@@ -1,4 +1,4 @@
-"""What is packed, and what an installed package does outside its checkout."""
+"""Contents of wheel and sdist, and an installed package at work."""
 
 import os
 import pathlib

@@ -51,7 +51,7 @@ def assert_same(actual, expected):
 
 
 def changed(a, b) -> bool:
-  """Whether any leaf differs."""
+  """Returns True if any leaf differs."""
   return any(
     np.any(np.asarray(x) != np.asarray(y))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)

@@ -411,7 +411,7 @@ def fill_folder(
     total=len(mine),
     desc=sampling.describe(),
     unit='image',
-    # None is silent unless the output is a terminal.
+    # tqdm reads None as "show the bar on a terminal only".
     disable=None if is_first else True,
   )
 

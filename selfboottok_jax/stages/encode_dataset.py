@@ -354,7 +354,7 @@ def _write_all(
     for first, end in map(index.splits[split].bounds, shards)
   )
   began = time.monotonic()
-  # None is silent unless somebody looks.
+  # tqdm reads None as "show the bar on a terminal only".
   silent = True if jax.process_index() else None
   with tqdm.tqdm(total=images, unit='image', disable=silent) as bar:
     for split in (split for split in share if share[split]):

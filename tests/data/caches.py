@@ -40,7 +40,7 @@ def index_of(
 
 
 def encode(image: np.ndarray) -> dict[str, np.ndarray]:
-  """What a frozen network would make of a picture and its mirror image."""
+  """Imitates a frozen network on a picture and its mirror image."""
   sides = np.stack([image, image[:, ::-1]])
   images = pixels.to_float(sides)
   return {
@@ -53,7 +53,7 @@ def encode(image: np.ndarray) -> dict[str, np.ndarray]:
 def batch_of(
   source: data.Source, first: int, end: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """What images of a source become, and their labels."""
+  """Returns the records that images of a source become, and their labels."""
   elements = [source[i] for i in range(first, end)]
   made = [encode(element['image']) for element in elements]
   labels = np.array([element['label'] for element in elements], np.int32)

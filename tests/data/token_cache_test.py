@@ -176,7 +176,7 @@ def test_new_and_empty_folders_and_their_own_are_agreed(tmp_path):
   folder = tmp_path / 'cache'
   assert token_cache.agree(folder, index) == index
   folder.mkdir()
-  # As a command leaves it that was killed at once.
+  # This is how a command that is killed at once leaves the folder.
   (folder / '.cache.json.123.partial').touch()
   assert token_cache.agree(folder, index) == index
   token_cache.write_index(folder, index)
@@ -222,7 +222,7 @@ def test_statistics_are_numpys_however_the_codes_are_cut():
     for batch in np.array_split(part, 2):
       if len(batch):
         sums.add(batch)
-    # What a file keeps of them is all.
+    # The file keeps nothing else of them.
     told = json.loads(json.dumps(sums.to_json()))
     parts.append(token_cache.Sums(**told))
   actual = token_cache.combine(parts)
@@ -347,7 +347,7 @@ def _wanted(*names, **changes):
 
 def test_what_would_be_made_again_is_accepted(source):
   source.check('abc', 'hog', 'float32', caches.Wanted(_wanted(*caches.SHAPES)))
-  # Of a teacher that has no part in what is read nothing matters.
+  # The teacher does not matter where neither of the fields read is its own.
   source.check('abc', '', 'float32', caches.Wanted(_wanted('codes'), 'off'))
   source.check(
     'abc', 'hog', 'float32', caches.Wanted(_wanted('codes', 'cls'), 'off')

@@ -45,7 +45,7 @@ def test_a_shard_that_was_not_closed_is_written_again(index, tmp_path):
   caches.write_shard(tmp_path, index, 'train', 0, source)
   torn = token_cache_writer.ShardWriter(tmp_path, index, 'train', 1)
   torn.write(*caches.batch_of(source, 16, 20))
-  # As after kill -9: nobody tidies up.
+  # As after kill -9, nothing is tidied up.
   partial = next(tmp_path.glob('.*.partial'))
   partial = partial.rename(partial.with_suffix('.1.partial'))
   assert token_cache_writer.pending_shards(tmp_path, index, 'train') == [1, 2]

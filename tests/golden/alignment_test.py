@@ -74,7 +74,7 @@ def test_loss_and_gradients(recorded, params, mode):
 
 
 def _rounding(recorded):
-  """Of the loss: a projector of three layers, then cosines."""
+  """Bounds the error of the loss: a three-layer projector, then cosines."""
   width, meta = recorded.arrays['in_teacher'].shape[-1], recorded.meta
   inputs = [
     w.shape[1] for n, w in recorded.weights.items() if n.endswith('.weight')

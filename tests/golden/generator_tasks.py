@@ -63,7 +63,7 @@ def make_task(network: networks.Network, meta: dict[str, Any]):
 
 
 def batch(network: networks.Network, arrays: dict[str, np.ndarray]):
-  """What a cache would hold of their data; and what was random there."""
+  """Returns the cache entries of their data, and their random draws."""
   # Row 0 is that of the class token.
   targets = jnp.asarray(arrays['in.target_z'])
   count = network.model.num_tokens
@@ -125,7 +125,7 @@ def loss_of_weights(network: networks.Network, task, drawn: dict[str, Any]):
 
 
 def inputs(network: networks.Network, arrays) -> state_lib.LossInputs:
-  """Of the task's loss."""
+  """Inputs of the task's loss, from the recorded arrays."""
   return state_lib.LossInputs(
     params={},
     frozen={},

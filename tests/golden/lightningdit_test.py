@@ -175,7 +175,7 @@ def _final(record, x, c):
     'label_table': {'embedding': np.pad(c, ((0, 1), (0, 0)))},
     'modulation': _linear(weights, 'final.adaLN_modulation.1'),
     'norm': _scale(weights, 'final.norm_final'),
-    # As wide as the inputs.
+    # The condition is as wide as the inputs.
     'to_velocity': {
       name: np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, d - outputs)])
       for name, leaf in last.items()

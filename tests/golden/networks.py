@@ -35,7 +35,7 @@ class Network:
     return self.model.apply(variables, *inputs, **options)
 
   def velocity(self, x, t, labels):
-    """Of tokens, without a class token."""
+    """Velocity of the tokens of a generator without a class token."""
     return self.apply(x, t, labels).tokens
 
   def tokens(self, images):

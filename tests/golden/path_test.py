@@ -13,7 +13,7 @@ from tests.golden import records, rounding
 pytestmark = pytest.mark.golden
 
 SIT_PATHS = {'Linear': 'linear', 'GVP': 'cosine', 'VP': 'vp'}
-# Of sigma itself, where it is computed.
+# Relative error of sigma on the paths whose sigma is not just t.
 SIGMA_ERRORS = {'GVP': rounding.cosine_sigma, 'VP': rounding.vp_sigma}
 
 
@@ -85,7 +85,7 @@ def test_sit_transport():
 
 
 def _coefficients(record, theirs):
-  """As recorded, of the rank of a state."""
+  """Reads the recorded coefficients, shaped to multiply a state [b, ...]."""
   return {
     name: np.float64(record.read(f'out.{theirs}.{name}'))[:, None, None, None]
     for name in ('alpha', 'sigma', 'd_alpha', 'd_sigma')
@@ -111,7 +111,7 @@ def _check_data(record, theirs, found):
 
 
 def _check_loss(record, theirs, path, arrays):
-  """Of the VP path the target cancels as its sigma does."""
+  """Checks the velocity loss, whose VP target inherits the error of sigma."""
   coefficients = _coefficients(record, theirs)
   names = ('in.model_out', 'in.data', 'in.noise')
   v, data, noise = (np.float64(record.arrays[name]) for name in names)

@@ -37,7 +37,7 @@ class Record:
     assert found > times, f'{self.name}:{array}: only {found:.1f} times'
 
   def check_rows(self, array: str, actual: Any) -> None:
-    """As `check`, of the first rows of an array alone."""
+    """Checks the first rows of an array; see `check`."""
     expected = self.read(array)[: len(actual)]
     fixtures.check(self.name, array, actual, expected)
 

@@ -16,7 +16,9 @@ BFLOAT16_UNIT = 2.0**-8
 
 
 def sincos(scale, fraction, max_period: float = 1e4):
-  """Of sines and cosines of scale * max_period ** -fraction, in float32.
+  """Bounds errors of sin and cos of scale * max_period ** -fraction.
+
+  All is computed in float32.
 
   The exponent x = fraction * log(max_period) is rounded three times, which
   moves the frequency by 3 x units relative to it; the exponential and the
@@ -29,7 +31,7 @@ def sincos(scale, fraction, max_period: float = 1e4):
 
 
 def sums(*lengths: int) -> float:
-  """Relative, of sums of so many terms one after another.
+  """Bounds the relative error of successive sums with these term counts.
 
   A sum of n terms, random in sign, errs by a random walk of sqrt(n) units
   relative to its size. Those of successive sums add up, at worst, and those of
@@ -39,7 +41,7 @@ def sums(*lengths: int) -> float:
 
 
 def mean_cosine(width: int, *lengths: int) -> float:
-  """Absolute, of a mean of cosines between vectors of `width`.
+  """Bounds the absolute error of a mean cosine of vectors of `width`.
 
   Two norms and one product are sums of `width` terms; `lengths` are those of
   the sums that the vectors come from. It does not shrink with the mean itself,
@@ -49,16 +51,19 @@ def mean_cosine(width: int, *lengths: int) -> float:
 
 
 def transformer(width: int, tokens: int, blocks: int) -> tuple[int, ...]:
-  """Lengths of successive sums in blocks whose MLP is 4 times as wide.
+  """Lists the term counts of the sums in blocks with a 4 times wider MLP.
 
-  A norm, queries, scores, weighted values and their output; a norm and the MLP.
+  In order: a norm, queries, scores, weighted values and their output; then a
+  norm and the two layers of the MLP.
   """
   attention = (width, width, width, tokens, width)
   return blocks * (*attention, width, width, 4 * width)
 
 
 def moving_average(norm, steps: int):
-  """Absolute, of the norm of an average's way from parameters of norm `norm`.
+  """Bounds the error of the distance that a running mean has moved.
+
+  The mean began at parameters of norm `norm` and took `steps` updates.
 
   A step rounds the shrunken average and the sum, each by a unit relative to a
   parameter, in either computation. Roundings are independent, so their squares
@@ -68,7 +73,7 @@ def moving_average(norm, steps: int):
 
 
 def narrow_product(expected):
-  """Of a product in bfloat16 with a factor that one side rounded before.
+  """Bounds the error of a bfloat16 product whose factor one side pre-rounds.
 
   Three roundings: the factor's, and the product's on either side.
   """
@@ -76,7 +81,7 @@ def narrow_product(expected):
 
 
 def vp_sigma(sigma):
-  """Relative, of the sigma of SiT's VP path and of what is divided by it.
+  """Bounds the relative error of sigma on SiT's VP path.
 
   sigma = sqrt(1 - exp(p)): just below 1 the exponential errs by one unit, and
   all of that stays in sigma^2. A time may be rounded by one, by which sigma^2
@@ -88,7 +93,7 @@ def vp_sigma(sigma):
 
 
 def cosine_sigma(sigma):
-  """Relative, of sigma = cos(angle) of an angle up to pi / 2.
+  """Bounds the relative error of sigma = cos(angle), angle up to pi / 2.
 
   Two roundings move the angle in either computation, and sigma by its slope
   times that; the cosine itself errs by a unit on each side.
@@ -99,7 +104,9 @@ def cosine_sigma(sigma):
 
 
 def velocity_loss(difference, target_error):
-  """Of the mean square of `difference`, per sample, when targets so err.
+  """Bounds the error of the mean square of `difference`, per sample.
+
+  `target_error` is the absolute error of the target within the difference.
 
   The square has a slope of 2 |difference|; its mean is a sum of n terms of one
   sign, and each term three roundings.
@@ -112,7 +119,9 @@ def velocity_loss(difference, target_error):
 
 
 def tweedie(path: Mapping[str, Any], velocity, data, noise, sigma_error=0.0):
-  """Of data = x / alpha + sigma^2 / alpha * score, with the score of SiT.
+  """Bounds the error of the data that Tweedie's formula gives.
+
+  data = x / alpha + sigma^2 / alpha * score, with the score of SiT.
 
   Its score is (r v - x) / (sigma^2 - r sigma' sigma), r = alpha / alpha', and
   cancels x / alpha where alpha is small. With w the quotient of sigma^2 by the

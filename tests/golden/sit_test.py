@@ -35,7 +35,7 @@ def test_sit_and_its_gradients(name):
     )
     record.check('out.v', v)
     record.check('out.grad_x', of_x)
-    # As a generator that was imported computes it.
+    # The numerics of an imported generator.
     out = jax.jit(network.model.apply)(
       {'params': network.imported},
       network.tokens(record.arrays['in.x']),

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.golden
 
 NAME = 'tok02_tokenizer'
 TEACHER = 'repa_model.'
-# What the first test checks; the second checks all else.
+# Checked by the first test; the second one checks all others.
 VALUES = (
   'out_encoder_tokens',
   'out_z',
@@ -67,7 +67,7 @@ def recorded():
 
 @pytest.fixture(scope='module')
 def model(recorded):
-  """As recorded; the numbers of heads are not in the state dict."""
+  """The recorded model; head counts are not in the state dict."""
   meta = recorded.meta
   fields = released_softvq.fields(
     recorded.weights, 'test', {'tau': meta['tau']}
@@ -218,7 +218,7 @@ def test_every_recorded_loss_and_gradient(recorded, model, teacher):
 
 
 def _alignment_error(meta):
-  """Of a cosine: the encoder, the code's layers, the projector."""
+  """Bounds the cosine's error through encoder, code layers and projector."""
   patch = 3 * meta['patch_size'] ** 2
   tokens = (meta['image_size'] // meta['patch_size']) ** 2
   tokens += meta['num_latent_tokens'] + 1

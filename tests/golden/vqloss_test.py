@@ -19,7 +19,7 @@ from tests.pretrained import weights as weights_lib
 pytestmark = pytest.mark.golden
 
 NAME = 'tok05_vqloss'
-# Of the critic's loss, in its own order.
+# The critic's forward passes, in the order in which its loss makes them.
 FORWARDS = ('d_real', 'd_fake', 'd_real_strong', 'd_fake_strong')
 
 

@@ -18,7 +18,7 @@ from tests import tiny
 
 LABELS = [0, 3, 1, 9]
 SAMPLING = {'num_steps': 3}
-# Of tests/launch/tiny.py.
+# Image side, code width and sampler steps of tests/launch/tiny.py.
 SIZE, TOKEN_DIM, STEPS = 16, 8, 2
 
 

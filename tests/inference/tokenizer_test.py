@@ -8,7 +8,7 @@ from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.training import checkpointing
 from tests import tiny
 
-# Of tests/launch/tiny.py.
+# Sizes of the models in tests/launch/tiny.py.
 SIZE, CODE, STEPS = 16, (4, 8), 2
 
 

@@ -18,7 +18,7 @@ import jax
 from tests.launch import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What the mains import, but no main: each defines flags of the same names.
+# Modules that the mains import; the mains themselves run in each process.
 _PRELOAD = [
   'configs.evaluate',
   'selfboottok_jax.stages.train',
@@ -31,7 +31,7 @@ _TIMEOUT = 900
 
 
 def environment() -> dict[str, str]:
-  """Of a command: this process's, on one CPU device."""
+  """Environment of a command: this process's, on one CPU device."""
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
@@ -88,7 +88,7 @@ def run_joined(module: str, *arguments: list[str]) -> list['Result']:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a command ended."""
+  """Exit code and output of a command."""
 
   code: int
   out: str
@@ -120,7 +120,7 @@ class Server:
     return self.finish(self.start(module, *arguments, **variables))
 
   def start(self, module: str, *arguments: str, **variables: str):
-    """As `run`, without waiting; `finish` waits."""
+    """Starts a command without waiting for it; `finish` waits."""
     self._count += 1
     output = self._folder / str(self._count)
     process = self._context.Process(

@@ -62,7 +62,7 @@ def test_stopped_command_continues_to_the_same_bytes(
     assert not list(out.glob('.*'))
   with pytest.raises(errors.DataError, match='incomplete: .* of 100 shards'):
     data.open_token_cache(out, 'val')
-  # What is whole is kept, what only looks like it is not.
+  # Whole shards are kept; those that only look whole are made again.
   kept = sorted(out.glob('*.array_record'))
   assert 0 < len(kept) < 100
   before = {path: path.stat().st_ino for path in kept}

@@ -14,7 +14,7 @@ from tests.launch import encodes, pictures
 
 @pytest.fixture(scope='module')
 def cache(server, runs, photos, tmp_path_factory):
-  """Of float32, so that what it holds can be compared closely."""
+  """A cache in float32, so that its values can be compared closely."""
   out = tmp_path_factory.mktemp('encoded') / 'cache'
   result = encodes.encode(
     server, runs, photos, out, '--shards=3', '--dtype=float32', '--batch_size=2'

@@ -44,7 +44,7 @@ def encoding(runs, config):
 
 
 def online(config, encoding, split):
-  """What a training would compute of centre crops and their mirror images."""
+  """Encodes centre crops and their mirror images as a training would."""
   source = data.open_source('auto', config.data.path, split, 16)
   crops = np.stack(
     [transforms.center_crop(source[i]['image'], 16) for i in range(len(source))]

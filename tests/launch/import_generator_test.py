@@ -22,7 +22,7 @@ NETWORKS = {
   'reg': 'reg_xl2',
   'lightningdit': 'lightningdit_xl1',
 }
-# Of dinov2_tiny, whose class vector REG denoises.
+# Width of dinov2_tiny, whose class vector REG denoises.
 TEACHER, CLS = 'dinov2_tiny:random', 48
 
 

@@ -31,7 +31,7 @@ MODEL = [
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """As the hub has it."""
+  """A checkpoint in the layout of the hub."""
   folder = tmp_path_factory.mktemp('softvq')
   arrays = released.state_dict(teacher=32)
   safetensors.numpy.save_file(arrays, folder / 'model.safetensors')

@@ -5,7 +5,7 @@ import pathlib
 
 from selfboottok_jax.training import logging
 
-# Of how fast a machine is, not of what it computes.
+# Fields that depend on the speed of the machine, not on the computation.
 RATES = ('images_per_second', 'data_wait', 'seconds')
 
 

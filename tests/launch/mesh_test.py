@@ -92,7 +92,7 @@ def test_losses_are_those_of_one_device(kind, server, request, tmp_path):
 
 
 def _check_frozen(one, other, fsdp):
-  """Of what the programs took: a device has its share of large leaves."""
+  """Memory of the programs: a device holds its share of large leaves."""
   whole, share = (cost.read(path).memory.frozen for path in (one, other))
   split = 0
   for name, spec in TEACHERS.items():

@@ -45,7 +45,7 @@ def test_projector_is_three_layers_with_silu_between(z):
 
 
 def _jacobian_in_queries(params, z, causal):
-  """Whether output i depends on learned query j: [i, j]."""
+  """Marks at [i, j] whether output i depends on learned query j."""
   model = _local2d(causal=causal)
 
   def outputs(queries):

@@ -62,7 +62,7 @@ def _decode(params, codes, num_groups=None, **fields):
 
 
 def _baseline_params(params):
-  """What of a full model's parameters SoftVQ has."""
+  """Returns those parameters of a full model that SoftVQ has too."""
   kept = {k: params[k] for k in ('encoder', 'quantizer_global', 'decoder')}
 
   def plain(tree):

@@ -34,7 +34,7 @@ def weights():
 
 @pytest.fixture(scope='module')
 def measured(weights):
-  """Of images, all that scores read."""
+  """Returns images, and every output of the network that scores read."""
   network = inception.Inception('half_pixel')
   arrays = {name: array.numpy() for name, array in weights.items()}
   params = network.read(arrays, 'test')

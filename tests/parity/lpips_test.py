@@ -39,7 +39,7 @@ def _ours(model, net):
   return weights.lpips_of(arrays, lpips.BACKBONES[net](), net)
 
 
-# Of odd sides too: pools may overhang.
+# Odd sides are included, where pooling windows overhang.
 @pytest.mark.parametrize(
   ('net', 'size'),
   [('vgg', (64, 64)), ('alex', (64, 75)), ('squeeze', (64, 75))],

@@ -1,4 +1,4 @@
-"""What comparisons with public implementations in torch have in common."""
+"""Shared parts of the comparisons with public torch implementations."""
 
 import math
 import pathlib

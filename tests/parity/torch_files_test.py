@@ -92,7 +92,7 @@ def test_objects_beside_the_arrays_are_named(tmp_path, old, extra, said):
 
 @both_formats
 def test_settings_beside_the_arrays_are_left_there(tmp_path, old):
-  """As trainings save them: REPA, REG."""
+  """Checkpoints in the layouts that REPA and REG trainings save."""
   wanted = torch.arange(4.0)
   value = {
     'model': {'a': torch.zeros(4)},

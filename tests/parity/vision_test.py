@@ -34,7 +34,7 @@ def release() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope='module')
 def model(release):
-  """As `timm.create_model(..., pretrained=True)` fills it."""
+  """Fills a model as `timm.create_model(..., pretrained=True)` does."""
   network = timm.create_model(
     NAME, img_size=SIDE, patch_size=PATCH, num_classes=0
   )
@@ -62,7 +62,7 @@ def theirs(model):
 
 
 def _network(**fields):
-  """What a tokenizer of 256 pixels builds; `fields` change its family."""
+  """Builds the network of a 256-pixel tokenizer; `fields` change its family."""
   network = vision.build('dinov2_b', grid=GRID)
   assert network.vit.patch_size == PATCH
   return dataclasses.replace(

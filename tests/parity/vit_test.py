@@ -27,7 +27,7 @@ _SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-  """What a public class says: after some blocks, patches, one vector."""
+  """Outputs of a public class: after some blocks, patches, one vector."""
 
   hidden: dict[int, Any]
   patches: Any

@@ -17,7 +17,7 @@ LARGER, SMALLER = (
 
 @pytest.fixture(scope='module')
 def trunk():
-  """Of 32 pixels a side."""
+  """Loads a small random trunk for images of 32 pixels."""
   return pretrained.load_trunk('dino_tiny:random')
 
 

@@ -10,7 +10,7 @@ from unittest import mock
 from huggingface_hub import constants
 
 COMMIT = 'c' * 40
-# Of repositories that answer with an error: its status and its code there.
+# Repositories that answer with an error: status, and code of the error.
 REFUSALS = {
   'org/gated': (403, 'GatedRepo'),
   'org/none': (404, 'RepoNotFound'),

@@ -49,7 +49,7 @@ def test_a_distance_of_each_backbone_is_zero_at_equality(tmp_path):
   )
   for name, backbone in lpips.BACKBONES.items():
     arrays = weights.random_lpips(weights.wanted(lpips.assemble, backbone()))
-    # What lies behind the last tap may be in the file.
+    # Layers behind the last tap may be in the file.
     arrays |= {unused: np.zeros(1) for unused in backbone().unused}
     path = weights.save(tmp_path / f'{name}.npz', arrays)
     network = pretrained.load_perceptual(f'lpips_{name}:{path}')
@@ -107,7 +107,7 @@ def test_every_form_of_a_file_gives_the_same(tmp_path, name):
   folder = tmp_path / 'folder'
   folder.mkdir()
   for file, part in zip(lpips.PUBLISHED[name].files, parts, strict=True):
-    # Of another kind than it is called: what is inside decides.
+    # The contents decide about the kind of a file, not its name.
     pathlib.Path(weights.save(tmp_path / 'p.npz', part)).rename(folder / file)
   for source in (whole, two, str(folder)):
     theirs = pretrained.load_perceptual(f'lpips_{name}:{source}')
@@ -207,7 +207,7 @@ def test_float64_stays_float64_and_bfloat16_becomes_float32(network):
 
 
 def test_real_weights_mind_a_shift_less_than_noise():
-  """Of equal squared error, which is what a perceptual distance is for."""
+  """The distance tells images apart that have the same squared error."""
   network = _squeeze(weights.real(FILE))
   y, x = np.mgrid[:64, :64]
   base = np.stack([np.sin(x / 1.5), np.sin(y / 1.3), np.sin((x + y) / 2)], -1)

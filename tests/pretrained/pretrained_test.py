@@ -1,4 +1,4 @@
-"""What holds for every network and distance in the two dicts."""
+"""Properties of every network and distance in the two dicts."""
 
 import jax
 import jax.numpy as jnp

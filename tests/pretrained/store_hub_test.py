@@ -1,4 +1,4 @@
-"""What is imported from repositories of the hub, and kept."""
+"""Weights that are imported from the hub into the cache."""
 
 import pathlib
 import shutil

@@ -1,4 +1,4 @@
-"""What is imported from files, and kept."""
+"""Weights that are imported from files into the cache."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_an_entry_and_its_record(tmp_path):
   digest = store.sha256(folder / store.PARAMS)
   assert record == RECORD | {'params_sha256': digest}
   assert store.record_of(folder / store.PARAMS) == RECORD
-  # What others may read of one file they may read of both.
+  # Both files of an entry have the same permissions.
   modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
   assert len(modes) == 1
 
@@ -108,7 +108,7 @@ def test_flipped_bits_are_seen(tmp_path):
   data = bytearray(path.read_bytes())
   data[-3] ^= 1
   path.write_bytes(data)
-  # Of correct form, so that the hash alone tells.
+  # Its form is correct, so that only the hash gives it away.
   assert safetensors_numpy.load_file(path).keys() == _flat().keys()
   assert store.read_entry(folder) is None
 

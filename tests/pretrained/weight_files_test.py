@@ -1,4 +1,4 @@
-"""What needs no torch; reading its files is in tests/parity."""
+"""Formats that need no torch; torch files are tested in tests/parity."""
 
 import os
 import pickle

@@ -125,7 +125,7 @@ def test_every_forward_moves_the_statistics_on():
 def test_the_generator_is_judged_through_the_augmentation(
   kind, augment, monkeypatch
 ):
-  # Of each image the upper half is left.
+  # The upper half of each image is left.
   monkeypatch.setattr(
     diffaug, 'augment', lambda images, *_: images.at[:, 8:].set(0)
   )

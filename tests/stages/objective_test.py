@@ -25,7 +25,7 @@ def test_unknown_choices(name):
     ({'repa_local': 0.0}, {}, {'repa_local'}),
     ({'transport': 0.0}, {}, {'transport'}),
     ({'align': 0.0}, {}, {'repa_global', 'repa_local', 'transport'}),
-    # What a model lacks cannot be aligned.
+    # A branch that the model lacks cannot be aligned.
     ({}, {'local2d_depth': 0}, {'transport'}),
     ({}, {'local1d_width': 0}, {'repa_local'}),
     ({'repa_local_on': 'local2d'}, {'local1d_width': 0}, set()),

@@ -86,7 +86,7 @@ def test_starts_from_the_means_of_stage_1(stage1, trained):
   )
   for name, module in start.params['base'].items():
     tiny.assert_same(module, means[name])
-  # Of its old shape, so it goes on; the larger aligner starts anew.
+  # Statistics of unchanged shape go on; the larger aligner starts anew.
   tiny.assert_same(
     start.params['tokenizer']['quantizer_local2d'], means['quantizer_local2d']
   )

@@ -1,4 +1,4 @@
-"""What an objective makes of a task: terms, networks, phases, weights."""
+"""Terms, networks, phases and weights that an objective gives a task."""
 
 import functools
 

@@ -178,7 +178,7 @@ def test_divergence_names_the_steps_and_saves_nothing(tmp_path, log_every):
 
   with pytest.raises(loop.DivergedError, match='scale .* steps 4 to 6;'):
     _run(tmp_path, steps=20, step_fn=step_fn, every=(log_every, 0, 3))
-  # What lay before it stays.
+  # Earlier lines of the log stay.
   assert _saved(tmp_path) == [3]
   assert list(_logged(tmp_path, 'loss')) == [1, 3]
 
