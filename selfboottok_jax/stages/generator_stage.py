@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from selfboottok_jax import data, errors, inference, pixels, pretrained
+from selfboottok_jax.data import token_cache
 from selfboottok_jax.evaluation import evaluate, frechet
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
@@ -234,13 +235,10 @@ def measure_codes(
     codes: batches.
     kind: 'channel', or 'scalar' for the same two numbers in every channel.
   """
-  count, total, square = 0, np.zeros(()), np.zeros(())
+  sums = token_cache.Sums()
   for batch in codes:
-    wide = np.asarray(batch, np.float64)
-    count += wide.shape[0] * wide.shape[1]
-    total = total + wide.sum(axis=(0, 1))
-    square = square + np.square(wide).sum(axis=(0, 1))
-  mean, power = total / count, square / count
+    sums.add(batch)
+  mean, power = sums.total / sums.rows, sums.square / sums.rows
   if kind == 'scalar':
     mean, power = (np.full_like(a, a.mean()) for a in (mean, power))
   std = np.sqrt(np.maximum(power - mean**2, 1e-12))

@@ -12,21 +12,12 @@ from selfboottok_jax.training import state as state_lib
 from tests import tiny
 from tests.stages import generators
 
-SIZE, CLASSES = tiny.TOKENIZER['image_size'], 3
+CLASSES = 3
 
 
 @pytest.fixture(scope='module')
 def batches():
-  """Two batches of 8 with 13 images, the rest padding of another kind."""
-  images = np.random.default_rng(0).integers(
-    0, 256, (16, SIZE, SIZE, 3), np.uint8
-  )
-  images[13:] = 255
-  mask, label = np.arange(16) < 13, np.arange(16, dtype=np.int32) % CLASSES
-  return [
-    {'image': images[s], 'label': label[s], 'mask': mask[s]}
-    for s in (slice(8), slice(8, 16))
-  ]
+  return tiny.padded_batches(CLASSES)
 
 
 @pytest.fixture(scope='module')
