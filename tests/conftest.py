@@ -47,7 +47,7 @@ import jax
 import jaxtyping
 import pytest
 
-from tests.launch import commands
+from tests.launch import commands, pictures
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -115,6 +115,16 @@ def weights_cache(tmp_path_factory) -> pathlib.Path:
   """Imported weights stay out of the user's own cache."""
   folder = tmp_path_factory.mktemp('weights_cache')
   os.environ['SELFBOOTTOK_CACHE'] = str(folder)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory) -> pathlib.Path:
+  """A folder of photographs in two classes, with train/ and val/."""
+  folder = tmp_path_factory.mktemp('photos')
+  for split in ('train', 'val'):
+    for name in ('cat', 'dog'):
+      pictures.write(folder / split / name, 4)
   return folder
 
 

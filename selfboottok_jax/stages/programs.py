@@ -166,10 +166,11 @@ jax.monitoring.register_event_listener(_CacheHits.listen)
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
   """Compiles anew inside the block, so that compile times are true."""
-  before = jax.config.read('jax_enable_compilation_cache')
+  switch = 'jax_enable_compilation_cache'
+  before = getattr(jax.config, switch)
 
   def use(enabled: bool) -> None:
-    jax.config.update('jax_enable_compilation_cache', enabled)
+    jax.config.update(switch, enabled)
     # JAX decides once, at the first program, whether it uses the cache.
     compilation_cache.reset_cache()
 
