@@ -46,7 +46,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   errors.require(0 <= ema < 1, 'train.ema', ema, 'a number from 0 to below 1')
   OBJECTIVES[config.task](**config.loss)
   if 'sampling' in config:
-    inference.Sampling(**config.sampling)
+    try:
+      inference.Sampling(**config.sampling)
+    except errors.UserError as error:
+      # It names its own field, which flags of launch/sample.py have too.
+      raise errors.ConfigError(f'sampling.{error}') from error
   _check_attention(config)
   if config.init_from:
     checkpointing.read_config(config.init_from, 'init_from')

@@ -108,9 +108,9 @@ def encode_dataset(
   }
   encoder = None
   if any(share.values()):
-    encoder = CacheEncoder(
-      encoders, index.dtype, batch_size or _default_batch_size()
-    )
+    if batch_size is None:
+      batch_size = _default_batch_size()
+    encoder = CacheEncoder(encoders, index.dtype, batch_size)
   if is_first:
     token_cache.write_index(out, index)
     if room:

@@ -34,8 +34,8 @@ CASES = {
     ('configs/nope.py', 'FILE.py:PRESET'),
   ),
   'file is no config': (
-    ('train', '--config=configs/base.py', WORKDIR),
-    ('configs/base.py', 'get_config'),
+    ('train', '--config=tests/tiny.py', WORKDIR),
+    ('tests/tiny.py', 'get_config'),
   ),
   'word for an integer': (
     (*TRAIN, '--config.train.steps=abc'),
