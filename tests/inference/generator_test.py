@@ -146,6 +146,7 @@ def test_an_unguided_interval_costs_half(generator, sampler):
   assert guided == 5
 
 
+@pytest.mark.slow
 def test_a_sweep_of_scales_and_intervals_is_one_program(generator):
   one = _on(generator, 1)
   before = len(one._compiled)

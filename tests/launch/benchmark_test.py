@@ -49,6 +49,7 @@ def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
     assert plain['gflops_per_image'] < record['gflops_per_image']
 
 
+@pytest.mark.slow
 def test_without_data_the_model_alone_is_timed(server):
   record, result = _run(server, f'{TINY}generator', '--config.data.source=auto')
   assert 'data rates not measured: data.path is empty' in result.out
@@ -65,6 +66,7 @@ def test_compile_time_is_that_of_compiling(server):
   assert second > first / 5
 
 
+@pytest.mark.slow
 def test_names_its_configuration_however_it_is_written(server):
   record, _ = _run(
     server, '--config', f'{TINY[9:]}generator', '--noconfig.model.remat'

@@ -5,6 +5,9 @@ import pytest
 
 from tests.launch import logs
 
+# Ten trainings and caches.
+pytestmark = pytest.mark.slow
+
 CONFIG = '--config=tests/launch/tiny.py:generator'
 STEPS = 6
 

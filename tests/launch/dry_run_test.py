@@ -42,6 +42,7 @@ def test_tells_the_cost_and_writes_nothing(server, tmp_path):
   assert card['compile_seconds'] > 0
 
 
+@pytest.mark.slow
 def test_without_data_and_tokenizer_on_made_up_devices(server, runs):
   # Wide enough to be sharded.
   arguments = (

@@ -36,10 +36,8 @@ def scenes(server, runs, tmp_path_factory):
   return out
 
 
-@pytest.mark.parametrize(
-  'number',
-  [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
 def test_stopped_command_continues_to_the_same_bytes(
   number, scenes, server, runs, tmp_path
 ):

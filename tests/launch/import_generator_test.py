@@ -70,6 +70,7 @@ def tokenizer():
   return inference.load_tokenizer(TOKENIZER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', list(NETWORKS))
 def test_is_loaded_as_it_was_imported(runs_of, tokenizer, family):
   generator = inference.load_generator(runs_of[family], tokenizer=tokenizer)
@@ -101,13 +102,8 @@ def test_is_configured_as_its_authors_sample(runs_of):
   assert sampling['lightningdit']['guidance_scale'] == 6.7
 
 
-@pytest.mark.parametrize(
-  'family',
-  [
-    pytest.param(f, marks=() if f == 'sit' else pytest.mark.slow)
-    for f in NETWORKS
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('family', NETWORKS)
 def test_samples(server, runs_of, tmp_path, family):
   result = server.run(
     'sample',
@@ -157,6 +153,7 @@ def _train(server, workdir, *more):
   )
 
 
+@pytest.mark.slow
 def test_is_fine_tuned_but_not_continued(server, runs_of, tmp_path):
   before = pictures.contents(runs_of['reg'])
   plain = ('--config.networks.teacher=', '--config.loss.cls=0')

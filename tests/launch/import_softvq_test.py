@@ -75,6 +75,7 @@ def test_is_loaded_as_it_was_imported(workdir):
   assert fields - run.config['model'].keys() == {'image_size'}
 
 
+@pytest.mark.slow
 def test_is_scored_and_serves_a_generator(server, workdir, photos, tmp_path):
   generator = server.start(
     'train',
@@ -98,6 +99,7 @@ def test_is_scored_and_serves_a_generator(server, workdir, photos, tmp_path):
   assert trained.code == 0, trained.err
 
 
+@pytest.mark.slow
 def test_is_fine_tuned_but_not_continued(server, workdir, tmp_path):
   command = [
     'train',

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from selfboottok_jax.evaluation import evaluate
 
 
@@ -7,6 +9,7 @@ def _report(server, out, *arguments):
   return server.run('report', f'--out={out}', *arguments)
 
 
+@pytest.mark.slow
 def test_a_page_of_a_tokenizer_and_a_generator(server, runs, tmp_path):
   scored = [
     {

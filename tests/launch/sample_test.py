@@ -81,6 +81,7 @@ def test_the_same_files_on_any_number_of_devices(server, runs, tmp_path):
         assert same.read_bytes() == path.read_bytes(), same
 
 
+@pytest.mark.slow
 def test_a_longer_random_set_begins_with_the_shorter_one(
   server, runs, tmp_path
 ):
@@ -133,6 +134,7 @@ def test_a_stopped_folder_ends_like_an_unbroken_one(
   assert (stopped / 'samples.npz').stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_folder_for_each_setting(server, runs, tmp_path):
   _sample(
     server,

@@ -28,6 +28,7 @@ def test_finished_run_is_left_as_it_is(server, runs):
   assert logs.read(runs / 'tokenizer', rates=True) == metrics
 
 
+@pytest.mark.slow
 def test_steps_logging_mesh_and_remat_may_change(server, runs, tmp_path):
   workdir = tmp_path / 'longer'
   shutil.copytree(runs / 'generator', workdir)
@@ -75,6 +76,7 @@ def test_bfloat16_gives_nearly_the_same_losses(task, server, runs, tmp_path):
   np.testing.assert_allclose(half, full, atol=0.05)
 
 
+@pytest.mark.slow
 def test_tokenizer_starts_from_another_run(server, runs, tmp_path):
   source, workdir = runs / 'tokenizer', tmp_path / 'tuned'
   before = pictures.contents(source)
@@ -96,6 +98,7 @@ def test_tokenizer_starts_from_another_run(server, runs, tmp_path):
   assert 'discriminator_loss' in last
 
 
+@pytest.mark.slow
 def test_scaled_run_is_fine_tuned_with_its_base_as_it_is(
   server, runs, tmp_path
 ):
@@ -114,6 +117,7 @@ def test_scaled_run_is_fine_tuned_with_its_base_as_it_is(
   jax.tree.map(np.testing.assert_array_equal, tuned, scaled)
 
 
+@pytest.mark.slow
 def test_generator_that_normalises_otherwise_measures_anew(
   server, runs, tmp_path
 ):
@@ -134,6 +138,7 @@ def test_generator_that_normalises_otherwise_measures_anew(
   assert np.ptp(new) > 0
 
 
+@pytest.mark.slow
 def test_generator_starts_from_another_run_on_other_classes(
   server, runs, photos, tmp_path
 ):

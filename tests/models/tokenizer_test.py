@@ -75,7 +75,13 @@ def _baseline_params(params):
   return plain(kept)
 
 
-@pytest.mark.parametrize('fields', [{}, ONE_LOCAL], ids=['full', 'one_local'])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    pytest.param({}, marks=pytest.mark.slow, id='full'),
+    pytest.param(ONE_LOCAL, id='one_local'),
+  ],
+)
 def test_fresh_model_is_the_softvq_baseline(fields):
   images, params = tiny.images(B), _fresh(**fields)
   base = _baseline_params(params)
@@ -244,6 +250,7 @@ def test_groups_are_dropped_in_training_alone():
   np.testing.assert_allclose(untouched, never, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_neither_values_nor_gradients():
   images, params = tiny.images(2), _awake()
 

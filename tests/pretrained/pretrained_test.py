@@ -98,7 +98,16 @@ def test_network_has_finite_gradients(name, kind):
   assert kind != 'noise' or float(jnp.abs(gradient).max()) > 0
 
 
-@pytest.mark.parametrize('name', pretrained.PERCEPTUALS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name,
+      marks=pytest.mark.slow if name in ('lpips_vgg', 'lpips_squeeze') else (),
+    )
+    for name in pretrained.PERCEPTUALS
+  ],
+)
 def test_distance_keeps_the_contract(name):
   distance = pretrained.load_perceptual(_spec(name))
   assert distance.name == name

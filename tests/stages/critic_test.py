@@ -91,6 +91,7 @@ def test_forwards_come_in_the_order_of_the_reference(kind, monkeypatch):
   assert np.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_consistency_adds_its_weight(kind):
   losses = {}
   for weight in (0.5, 2.0):
@@ -101,6 +102,7 @@ def test_consistency_adds_its_weight(kind):
   np.testing.assert_allclose(losses[2.0] - losses[0.5], 1.5 * apart, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_forward_moves_the_statistics_on():
   critic, params, inputs = _make('dino', augment=0.0)
   _, outputs = _loss(critic, params, inputs)
@@ -141,6 +143,7 @@ def test_the_generator_is_judged_through_the_augmentation(
   assert jnp.any(gradient[:, 8:] != 0) == (augment == 0)
 
 
+@pytest.mark.slow
 def test_chance_comes_from_the_key_alone(kind):
   critic, params, inputs = _make(kind)
   loss = jax.jit(critic.loss)

@@ -102,6 +102,7 @@ def _task_state(task, seed):
   )
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_samples_of_the_running_means(parts):
   task, tokenizer, network, images, evaluator = parts
   state = _task_state(task, 0)

@@ -37,6 +37,7 @@ def of_tokenizer():
   return _programs('tokenizer')
 
 
+@pytest.mark.slow
 def test_each_phase_is_compiled_when_it_begins(of_tokenizer):
   config, step_fn = of_tokenizer
   cards = []
@@ -80,6 +81,7 @@ def test_no_phase_is_traced_twice(monkeypatch):
   assert int(state.step) == 3
 
 
+@pytest.mark.slow
 def test_compile_time_is_not_that_of_reading_a_cache():
   _, cached = _programs('generator', mlp_ratio=2.0)
   cached.compile(0)

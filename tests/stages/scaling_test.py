@@ -11,6 +11,9 @@ from selfboottok_jax.training import checkpointing
 from tests import tiny
 from tests.stages import tokenizers
 
+# A step of either stage, with a critic, compiles for half a minute.
+pytestmark = pytest.mark.slow
+
 LARGER = {'local2d_width': 24, 'local2d_depth': 2}
 TRAINABLE = ('local2d', 'quantizer_local2d')
 STEPS = 3
@@ -39,14 +42,7 @@ def _scaling_task(trainable=TRAINABLE, **options):
   )
 
 
-# A step with DINO's critic compiles for a minute.
-@pytest.fixture(
-  scope='module',
-  params=[
-    pytest.param(k, marks=pytest.mark.slow if k == 'dino' else ())
-    for k in tokenizers.KINDS
-  ],
-)
+@pytest.fixture(scope='module', params=tokenizers.KINDS)
 def kind(request):
   return request.param
 

@@ -128,6 +128,7 @@ def _base_loss():
   return _loss(tokenizers.make_task(steps=10))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'loss',
   [
@@ -161,6 +162,7 @@ def _assert_close(actual, expected, **tolerances):
     np.testing.assert_allclose(a, b, **tolerances)
 
 
+@pytest.mark.slow
 def test_the_adaptive_weight_is_the_ratio_of_gradients():
   """Against the gradients of whole backward passes in the last kernel."""
   seen = {'align': 0.0, 'kl': 0.0, 'pixel': 0.7, 'perceptual': 1.3}

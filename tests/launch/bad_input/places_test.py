@@ -190,13 +190,8 @@ def test_places(refused):
   refused(CASES)
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=() if name == 'no image' else pytest.mark.slow)
-    for name in LATE
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', LATE)
 def test_broken_image_ends_training(name, server, bad, tmp_path):
   folder, file = LATE[name]
   result = server.run(
