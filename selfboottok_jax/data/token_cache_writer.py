@@ -132,7 +132,9 @@ class ShardWriter:
         'sums': self._sums.to_json(),
       }
       # The records get their name last: a reader that sees it sees a whole
-      # shard, and a stop in between leaves a shard that is made again.
+      # shard, and a stop in between leaves a shard that is made again. Records
+      # of an older cache go first, or the new sidecar would vouch for them.
+      self._file.unlink(missing_ok=True)
       token_cache.write_json(self._sidecar, content)
       self._partial.replace(self._file)
 

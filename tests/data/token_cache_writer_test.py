@@ -79,6 +79,24 @@ def test_damaged_shards_are_written_again(damage, index, tmp_path):
   assert caches.contents(tmp_path) == before
 
 
+def test_a_stop_before_the_rename_vouches_for_no_older_records(
+  index, tmp_path, monkeypatch
+):
+  caches.write(tmp_path, index)
+  file = token_cache.record_file(tmp_path, index, 'train', 1)
+  # Other numbers in a file of the same size, of another cache in that folder.
+  file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
+
+  def stop(self, target):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(type(file), 'replace', stop)
+  with pytest.raises(KeyboardInterrupt):
+    caches.write_shard(tmp_path, index, 'train', 1, caches.images())
+  monkeypatch.undo()
+  assert token_cache_writer.pending_shards(tmp_path, index, 'train') == [1]
+
+
 def test_abort_leaves_nothing(index, tmp_path):
   writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   writer.write(*caches.batch_of(caches.images(), 0, 4))
