@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from selfboottok_jax import errors, pixels, pretrained
+from selfboottok_jax import pixels, pretrained
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import autoencoders, contract
 from selfboottok_jax.training import checkpointing
@@ -97,10 +97,6 @@ class ImageTokenizer:
       UserError: codes of another shape, or a group number out of range.
     """
     codes = pixels.as_codes(codes, self.num_tokens, self.token_dim)
-    if num_groups is not None and not 1 <= num_groups <= len(self.model.groups):
-      raise errors.UserError(
-        f'num_groups={num_groups}; wanted 1 to {len(self.model.groups)}'
-      )
     images = self._decode({'params': self.params}, codes, num_groups=num_groups)
     return jnp.clip(images, -1.0, 1.0)
 

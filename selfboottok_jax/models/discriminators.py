@@ -330,7 +330,7 @@ class StyleGanDiscriminator(nn.Module):
 
   def check(self) -> None:
     """Raises ConfigError for fields that cannot be used."""
-    for name in ('width', 'max_width', 'min_resolution'):
+    for name in ('width', 'max_width', 'min_resolution', 'group'):
       value = getattr(self, name)
       key = f'discriminator.stylegan.{name}'
       errors.require(value >= 1, key, value, '1 or more')

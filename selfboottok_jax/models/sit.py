@@ -7,6 +7,7 @@ blocks, projected to the width of that encoder's patches.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -174,6 +175,7 @@ class SiT(nn.Module):
     for name, choices in CHOICES.items():
       errors.require_choice(f'model.{name}', getattr(self, name), choices)
     for name in (
+      *('num_tokens', 'token_dim', 'num_classes'),
       *('width', 'depth', 'heads', 'unroll', 'align_depth', 'projector_width'),
     ):
       value = getattr(self, name)
@@ -210,6 +212,9 @@ class SiT(nn.Module):
     if self.positions == '2d':
       wanted = 'a multiple of 4, for the 2D positions'
       errors.require(self.width % 4 == 0, 'model.width', self.width, wanted)
+      count = self.num_tokens
+      is_square = math.isqrt(count) ** 2 == count
+      errors.require(is_square, 'model.num_tokens', count, 'a square number')
 
   @property
   def segments(self) -> list[tuple[int, int]]:

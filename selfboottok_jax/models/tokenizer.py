@@ -288,7 +288,14 @@ class Tokenizer(nn.Module):
       num_groups: decode from only so many of `groups`, beginning with the
         first; all by default. Only a model that was trained with
         `group_dropout` gives meaningful images from fewer.
+
+    Raises:
+      ConfigError: there are not so many groups, or less than one is asked for.
     """
+    if num_groups is not None:
+      wanted = f'1 to {len(self.groups)}'
+      fits = 1 <= num_groups <= len(self.groups)
+      errors.require(fits, 'num_groups', num_groups, wanted)
     # In the quantized mode codes are mixtures of rows already; to quantise them
     # once more would change them.
     if self.bootstrap_from == 'quantized':

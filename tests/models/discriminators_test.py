@@ -473,6 +473,10 @@ def test_sides_that_do_not_halve(stylegan, size, message):
       r'discriminator\.stylegan\.min_resolution=0; wanted 1 or more',
     ),
     (
+      discriminators.StyleGanDiscriminator(group=0),
+      r'discriminator\.stylegan\.group=0; wanted 1 or more',
+    ),
+    (
       discriminators.StyleGanDiscriminator(dtype='float99'),
       r"model\.dtype='float99'; wanted one of float32, bfloat16",
     ),

@@ -197,6 +197,11 @@ def test_time_is_embedded_in_float32_whatever_the_blocks_compute_in():
       {'positions': '2d', 'width': 18},
       r'model\.width=18; wanted a multiple of 4',
     ),
+    (
+      {'positions': '2d', 'num_tokens': 6},
+      r'model\.num_tokens=6; wanted a square number',
+    ),
+    ({'num_classes': 0}, r'model\.num_classes=0; wanted 1 or more'),
   ],
   ids=str,
 )
