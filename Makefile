@@ -19,7 +19,8 @@ quickstart: $(VENV)/ready
 test: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
 
-# Meshes of eight devices, two processes, 16-bit training: minutes each.
+# Whatever compiles for more than ten seconds: meshes, two processes, commands that
+# train, the packages.
 test-slow: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n auto -m slow --ignore=tests/parity $(PYTEST_FLAGS)
 
