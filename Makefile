@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 BUDGET ?= 1.0
 WORKDIR ?= runs/quickstart
 PYTEST_FLAGS ?=
+# A file's tests run in one process, where they share what they compile.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 export KILLS ?= 5
 
 # Programs that were compiled once are read back by later runs.
@@ -17,12 +19,12 @@ quickstart: $(VENV)/ready
 	  --budget=$(BUDGET)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
+	$(PYTEST) -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
 
 # Whatever compiles for more than ten seconds: meshes, two processes, commands that
 # train, the packages.
 test-slow: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n auto -m slow --ignore=tests/parity $(PYTEST_FLAGS)
+	$(PYTEST) -m slow --ignore=tests/parity $(PYTEST_FLAGS)
 
 # kill -9 in the middle of trainings, KILLS times each.
 test-faults: $(VENV)/ready-test
