@@ -54,7 +54,7 @@ class Sampling:
       )
     if self.guided_channels < 0:
       raise errors.UserError(
-        f'guided_channels={self.guided_channels}; wanted 0 or more; 0 is all'
+        f'guided_channels={self.guided_channels}; wanted 0 (all) or more'
       )
 
   @property

@@ -163,7 +163,7 @@ CASES = {
   'nothing kept': ((*SAMPLE, '--nopng'), ('--nopng', '--npz')),
   'channels': (
     (*TRAIN_GENERATOR, '--config.sampling.guided_channels=-1'),
-    ('sampling.guided_channels=-1', '0 or more'),
+    ('sampling.guided_channels=-1', 'wanted 0 (all) or more'),
   ),
   'norm': (
     (*TRAIN_GENERATOR, '--config.model.norm=batch'),
