@@ -72,7 +72,11 @@ class Reconstruction:
     ) -> tuple[Float[Array, 'h w 3'], Float[Array, '']]:
       weight = batch['mask'].astype(jnp.float32)
       images = batch['image'].astype(jnp.float32)
-      return jnp.einsum('b,bhwc->hwc', weight, images), jnp.sum(weight)
+      # Bytes that are summed as bfloat16 would lose their last bits.
+      total = jnp.einsum(
+        'b,bhwc->hwc', weight, images, precision=jax.lax.Precision.HIGHEST
+      )
+      return total, jnp.sum(weight)
 
     # In float64: sums over a large set outgrow the 24 bits of float32.
     total, count = 0.0, 0.0

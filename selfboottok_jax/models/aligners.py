@@ -58,7 +58,7 @@ class Local2D(nn.Module):
   depth: int
   heads: int
   causal: bool = True
-  attention: str = 'xla'
+  attention: str = 'auto'
   remat: bool = False
   unroll: int = 1
   dtype: str = 'float32'

@@ -36,7 +36,9 @@ class Fusion(nn.Module):
     start = [1.0] + [0.0] * (len(groups) - 2)
     weights = self.param('weights', lambda _: jnp.asarray(start))
     weights = jnp.append(weights, 1 - jnp.sum(weights))
-    return jnp.einsum('g,gbke->bke', weights, jnp.stack(list(groups)))
+    stacked = jnp.stack(list(groups))
+    exact = layers.precision(stacked.dtype)
+    return jnp.einsum('g,gbke->bke', weights, stacked, precision=exact)
 
 
 class DecoderBlock(nn.Module):
@@ -50,7 +52,7 @@ class DecoderBlock(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: str = 'float32'
 
   @nn.compact
@@ -113,7 +115,7 @@ class Decoder(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
-  attention: str = 'xla'
+  attention: str = 'auto'
   remat: bool = False
   unroll: int = 1
   dtype: str = 'float32'
@@ -142,6 +144,7 @@ class Decoder(nn.Module):
       nn.Dense,
       self.width,
       dtype=self.dtype,
+      precision=layers.precision(self.dtype),
       kernel_init=nn.initializers.normal(1.0),
     )
     token_positions = self.param('token_positions', normal, (1, m, self.width))

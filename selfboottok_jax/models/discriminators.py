@@ -146,7 +146,12 @@ class SpectralConv(nn.Module):
     # Wrapping keeps the length, and shows no artificial zeros to the kernel.
     x = jnp.pad(x, ((0, 0), (around, around), (0, 0)), mode='wrap')
     x = jax.lax.conv_general_dilated(
-      x, kernel, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
+      x,
+      kernel,
+      (1,),
+      'VALID',
+      dimension_numbers=('NWC', 'WIO', 'NWC'),
+      precision=layers.precision(x.dtype),
     )
     return x + bias[None, None]
 
@@ -363,12 +368,14 @@ class StyleGanDiscriminator(nn.Module):
     x = nn.Dense(
       min(self.width * 2**num_blocks, self.max_width),
       dtype=self.dtype,
+      precision=layers.precision(self.dtype),
       kernel_init=_HE_NORMAL,
       name='hidden',
     )(x)
     # Losses take differences of logits; bfloat16 would keep two digits.
     x = nn.leaky_relu(x, SLOPE).astype(jnp.float32)
-    return nn.Dense(1, name='logit')(x)[:, 0]
+    exact = layers.precision(x.dtype)
+    return nn.Dense(1, precision=exact, name='logit')(x)[:, 0]
 
   def _num_blocks(self, height: int, width: int) -> int:
     """Returns how often the grid is halved; ConfigError if it cannot be."""
@@ -405,6 +412,7 @@ def _conv(
     padding=((padding, padding), (padding, padding)),
     use_bias=use_bias,
     dtype=dtype,
+    precision=layers.precision(dtype),
     kernel_init=_HE_NORMAL,
     name=name,
   )

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
-  attention: str = 'xla'
+  attention: str = 'auto'
   remat: bool = False
   unroll: int = 1
   dtype: str = 'float32'

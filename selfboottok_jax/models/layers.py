@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from selfboottok_jax import errors
+
 LAYER_NORM_EPSILON = 1e-6
 # Accepted values of every module field called `attention` or `dtype`.
-ATTENTIONS = ('xla', 'cudnn')
+ATTENTIONS = ('auto', 'xla', 'cudnn')
 DTYPES = ('float32', 'bfloat16')
 # Released checkpoints differ in which of the two they were trained with.
 GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -151,11 +153,24 @@ def unit_rms(x: Float[Array, '*b e']) -> Float[Array, '*b e']:
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
+def precision(dtype: Any) -> jax.lax.Precision | None:
+  """Returns the precision of products whose operands have this type.
+
+  Accelerators round the operands of float32 products unless they are asked not
+  to: TPUs to bfloat16 (8 bits), NVIDIA GPUs to TF32 (11 bits). A layer that is
+  called float32 here computes in float32. Operands of 16 bits are exact as they
+  are, so there is nothing to ask for.
+  """
+  is_wide = jnp.dtype(dtype).itemsize >= 4
+  return jax.lax.Precision.HIGHEST if is_wide else None
+
+
 def dense(features: int, dtype: str, name: str | None = None) -> nn.Dense:
   """Returns a linear layer with Xavier-uniform weights and zero biases."""
   return nn.Dense(
     features,
     dtype=dtype,
+    precision=precision(dtype),
     kernel_init=nn.initializers.xavier_uniform(),
     name=name,
   )
@@ -218,14 +233,15 @@ class Attention(nn.Module):
     heads: number of heads, a divisor of the width of x.
     qk_norm: norm of the queries and keys of each head, a key of HEAD_NORMS; ''
       for none.
-    implementation: 'xla' runs anywhere, 'cudnn' on NVIDIA GPUs with a 16-bit
-      `dtype` (see jax.nn.dot_product_attention).
+    implementation: 'xla' runs anywhere and keeps the matrix of weights in
+      memory; 'cudnn' is flash attention, on NVIDIA GPUs with a 16-bit `dtype`;
+      'auto' takes cudnn wherever it can.
     dtype: type of the computation; parameters are float32.
   """
 
   heads: int
   qk_norm: str = ''
-  implementation: str = 'xla'
+  implementation: str = 'auto'
   dtype: str = 'float32'
 
   @nn.compact
@@ -257,15 +273,68 @@ class Attention(nn.Module):
       k = norm(dtype=self.dtype, name='key_norm')(k)
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
-    out = jax.nn.dot_product_attention(
+    out = attend(q, k, v, mask, self.implementation)
+    return dense(width, self.dtype, name='out')(out.reshape(x.shape))
+
+
+def attend(
+  q: Float[Array, 'b k h d'],
+  k: Float[Array, 'b m h d'],
+  v: Float[Array, 'b m h d'],
+  mask: Bool[Array, 'k m'] | None = None,
+  implementation: str = 'auto',
+) -> Float[Array, 'b k h d']:
+  """Computes softmax(q k^T / sqrt(d)) v for each head; softmax in float32.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    mask: True where a query (row) may see a key (column).
+    implementation: one of ATTENTIONS, see `Attention`.
+
+  Raises:
+    ConfigError: cuDNN is asked for, and cannot compute this.
+  """
+  obstacle = '' if implementation == 'xla' else _cudnn_obstacle(q, k, mask)
+  if implementation == 'cudnn' and obstacle:
+    raise errors.ConfigError(
+      f'attention=cudnn for {q.shape[1]} queries and {k.shape[1]} keys of '
+      f'heads of {q.shape[-1]} in {q.dtype}: {obstacle}; wanted auto or xla'
+    )
+  is_xla = implementation == 'xla' or bool(obstacle)
+  # The function has no argument for it.
+  exact = 'highest' if precision(q.dtype) else None
+  with jax.default_matmul_precision(exact):
+    return jax.nn.dot_product_attention(
       q,
       k,
       v,
       # One mask for all images and heads.
       mask=None if mask is None else mask[None, None],
-      implementation=cast(Literal['xla', 'cudnn'], self.implementation),
+      implementation='xla' if is_xla else 'cudnn',
     )
-    return dense(width, self.dtype, name='out')(out.reshape(x.shape))
+
+
+def _cudnn_obstacle(
+  q: Float[Array, 'b k h d'],
+  k: Float[Array, 'b m h d'],
+  mask: Bool[Array, 'k m'] | None,
+) -> str:
+  """Says why cuDNN's flash attention cannot compute this; '' if it can."""
+  device = jax.devices()[0]
+  if device.platform != 'gpu' or 'NVIDIA' not in device.device_kind:
+    return 'this needs an NVIDIA GPU'
+  # Ampere, 8.0, is the first that it knows.
+  if float(device.compute_capability) < 8:
+    return f'{device.device_kind} is older than Ampere'
+  if q.dtype.itemsize != 2:
+    return 'it takes 16 bits'
+  if q.shape[-1] % 8 or q.shape[-1] > 128:
+    return 'it takes heads of a multiple of 8, up to 128'
+  if mask is not None and (q.shape[1] % 2 or k.shape[1] % 2):
+    return 'under a mask it takes even numbers of queries and of keys'
+  return ''
 
 
 # Learned norms over the width of one head, shared by all heads. The epsilon of

@@ -69,7 +69,7 @@ class Modulated(nn.Module):
   mlp: str = 'gelu'
   qk_norm: bool = False
   shift: bool = True
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: str = 'float32'
 
   @nn.compact
@@ -164,7 +164,7 @@ class SiT(nn.Module):
   dtype: str = 'float32'
   remat: bool = False
   unroll: int = 1
-  attention: str = 'xla'
+  attention: str = 'auto'
 
   def check(self) -> None:
     """Checks the fields alone and against each other.
@@ -373,7 +373,11 @@ class SiT(nn.Module):
     # in the features nor in the layers that read them.
     features = layers.timestep_features(t.astype(jnp.float32), _TIME_FEATURES)
     dense = functools.partial(
-      nn.Dense, self.width, kernel_init=normal, dtype=jnp.float32
+      nn.Dense,
+      self.width,
+      kernel_init=normal,
+      dtype=jnp.float32,
+      precision=layers.precision(jnp.float32),
     )
     return dense(name='time1')(nn.silu(dense(name='time0')(features)))
 
@@ -381,7 +385,13 @@ class SiT(nn.Module):
 def _zero_dense(features: int, dtype: str, name: str) -> nn.Dense:
   """Returns a linear layer whose output starts at zero."""
   zeros = nn.initializers.zeros_init()
-  return nn.Dense(features, dtype=dtype, kernel_init=zeros, name=name)
+  return nn.Dense(
+    features,
+    dtype=dtype,
+    precision=layers.precision(dtype),
+    kernel_init=zeros,
+    name=name,
+  )
 
 
 def _norm(kind: str, dtype: str, name: str) -> nn.Module:

@@ -124,7 +124,7 @@ class Tokenizer(nn.Module):
   cross_attend: str = 'locals'
   bootstrap_from: str = 'continuous'
   group_dropout: float = 0.0
-  attention: str = 'xla'
+  attention: str = 'auto'
   remat: bool = False
   unroll: int = 1
   dtype: str = 'float32'

@@ -28,7 +28,7 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: str = 'float32'
   gelu: str = 'exact'
 

@@ -132,7 +132,12 @@ def adaptive_weight(
   """
 
   def norm(gradient: Float[Array, 'b n f']) -> Float[Array, '']:
-    kernel = jnp.einsum('bnd,bnf->df', _wide(features), _wide(gradient))
+    kernel = jnp.einsum(
+      'bnd,bnf->df',
+      _wide(features),
+      _wide(gradient),
+      precision=jax.lax.Precision.HIGHEST,
+    )
     return jnp.sqrt(jnp.sum(jnp.square(kernel)))
 
   # VQGAN's constants: the sum bounds the ratio where the game's gradient is 0.

@@ -47,6 +47,7 @@ class Patches:
     patch_size: side of a patch, in pixels.
     dim: width of a patch vector, for networks that offer any.
     dtype: floating-point type of the computation, for networks with a choice.
+    attention: implementation, see `layers.Attention`; likewise.
     native: True shows vision transformers patches of the size that they were
       trained with, instead of the size that is usual for teachers: DINOv2 at
       256 pixels sees 16 x 16 patches of 14, as in REPA and REG.
@@ -56,6 +57,7 @@ class Patches:
   patch_size: int
   dim: int
   dtype: str = 'float32'
+  attention: str = 'auto'
   native: bool = False
 
   @property
@@ -103,11 +105,12 @@ def _on_stride(patches: Patches) -> Options:
 def _transformer(name: str) -> Recipe:
   def fit(patches: Patches) -> Options:
     size = vision.TEACHERS[name].family.patch_size if patches.native else 0
-    return {**_on_grid(patches), 'patch_size': size}
+    attention = {'attention': patches.attention}
+    return {**_on_grid(patches), **attention, 'patch_size': size}
 
   return Recipe(
     lambda **options: vision.build(name, **options),
-    {'grid': int, 'patch_size': int, 'dtype': str},
+    {'grid': int, 'patch_size': int, 'dtype': str, 'attention': str},
     fit,
   )
 
@@ -153,7 +156,11 @@ PERCEPTUALS: dict[str, Recipe] = {
     _feature_distance(builtin.init_random), _RANDOM, _with_size_and_dim
   ),
   **{
-    f'lpips_{name}': Recipe(lambda name=name: lpips.build(name))
+    f'lpips_{name}': Recipe(
+      lambda name=name, **options: lpips.build(name, **options),
+      {'dtype': str},
+      lambda patches: {'dtype': patches.dtype},
+    )
     for name in lpips.BACKBONES
   },
 }
@@ -161,7 +168,8 @@ PERCEPTUALS: dict[str, Recipe] = {
 # Trunks of discriminators of kind 'dino'.
 TRUNKS: dict[str, Recipe] = {
   name: Recipe(
-    lambda name=name, **options: dino.build(name, **options), {'dtype': str}
+    lambda name=name, **options: dino.build(name, **options),
+    {'dtype': str, 'attention': str},
   )
   for name in dino.TRUNKS
 }

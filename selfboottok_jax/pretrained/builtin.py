@@ -88,7 +88,7 @@ class Hog:
     _, height, width, _ = images.shape
     rows, columns = _grid('hog', height, width, self.patch_size)
     images = _at_least_float32(images)
-    luma = images @ jnp.asarray(_LUMA, images.dtype)
+    luma = _product(images, jnp.asarray(_LUMA, images.dtype))
     energy = orientation_energy(luma, self.bins)
     histograms = self._pool(energy, rows, columns)
     square = jnp.square(histograms).mean(axis=-1, keepdims=True)
@@ -176,7 +176,8 @@ class Dct:
     images = _at_least_float32(images)
     basis, amplitudes = dct_basis(self.patch_size, self.dim)
     kernel = jnp.asarray(basis / amplitudes, images.dtype)
-    return contract.Features(layers.patchify(images, self.patch_size) @ kernel)
+    patches = _product(layers.patchify(images, self.patch_size), kernel)
+    return contract.Features(patches)
 
 
 @functools.cache
@@ -248,7 +249,7 @@ class RandomPatches:
     _grid('random', height, width, self.patch_size)
     images = _at_least_float32(images)
     kernel = params['kernel'].astype(images.dtype)
-    patches = layers.patchify(images, self.patch_size) @ kernel
+    patches = _product(layers.patchify(images, self.patch_size), kernel)
     return contract.Features(patches, patches.mean(axis=1))
 
 
@@ -313,6 +314,11 @@ def _grid(
       f'{patch_size}; choose a patch_size that divides the image size'
     )
   return height // patch_size, width // patch_size
+
+
+def _product(a: Float[Array, '*b n d'], b: Float[Array, 'd *e']) -> Array:
+  # Accelerators would round the operands to bfloat16 or TF32.
+  return jnp.matmul(a, b, precision=layers.precision(a.dtype))
 
 
 def _at_least_float32(x: Float[Array, '...']) -> Float[Array, '...']:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors
+from selfboottok_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,17 +139,23 @@ class ImageEncoder:
   positions: str = '1d'
 
 
-DTYPES = ('float32', 'bfloat16')
-
-
 def check_options(
-  name: str, *, least: int = 1, dtype: str = 'float32', **numbers: int
+  name: str,
+  *,
+  least: int = 1,
+  dtype: str = 'float32',
+  attention: str = 'auto',
+  **numbers: int,
 ) -> None:
-  """UserError for an unknown dtype or a number below `least`."""
-  if dtype not in DTYPES:
-    raise errors.UserError(
-      f'{name}: dtype={dtype!r}; wanted one of {", ".join(DTYPES)}'
-    )
+  """UserError for an unknown choice or a number below `least`."""
+  for option, value, choices in (
+    ('dtype', dtype, layers.DTYPES),
+    ('attention', attention, layers.ATTENTIONS),
+  ):
+    if value not in choices:
+      raise errors.UserError(
+        f'{name}: {option}={value!r}; wanted one of {", ".join(choices)}'
+      )
   for option, value in numbers.items():
     if value < least:
       raise errors.UserError(

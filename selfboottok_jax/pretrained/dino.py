@@ -170,9 +170,17 @@ TRUNKS: dict[str, TrunkSpec] = {
 }
 
 
-def build(name: str, dtype: str = 'float32') -> DinoTrunk:
-  """A trunk without its weights: one of TRUNKS, computing in `dtype`."""
-  contract.check_options(name, dtype=dtype)
+def build(
+  name: str, dtype: str = 'float32', attention: str = 'auto'
+) -> DinoTrunk:
+  """A trunk without its weights.
+
+  Args:
+    name: one of TRUNKS.
+    dtype: floating-point type of the computation.
+    attention: implementation, see `layers.Attention`.
+  """
+  contract.check_options(name, dtype=dtype, attention=attention)
   spec = TRUNKS[name]
   network = vit.Vit(
     spec.grid,
@@ -184,6 +192,7 @@ def build(name: str, dtype: str = 'float32') -> DinoTrunk:
     taps=spec.taps,
     # The tanh form is what the heads' authors trained on.
     gelu='tanh',
+    attention=attention,
     dtype=dtype,
   )
   return DinoTrunk(name, network, spec.published)

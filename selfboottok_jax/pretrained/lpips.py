@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
+from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import contract, weight_reader
 
 Params = dict[str, Any]
@@ -172,6 +173,7 @@ def _convolve(
     window_strides=(stride, stride),
     padding=((padding, padding), (padding, padding)),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=layers.precision(x.dtype),
   )
   bias = params[f'{name}.bias'].astype(x.dtype)
   return nn.relu(x + bias.reshape(1, 1, 1, -1))
@@ -221,6 +223,7 @@ class Lpips:
     backbone: network whose activations are compared.
     name: name in reports.
     published: place of its weights.
+    dtype: type of the convolutions; their differences are float32.
     params: float32 arrays by the file's names, kernels as HWIO; None until
       they are loaded.
   """
@@ -228,6 +231,7 @@ class Lpips:
   backbone: Backbone
   name: str
   published: contract.Published | None = None
+  dtype: str = 'float32'
   params: Any = None
 
   @property
@@ -312,16 +316,21 @@ class Lpips:
     shift, scale = (
       v.astype(x.dtype).reshape(1, 1, 1, 3) for v in (_SHIFT, _SCALE)
     )
-    return self.backbone.taps(params, (x - shift) / scale)
+    x = (x - shift) / scale
+    # A caller in float64 (tests compare with it) keeps it.
+    narrow = x.astype(self.dtype) if self.dtype != 'float32' else x
+    return [tap.astype(x.dtype) for tap in self.backbone.taps(params, narrow)]
 
 
-def build(network: str) -> Lpips:
-  """LPIPS without its weights, of one of BACKBONES.
+def build(network: str, dtype: str = 'float32') -> Lpips:
+  """LPIPS without its weights, of one of BACKBONES, convolving in `dtype`.
 
   Its source is the two files of PUBLISHED in a folder or one after the other,
   or one file of either `lpips` package or ours, see `Lpips.read`.
   """
-  return Lpips(BACKBONES[network](), f'lpips_{network}', PUBLISHED[network])
+  name = f'lpips_{network}'
+  contract.check_options(name, dtype=dtype)
+  return Lpips(BACKBONES[network](), name, PUBLISHED[network], dtype)
 
 
 def assemble(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import contract, weight_reader
 
 STRIDE = 16
@@ -164,9 +165,9 @@ class MobileNetV2:
       x = jax.image.resize(x, size, 'bilinear')
     x = _convolve(params, STEM, x)
     patches = x
-    for group, layers in BLOCKS:
+    for group, parts in BLOCKS:
       y = x
-      for layer in layers:
+      for layer in parts:
         y = _convolve(params, layer, y)
       x = x + y if y.shape == x.shape else y
       patches = x if group <= PATCH_GROUP else patches
@@ -196,6 +197,7 @@ def _convolve(
     padding='SAME',
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=layer.groups,
+    precision=layers.precision(x.dtype),
   )
   x = x + weights['bias'].astype(x.dtype).reshape(1, 1, 1, -1)
   return x if layer.linear else jax.nn.relu6(x)

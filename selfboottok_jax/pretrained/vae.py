@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import trees
+from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import weight_reader
 
 _EPSILON = 1e-6
@@ -52,8 +53,10 @@ class Autoencoder(nn.Module):
     stem = self.stem or self.channels[0]
     self.encoder = ConvEncoder(2 * self.latent_dim, stem, *fields)
     self.decoder = ConvDecoder(*fields)
-    self.quant = nn.Conv(2 * self.latent_dim, (1, 1))
-    self.post_quant = nn.Conv(self.latent_dim, (1, 1))
+    # Of float32: what the rounding of these two adds is seen in every latent.
+    exact = layers.precision(jnp.float32)
+    self.quant = nn.Conv(2 * self.latent_dim, (1, 1), precision=exact)
+    self.post_quant = nn.Conv(self.latent_dim, (1, 1), precision=exact)
 
   def __call__(
     self, images: Float[Array, 'b h w 3']
@@ -92,11 +95,17 @@ class _Parts:
     self, features: int, size: int, name: str, **options: Any
   ) -> nn.Conv:
     return nn.Conv(
-      features, (size, size), dtype=self.dtype, name=name, **options
+      features,
+      (size, size),
+      dtype=self.dtype,
+      precision=layers.precision(self.dtype),
+      name=name,
+      **options,
     )
 
   def dense(self, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=self.dtype, name=name)
+    exact = layers.precision(self.dtype)
+    return nn.Dense(features, dtype=self.dtype, precision=exact, name=name)
 
   def norm(self, name: str) -> nn.GroupNorm:
     return nn.GroupNorm(
@@ -187,7 +196,7 @@ class SelfAttention(nn.Module):
     b, rows, columns, c = x.shape
     h = self.parts.norm('norm')(x).reshape(b, rows * columns, 1, c)
     q, k, v = (self.parts.dense(c, name)(h) for name in ('q', 'k', 'v'))
-    mixed = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    mixed = layers.attend(q, k, v).reshape(x.shape)
     return x + self.parts.dense(c, 'out')(mixed)
 
 

@@ -224,6 +224,7 @@ def build(
   grid: int = 16,
   patch_size: int = 0,
   dtype: str = 'float32',
+  attention: str = 'auto',
 ) -> VisionTransformer:
   """A transformer without its weights.
 
@@ -234,8 +235,9 @@ def build(
       teachers: 16 for DINOv2 (14 in the files), else that of its training. The
       patch embedding is resampled, see `resample`.
     dtype: floating-point type of the computation.
+    attention: implementation, see `layers.Attention`.
   """
-  contract.check_options(name, dtype=dtype, grid=grid)
+  contract.check_options(name, dtype=dtype, attention=attention, grid=grid)
   contract.check_options(name, least=0, patch_size=patch_size)
   teacher = TEACHERS[name]
   family = teacher.family
@@ -246,6 +248,7 @@ def build(
     teacher.depth,
     teacher.heads,
     4 * teacher.width,
+    attention=attention,
     dtype=dtype,
     **family.fields,
   )

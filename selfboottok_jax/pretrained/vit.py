@@ -70,7 +70,7 @@ class Vit(nn.Module):
   gelu: str = 'exact'
   pool: bool = False
   taps: tuple[int, ...] = ()
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: str = 'float32'
 
   @nn.compact

@@ -128,6 +128,7 @@ def from_config(
       tokenizer.image_size,
       patch_size,
       dtype=config.model.dtype,
+      attention=config.model.attention,
       abstract=abstract,
     )
   return FrozenEncoders(tokenizer, teacher, has_cls, mode)
@@ -165,6 +166,7 @@ def load_teacher(
   patch_size: int,
   *,
   dtype: str,
+  attention: str = 'auto',
   abstract: bool = False,
 ) -> contract.FeatureNetwork:
   """A teacher on the tokenizer's grid of patches.
@@ -173,7 +175,12 @@ def load_teacher(
   256 pixels is shown 16 x 16 patches of 14, as in REPA and REG.
   """
   patches = pretrained.Patches(
-    image_size, patch_size, dim=64, dtype=dtype, native=True
+    image_size,
+    patch_size,
+    dim=64,
+    dtype=dtype,
+    attention=attention,
+    native=True,
   )
   return pretrained.load_network(spec, patches=patches, abstract=abstract)
 

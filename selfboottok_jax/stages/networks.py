@@ -34,7 +34,11 @@ class Loader:
     Terms that name the same network share it.
     """
     patches = pretrained.Patches(
-      model.image_size, model.patch_size, model.token_dim, model.dtype
+      model.image_size,
+      model.patch_size,
+      model.token_dim,
+      model.dtype,
+      model.attention,
     )
     networks = {}
     for term in active:
@@ -44,9 +48,11 @@ class Loader:
       networks[term] = self._load(load, config.networks[term], patches=patches)
     return networks
 
-  def trunk(self, spec: str, dtype: str) -> dino.DinoTrunk:
+  def trunk(self, spec: str, dtype: str, attention: str) -> dino.DinoTrunk:
     """The frozen trunk of a discriminator of kind 'dino'."""
-    return self._load(pretrained.load_trunk, spec, dtype=dtype)
+    return self._load(
+      pretrained.load_trunk, spec, dtype=dtype, attention=attention
+    )
 
   def check(self) -> None:
     """Raises WeightsError if any network could not be loaded.

@@ -245,7 +245,7 @@ def _parts(
   )
   critic = None
   if goal.adversarial:
-    critic = _critic(config, goal, model.dtype, loader)
+    critic = _critic(config, goal, model, loader)
   loader.check()
   return model, goal, terms, critic
 
@@ -253,15 +253,18 @@ def _parts(
 def _critic(
   config: ml_collections.ConfigDict,
   goal: objective.Objective,
-  dtype: str,
+  model: tokenizer_lib.Tokenizer,
   loader: networks.Loader,
 ) -> critic_lib.Critic:
   """The discriminator of `discriminator.kind`, with its trunk if any."""
   kind = config.discriminator.kind
   errors.require_choice('discriminator.kind', kind, DISCRIMINATORS)
-  module = DISCRIMINATORS[kind](**config.discriminator[kind], dtype=dtype)
+  fields = config.discriminator[kind]
+  module = DISCRIMINATORS[kind](**fields, dtype=model.dtype)
   module.check()
   trunk = None
   if kind == 'dino':
-    trunk = loader.trunk(config.networks.discriminator, dtype)
+    trunk = loader.trunk(
+      config.networks.discriminator, model.dtype, model.attention
+    )
   return critic_lib.Critic(module, goal, trunk)
