@@ -40,6 +40,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.sampling = presets.fields_of('inference/sampling.py', 'Sampling')
   # The tokenizer whose codes it models.
   config.assumed.tokenizer = _tokenizer_of(preset)
+  config.assumed.cached = False  # codes from a cache, in place of images
   presets.choose(PRESETS, preset, 'configs/generator.py')(config)
   return config
 
