@@ -20,7 +20,7 @@ from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference import tokenizer as tokenizer_lib
-from selfboottok_jax.models import sit
+from selfboottok_jax.models import layers, sit, transformer
 from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.training import checkpointing
 
@@ -336,6 +336,13 @@ def make_codes(
   start, noise = noise_lib.make_noise(seed, indices, shapes)
 
   module: Any = model
+  # Once, before the loop over the steps: each block would do it at each step.
+  params = {
+    name: layers.cast_dense(part, model.dtype)
+    if name.startswith(transformer.SEGMENT)
+    else part
+    for name, part in params.items()
+  }
 
   def velocity(
     state: dict[str, Array], t: Array, labels: Array

@@ -1,14 +1,14 @@
 """Building blocks shared by every transformer in this package."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from selfboottok_jax import errors
 
@@ -179,6 +179,20 @@ def dense(features: int, dtype: str, name: str | None = None) -> nn.Dense:
 def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
   """Returns an affine LayerNorm; statistics are float32 for any `dtype`."""
   return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
+
+
+def cast_dense(params: PyTree, dtype: str) -> PyTree:
+  """Casts the kernels and biases of all linear layers in a tree.
+
+  For a stack whose linear layers compute in `dtype`: they would cast the same
+  numbers at every call, hence no result changes by a bit. Norms keep their
+  float32 parameters, which they do read in float32.
+  """
+  if not isinstance(params, Mapping):
+    return params
+  if 'kernel' in params:
+    return {name: jnp.asarray(a, dtype) for name, a in params.items()}
+  return {name: cast_dense(part, dtype) for name, part in params.items()}
 
 
 class Mlp(nn.Module):

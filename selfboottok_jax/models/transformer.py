@@ -103,12 +103,16 @@ class Stack(nn.Module):
     return x
 
 
+# Names of stacks of blocks begin so.
+SEGMENT = 'blocks_'
+
+
 def segment_name(first: int) -> str:
   """Returns the name of the stack that begins with block `first`.
 
   Checkpoints contain it.
   """
-  return f'blocks_{first}'
+  return f'{SEGMENT}{first}'
 
 
 def segments(depth: int, taps: tuple[int, ...]) -> list[tuple[int, int]]:

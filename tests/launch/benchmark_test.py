@@ -60,7 +60,8 @@ def test_the_suite_checks_and_times_this_machine(server, tmp_path):
   rows = {(r['group'], r['name']): r for r in record['entries']}
   assert not [r for r in rows.values() if 'skipped' in r or 'failed' in r]
   for stage in ('tokenizer', 'scaling', 'generator'):
-    assert rows['correctness', f'{stage}_step_equals_cpu']['ok']
+    assert rows['training', f'{stage}_equals_cpu']['ok']
+  assert rows['training', 'repeats_bit_for_bit']['ok']
   assert all(
     r['images_per_second'] > 0 and r['compile_seconds'] > 0
     for (group, _), r in rows.items()
