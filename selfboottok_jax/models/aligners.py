@@ -86,7 +86,7 @@ class Local2D(nn.Module):
       dtype=self.dtype,
     )
     x = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
+      block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x, mask)
     # The prefix has served its purpose; only the queries are read.
     x = layers.layer_norm(self.dtype, name='norm')(x[:, k:])

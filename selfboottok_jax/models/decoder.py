@@ -162,7 +162,7 @@ class Decoder(nn.Module):
       self.dtype,
     )
     x = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
+      block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x, projected, tuple(keep))
     # Drop cls and the codes; cross-attention and the blocks have read them.
     x = layers.layer_norm(self.dtype, name='norm')(x[:, 1 : 1 + side**2])

@@ -80,7 +80,7 @@ class Encoder(nn.Module):
       self.dtype,
     )
     x = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
+      block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x)
     x = layers.layer_norm(self.dtype, name='norm')(x[:, -self.num_tokens :])
     # The codes are float32: their softmax is taken at temperature 0.07.

@@ -334,6 +334,7 @@ class SiT(nn.Module):
         end - begin,
         self.remat,
         self.unroll,
+        self.dtype,
         name=transformer.segment_name(begin),
       )(h, condition, angles)
       if end == self.align_depth and self.align_dim:

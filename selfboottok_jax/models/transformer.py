@@ -7,8 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
+from selfboottok_jax import placement
 from selfboottok_jax.models import layers
 
 
@@ -60,6 +61,10 @@ class Block(nn.Module):
 class Stack(nn.Module):
   """Applies `depth` blocks in a row by a scan over their parameters.
 
+  On a mesh (`placement`) each device has its share of the images between any
+  two blocks. A block's weights are gathered when it is their turn, once in each
+  pass: no device ever holds those of all blocks.
+
   Attributes:
     block: builds one block, given `name`; its call is (x, *context) -> x. Every
       block gets the same context.
@@ -67,27 +72,45 @@ class Stack(nn.Module):
     remat: recompute the block in the backward pass instead of keeping its
       activations.
     unroll: blocks per iteration of the compiled loop; `depth` unrolls it all.
+    dtype: in which blocks compute their products. Matrices are gathered in it,
+      as casting them first halves the traffic of a 16-bit type.
   """
 
   block: Callable[..., nn.Module]
   depth: int
   remat: bool = False
   unroll: int = 1
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b k d'], *context: Any
   ) -> Float[Array, 'b k d']:
+    def call(
+      block: nn.Module, x: Float[Array, 'b k d'], *context: Any
+    ) -> Float[Array, 'b k d']:
+      return block(x, *context)
+
+    gathers = placement.shares_weights()
+    if gathers:
+      call = nn.map_variables(
+        call, 'params', self._gathered, init=self.is_initializing()
+      )
+
     def body(
       block: nn.Module, x: Float[Array, 'b k d'], *context: Any
     ) -> tuple[Float[Array, 'b k d'], None]:
+      x = call(block, placement.split_batch(x), *context)
       # (carry, output per iteration), as a scan wants it.
-      return block(x, *context), None
+      return placement.split_batch(x), None
 
+    # Inside a scan there is nothing for CSE to undo, and preventing it costs
+    # optimisation barriers.
     if self.remat:
-      # Inside a scan there is nothing for CSE to undo, and preventing it
-      # costs optimisation barriers.
       body = nn.remat(body, prevent_cse=False)
+    elif gathers:
+      # The backward pass would find the gathered weights of all blocks kept.
+      body = nn.remat(body, prevent_cse=False, policy=_all_but_gathered)
     # One traced block instead of `depth` copies keeps compilation short. Block
     # i owns row i of every parameter, and is initialised with its own key.
     scan = nn.scan(
@@ -101,6 +124,20 @@ class Stack(nn.Module):
     )
     x, _ = scan(self.block(name='block'), x, *context)
     return x
+
+  def _gathered(self, variables: PyTree) -> PyTree:
+    """A block's variables, its matrices in `dtype`, on every device."""
+    return jax.tree.map(
+      lambda leaf: placement.gather(
+        leaf.astype(self.dtype) if leaf.ndim > 1 else leaf
+      ),
+      variables,
+    )
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+  """Keeps all results for the backward pass that were not just moved."""
+  return primitive.name != 'sharding_constraint'
 
 
 def segment_name(first: int) -> str:

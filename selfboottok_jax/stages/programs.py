@@ -56,8 +56,8 @@ class TrainPrograms:
     self._seed, self._ema_limit = config.train.seed, config.train.ema
     self._batch_size = config.data.batch_size
     abstract = jax.eval_shape(self._init)
-    self.state = sharding.place_abstractly(abstract, mesh)
-    self._shardings = sharding.tree_shardings(abstract, mesh)
+    self.state = state_lib.place_abstractly(abstract, mesh)
+    self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     self.frozen = sharding.place_abstractly(task.frozen, mesh)
     self.batch = abstract_batch(task, config.data.batch_size, mesh)
     with jax.set_mesh(mesh):

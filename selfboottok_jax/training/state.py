@@ -1,5 +1,6 @@
 """The state of a training, and the train step that every task shares."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,9 +8,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from selfboottok_jax.training import optim
+from selfboottok_jax.training import optim, sharding
 
 
 @flax.struct.dataclass
@@ -107,6 +109,33 @@ def init_state(
   )
 
 
+def place_abstractly(state: TrainState, mesh: Mesh) -> TrainState:
+  """Returns the shape, type and sharding of every leaf of a state.
+
+  Moments and running means serve one update a step and no product, so every
+  device has a share of its own of them. Parameters are split over the devices
+  that gather them while computing.
+  """
+  place = functools.partial(sharding.place_abstractly, mesh=mesh)
+  return TrainState(
+    step=place(state.step),
+    params=place(state.params),
+    ema=place(state.ema, everywhere=True),
+    opt=place(state.opt, everywhere=True),
+    stats=place(state.stats),
+  )
+
+
+def start_mean(mean: PyTree, params: PyTree) -> PyTree:
+  """Returns a running mean that starts anew, placed like the old `mean`.
+
+  A copy in any case: the state is donated, one buffer cannot be given up twice.
+  """
+  return jax.tree.map(
+    lambda old, new: jax.device_put(jnp.copy(new), old.sharding), mean, params
+  )
+
+
 def ema_decay(step: Int[Array, ''], limit: float) -> Float[Array, '']:
   """Returns the decay of running means, min(limit, (1 + n) / (10 + n)).
 
@@ -143,12 +172,13 @@ def make_train_step(
     # a checkpoint needs no random state.
     step_key = jax.random.fold_in(jax.random.key(seed), state.step)
     params, opt, stats = dict(state.params), dict(state.opt), state.stats
+    whole = sharding.gather_unstacked(frozen)
     metrics: dict[str, Float[Array, '']] = {}
     carry: dict[str, Array] = {}
     for index, (group, loss) in enumerate(losses.items()):
       inputs = LossInputs(
-        params=params,
-        frozen=frozen,
+        params=sharding.gather_unstacked(params),
+        frozen=whole,
         batch=batch,
         stats=stats,
         carry=carry,
@@ -156,7 +186,8 @@ def make_train_step(
         rng=jax.random.fold_in(step_key, index),
       )
       grad_fn = jax.value_and_grad(loss, has_aux=True)
-      (value, outputs), grads = grad_fn(params[group], inputs)
+      (value, outputs), grads = grad_fn(inputs.params[group], inputs)
+      grads = sharding.split(grads)
       params[group], opt[group], learning_rate = optim.update(
         optimizers[group], grads, opt[group], params[group], state.step
       )

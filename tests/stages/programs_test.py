@@ -58,7 +58,7 @@ def test_each_phase_is_compiled_when_it_begins(of_tokenizer):
   assert cards[0].flops.model < cards[1].flops.model
   for card in cards:
     assert card.memory.temporary > 0
-    assert card.devices == '8 x cpu (mesh: data 8 x fsdp 1)'
+    assert card.devices == '8 x cpu (mesh: data 1 x fsdp 8)'
 
 
 def test_no_phase_is_traced_twice(monkeypatch):
