@@ -34,16 +34,16 @@ def shares_weights() -> bool:
   return mesh is not None and mesh.shape['fsdp'] > 1
 
 
-def split_batch(x: jax.Array) -> jax.Array:
-  """Splits the first axis of `x` over all devices, and no other axis.
+def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
+  """Splits the axis of images of `x` over all devices, and no other axis.
 
-  The gradient is split in the same way. An `x` whose first axis does not divide
-  by the devices, perhaps a single image, is left to the compiler.
+  The gradient is split in the same way. An `x` with a number of images that
+  does not divide by the devices, perhaps 1, is left to the compiler.
   """
   mesh = mesh_in_use()
-  if mesh is None or x.shape[0] % mesh.size:
+  if mesh is None or x.shape[axis] % mesh.size:
     return x
-  return jax.lax.with_sharding_constraint(x, P(AXES))
+  return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, AXES))
 
 
 @jax.custom_vjp

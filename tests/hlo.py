@@ -3,6 +3,10 @@
 import dataclasses
 import re
 
+import jax
+
+from selfboottok_jax.training import sharding
+
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _CALL = re.compile(r'\b([a-z][a-z0-9\-]*)\(([^)]*)\)')
@@ -59,8 +63,34 @@ def collectives(text: str) -> list[Collective]:
         program, users, instruction, index
       ):
         name = 'reduce-scatter'
-      found.append(Collective(name, tuple(n for n in shape if n != 1)))
+      found.append(Collective(name, _long(shape)))
   return found
+
+
+def shared_weights(tree) -> set[tuple[int, ...]]:
+  """Shapes of the weights that devices share, a block at a time."""
+  shapes = set()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not leaf.sharding.is_fully_replicated:
+      first = 1 if sharding.STACKED in jax.tree_util.keystr(path) else 0
+      shapes.add(_long(leaf.shape[first:]))
+  return shapes
+
+
+def updated_shares(state) -> set[tuple[int, ...]]:
+  """Shapes, on a device, of the parameters that several devices update."""
+  shapes = set()
+  for group, mean in state.ema.items():
+    for leaf, other in zip(
+      jax.tree.leaves(state.params[group]), jax.tree.leaves(mean), strict=True
+    ):
+      if not leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim):
+        shapes.add(_long(leaf.sharding.shard_shape(leaf.shape)))
+  return shapes
+
+
+def _long(shape) -> tuple[int, ...]:
+  return tuple(n for n in shape if n != 1)
 
 
 def _parse(text):

@@ -25,7 +25,7 @@ class Encoder(nn.Module):
     mlp_ratio: hidden width of the MLPs over `width`.
     layer_scale: initial gain of residual branches; 0 leaves the gains out.
     attention: implementation, see `layers.Attention`.
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass computes again, see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop.
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
   attention: str = 'xla'
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   dtype: str = 'float32'
 

@@ -12,6 +12,25 @@ from jaxtyping import Array, Bool, Float, PyTree
 from selfboottok_jax import placement
 from selfboottok_jax.models import layers
 
+# What the backward pass computes again instead of finding it in memory, as
+# policies of `jax.checkpoint`: nothing; all but the products of activations and
+# weights, which are most of the arithmetic; whole blocks.
+REMATS: dict[str, Callable[..., Any] | None] = {
+  'none': jax.checkpoint_policies.everything_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'block': None,
+}
+
+
+def remat_of(value: str | bool) -> str:
+  """Returns the key of REMATS that a field `remat` means.
+
+  Runs of earlier versions have True for 'block' and False for 'none'. What is
+  no such value is returned as it is.
+  """
+  names = {'true': 'block', 'false': 'none'}
+  return names.get(str(value).lower(), str(value))
+
 
 class Block(nn.Module):
   """Pre-norm self-attention and MLP with an optional LayerScale.
@@ -69,8 +88,8 @@ class Stack(nn.Module):
     block: builds one block, given `name`; its call is (x, *context) -> x. Every
       block gets the same context.
     depth: number of blocks; their parameters are stacked on a first axis.
-    remat: recompute the block in the backward pass instead of keeping its
-      activations.
+    remat: what the backward pass computes again instead of keeping it, see
+      REMATS.
     unroll: blocks per iteration of the compiled loop; `depth` unrolls it all.
     dtype: in which blocks compute their products. Matrices are gathered in it,
       as casting them first halves the traffic of a 16-bit type.
@@ -78,7 +97,7 @@ class Stack(nn.Module):
 
   block: Callable[..., nn.Module]
   depth: int
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   dtype: str = 'float32'
 
@@ -104,13 +123,15 @@ class Stack(nn.Module):
       # (carry, output per iteration), as a scan wants it.
       return placement.split_batch(x), None
 
-    # Inside a scan there is nothing for CSE to undo, and preventing it costs
-    # optimisation barriers.
-    if self.remat:
-      body = nn.remat(body, prevent_cse=False)
-    elif gathers:
-      # The backward pass would find the gathered weights of all blocks kept.
-      body = nn.remat(body, prevent_cse=False, policy=_all_but_gathered)
+    remat = remat_of(self.remat)
+    policy = REMATS[remat]
+    if remat == 'none' and gathers:
+      # Kept too, the gathered weights of all blocks would be in memory at once.
+      policy = _all_but_gathered
+    if remat != 'none' or gathers:
+      # Inside a scan there is nothing for CSE to undo, and preventing it costs
+      # optimisation barriers.
+      body = nn.remat(body, prevent_cse=False, policy=policy)
     # One traced block instead of `depth` copies keeps compilation short. Block
     # i owns row i of every parameter, and is initialised with its own key.
     scan = nn.scan(

@@ -80,30 +80,6 @@ def alone():
   return jax.device_get(compiled(*arguments))
 
 
-def _shared(state, frozen):
-  """Shapes of the weights that devices share, a block at a time."""
-  shapes = set()
-  for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, frozen)):
-    if not leaf.sharding.is_fully_replicated:
-      first = 1 if sharding.STACKED in jax.tree_util.keystr(path) else 0
-      shapes.add(leaf.shape[first:])
-  return shapes
-
-
-def _updated(state):
-  """Shapes, on a device, of the parameters that several devices update."""
-  pairs = zip(
-    jax.tree.leaves(state.params['net']),
-    jax.tree.leaves(state.ema['net']),
-    strict=True,
-  )
-  return {
-    leaf.sharding.shard_shape(leaf.shape)
-    for leaf, mean in pairs
-    if not leaf.sharding.is_equivalent_to(mean.sharding, leaf.ndim)
-  }
-
-
 @pytest.mark.parametrize(
   ('shape', 'remat'),
   [
@@ -118,7 +94,8 @@ def test_weights_travel_and_activations_do_not(shape, remat, alone):
   mesh = sharding.make_mesh(*shape)
   compiled, (state, frozen, batch) = _compile(mesh, remat)
   found = hlo.collectives(compiled.as_text())
-  shared, updated = _shared(state, frozen), _updated(state)
+  shared = hlo.shared_weights((state.params, frozen))
+  updated = hlo.updated_shares(state)
   assert (bool(shared), bool(updated)) == (shape[1] > 1, shape[0] > 1)
   gathered = [c.shape for c in found if c.kind == 'all-gather']
   assert set(gathered) == shared | updated

@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from selfboottok_jax import errors
 from selfboottok_jax.training import sharding
+from tests import hlo
 
 
 @pytest.mark.parametrize(
@@ -147,3 +148,35 @@ def test_batches_that_the_devices_cannot_share(batch_size):
   with pytest.raises(errors.ConfigError, match=f'batch_size={batch_size}'):
     sharding.check_batch_size(batch_size, mesh)
   sharding.check_batch_size(16, mesh)
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (2, 4)])
+def test_devices_cut_their_own_share_of_a_batch(shape):
+  mesh = sharding.make_mesh(*shape)
+  images = np.arange(48.0, dtype=np.float32).reshape(48, 1)
+  batch = sharding.put_batch({'image': images}, mesh)
+  with jax.set_mesh(mesh):
+    cut = jax.jit(lambda b: sharding.cut_batch(b, 3))
+    parts = cut(batch)['image']
+    text = cut.lower(batch).compile().as_text()
+  assert not hlo.collectives(text)
+  np.testing.assert_array_equal(parts, [images[i::3] for i in range(3)])
+  assert {s.data.shape for s in parts.addressable_shards} == {(3, 2, 1)}
+
+
+@pytest.mark.parametrize(('batch', 'parts'), [(16, 2), (48, 3), (8, 1)])
+def test_micro_batches_that_devices_can_share(batch, parts):
+  sharding.check_accumulation(batch, parts, sharding.make_mesh())
+
+
+@pytest.mark.parametrize(
+  ('batch', 'parts', 'message'),
+  [
+    (16, 0, 'train.accumulate=0; wanted 1 or more'),
+    (24, 2, 'batch_size=24 .* train.accumulate=2 .* wanted a multiple of 16'),
+    (16, 4, 'batch_size=16 .* train.accumulate=4 .* wanted a multiple of 32'),
+  ],
+)
+def test_micro_batches_that_they_cannot(batch, parts, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    sharding.check_accumulation(batch, parts, sharding.make_mesh())
