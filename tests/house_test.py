@@ -25,12 +25,13 @@ PACKAGE = 'selfboottok_jax'
 # What a part may import of ours, besides itself and `errors`. The first prefix
 # that fits a module decides.
 # The ground floor, which every room may import.
-GROUND = ('errors', 'files', 'pixels', 'trees')
+GROUND = ('errors', 'files', 'pixels', 'placement', 'trees')
 MAY_IMPORT = {
   'errors': (),
   'trees': (),
   'files': (),
   'pixels': (),
+  'placement': (),
   # Configurations are read without jax.
   'presets': (),
   'models.layers': (),

@@ -99,7 +99,7 @@ def _imagenet256(
   def preset(config: ml_collections.ConfigDict) -> None:
     config.model.update(SIZES[size])
     config.model.dtype = 'bfloat16'
-    config.model.remat = True
+    config.model.remat = 'block'
     config.update_from_flattened_dict(changes or {})
 
   return preset

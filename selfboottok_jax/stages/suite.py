@@ -344,8 +344,8 @@ def _time_step(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 # (name, preset, changes). Batches are those of one device.
 _Row = tuple[str, str, dict[str, Any]]
-_XL = {'assumed.cached': True, 'data.batch_size': 256, 'model.remat': False}
-_TOKENIZER = {'data.batch_size': 64, 'model.remat': False}
+_XL = {'assumed.cached': True, 'data.batch_size': 256, 'model.remat': 'dots'}
+_TOKENIZER = {'data.batch_size': 64, 'model.remat': 'dots'}
 _STEP_ROWS: dict[str, list[_Row]] = {
   'full': [
     ('xl_cached', 'generator:imagenet256_xl', _XL),
@@ -362,14 +362,19 @@ _STEP_ROWS: dict[str, list[_Row]] = {
     ),
     ('scaling_600m', 'scaling:imagenet256_600m', _TOKENIZER),
     (
-      'xl_cached_remat',
+      'xl_cached_keep_all',
       'generator:imagenet256_xl',
-      {**_XL, 'model.remat': True},
+      {**_XL, 'model.remat': 'none'},
     ),
     (
-      'tokenizer_remat',
+      'xl_cached_remat_blocks',
+      'generator:imagenet256_xl',
+      {**_XL, 'model.remat': 'block'},
+    ),
+    (
+      'tokenizer_remat_blocks',
       'tokenizer:imagenet256',
-      {**_TOKENIZER, 'model.remat': True},
+      {**_TOKENIZER, 'model.remat': 'block'},
     ),
     ('xl_images', 'generator:imagenet256_xl', {**_XL, 'assumed.cached': False}),
     (

@@ -44,6 +44,10 @@ MAY_CHANGE = (
 )
 
 
+# Keys that runs of earlier versions lack, and what they did.
+ADDED = {'train.accumulate': 1}
+
+
 def read_config(
   workdir: str, what: str, *, task: str | None = None
 ) -> dict[str, Any]:
@@ -119,9 +123,9 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
       'continue; choose another --workdir, and --config.init_from='
       f'{workdir} to fine-tune them'
     )
-  stored = trees.flatten(config_there)
+  stored = ADDED | trees.flatten(config_there)
   # Through JSON, so that tuples compare equal to the lists they are stored as.
-  given = trees.flatten(json.loads(json.dumps(config)))
+  given = ADDED | trees.flatten(json.loads(json.dumps(config)))
   changed = sorted(
     key
     for key in stored.keys() | given.keys()

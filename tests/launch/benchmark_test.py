@@ -94,8 +94,8 @@ def test_compile_time_is_that_of_compiling(server):
 @pytest.mark.slow
 def test_names_its_configuration_however_it_is_written(server):
   record, _ = _run(
-    server, '--config', f'{TINY[9:]}generator', '--noconfig.model.remat'
+    server, '--config', f'{TINY[9:]}generator', '--noconfig.model.shift'
   )
   assert record['config'] == (
-    'tests/launch/tiny.py:generator config.model.remat=False'
+    'tests/launch/tiny.py:generator config.model.shift=False'
   )

@@ -72,7 +72,7 @@ def main(rounds: int) -> None:
 def _jax_step(codes, labels, unroll):
   config = generator_config.get_config('imagenet256_b')
   fields = config.model.to_dict() | {
-    'dtype': 'float32', 'remat': False, 'unroll': unroll,
+    'dtype': 'float32', 'remat': 'none', 'unroll': unroll,
   }  # fmt: skip
   model = sit.SiT(TOKENS, DIM, CLASSES, **fields)
   path = path_lib.PATHS['linear']
