@@ -70,7 +70,7 @@ class Flags:
     return flags.DEFINE_string(name, default, help, flag_values=self._own)
 
   def strings(self, name: str, default: list[str], help: str) -> Holder[Texts]:
-    """Declares texts with commas between; [] if they were not given."""
+    """Declares a comma-separated list; `default` if it was not given."""
     return flags.DEFINE_list(name, default, help, flag_values=self._own)
 
   def choice(

@@ -7,8 +7,6 @@ A training takes it as --config.data.cache=cache. A command that was stopped
 continues when it is given again.
 """
 
-import jax
-
 from launch import cli
 from selfboottok_jax import files
 from selfboottok_jax.stages import encode_dataset
@@ -46,7 +44,7 @@ def main() -> None:
     dtype=_DTYPE.value,
     batch_size=_BATCH_SIZE.value,
     measure=_MEASURE.value,
-    say=cli.say if jax.process_index() == 0 else lambda text: None,
+    say=cli.say,
   )
 
 

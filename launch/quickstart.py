@@ -148,6 +148,10 @@ def _make_report(workdir: pathlib.Path) -> report.Report:
     batch_size=100,
     reference=reference,
   )
+  for name, folder in FOLDERS.items():
+    evaluate.write_scores(
+      workdir / folder, [score for score in measured if score.run == name]
+    )
   return report.Report(
     title='SelfBootTok quickstart',
     created=report.timestamp(),
@@ -179,9 +183,7 @@ def _make_report(workdir: pathlib.Path) -> report.Report:
 
 
 def _comparison(
-  tokenizers: Mapping[
-    str, inference.ImageTokenizer | inference.ImageAutoencoder
-  ],
+  tokenizers: Mapping[str, inference.Tokenizer],
   batches: evaluate.Batches,
   measured: list[scores_lib.Score],
   reference: str,

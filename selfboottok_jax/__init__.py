@@ -17,12 +17,14 @@ __all__ = [
   'get_config',
   'load_generator',
   'load_tokenizer',
+  'score_run',
   'train',
 ]
 
 if TYPE_CHECKING:
   from selfboottok_jax.inference import load_generator, load_tokenizer
   from selfboottok_jax.presets import get_config
+  from selfboottok_jax.stages.score import score_run
   from selfboottok_jax.stages.train import train
 
 # Loaded when they are first used: presets need no jax, and inference needs
@@ -31,6 +33,7 @@ _HOMES = {
   'get_config': 'selfboottok_jax.presets',
   'load_generator': 'selfboottok_jax.inference',
   'load_tokenizer': 'selfboottok_jax.inference',
+  'score_run': 'selfboottok_jax.stages.score',
   'train': 'selfboottok_jax.stages.train',
 }
 

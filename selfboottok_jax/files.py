@@ -1,8 +1,10 @@
 """Atomic writes, and checks of the folders to write into."""
 
 import contextlib
+import json
 import os
 import pathlib
+from typing import Any
 
 from selfboottok_jax import errors
 
@@ -37,6 +39,18 @@ def write_atomically(
       partial.unlink()
     raise
   return path
+
+
+def write_json(
+  path: str | os.PathLike[str],
+  content: Any,
+  *,
+  durable: bool = False,
+  sort_keys: bool = False,
+) -> pathlib.Path:
+  """Writes indented JSON; see `write_atomically`."""
+  text = json.dumps(content, indent=2, sort_keys=sort_keys)
+  return write_atomically(path, f'{text}\n'.encode(), durable=durable)
 
 
 def is_vacant(folder: str | os.PathLike[str]) -> bool:

@@ -34,6 +34,22 @@ def unflatten(flat: Mapping[str, Any], separator: str = '.') -> dict[str, Any]:
   return tree
 
 
+def differences(
+  stored: Mapping[str, Any], given: Mapping[str, Any], most: int = 4
+) -> str:
+  """Lists up to `most` keys whose values differ; '' if none does.
+
+  A key that is absent counts as None.
+  """
+  found = [
+    f'{key}: {stored.get(key)!r} there, {given.get(key)!r} given'
+    for key in sorted(stored.keys() | given.keys())
+    if stored.get(key) != given.get(key)
+  ]
+  more = f' and {len(found) - most} more' if len(found) > most else ''
+  return ', '.join(found[:most]) + more
+
+
 def count(tree: PyTree) -> int:
   """Total number of elements in a tree of arrays, or of their shapes."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -123,6 +123,9 @@ size = config.data.image_size
 images = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3))
 images = images.astype(np.float32)
 codes = jax.jit(tokenizer.encode)(images)
+scoring = sbt.get_config('evaluate')
+scoring.data.num_images = 64
+assert {score.metric for score in sbt.score_run(scoring, 'run')} >= {'psnr'}
 print(sbt.__file__, codes.shape, tokenizer.decode(codes).shape)
 """
 

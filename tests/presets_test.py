@@ -4,6 +4,7 @@ import inspect
 import pytest
 
 import selfboottok_jax as sbt
+from configs import evaluate
 from selfboottok_jax import errors, presets
 from selfboottok_jax.models import sit, tokenizer
 from selfboottok_jax.training import optim
@@ -15,6 +16,13 @@ def test_presets_are_found_by_name_and_locked():
   config.model.tau = 0.1
   with pytest.raises(AttributeError, match='nobody'):
     config.model.nobody = 1
+
+
+def test_a_scoring_is_configured_by_the_package_alone():
+  config = sbt.get_config('evaluate')
+  assert config.data.split == 'val'
+  assert config.to_dict() == evaluate.get_config().to_dict()
+  assert callable(sbt.score_run)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,15 @@ def test_nested_keys_are_joined_and_parted_again():
   assert trees.unflatten(trees.flatten(nested, '/'), '/') == nested
 
 
+def test_differences_are_listed_up_to_a_number():
+  stored, given = {'a': 1, 'b': 2, 'c': 'x'}, {'a': 1, 'b': 3, 'd': None}
+  assert trees.differences(stored, stored) == ''
+  assert trees.differences(stored, given) == (
+    "b: 2 there, 3 given, c: 'x' there, None given"
+  )
+  assert trees.differences(stored, given, 1) == 'b: 2 there, 3 given and 1 more'
+
+
 def test_counts_numbers_of_arrays_and_shapes():
   assert trees.count({'a': np.ones((2, 3)), 'b': [jnp.ones(4)]}) == 10
   assert trees.count({}) == 0

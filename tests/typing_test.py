@@ -11,7 +11,9 @@ SNIPPET = """
 import numpy as np
 import selfboottok_jax as sbt
 
-gen = sbt.load_generator('run', tokenizer=sbt.load_tokenizer('tok'))
+tok = sbt.load_tokenizer('tok')
+tok.decode(tok.encode(np.zeros((1, 8, 8, 3), np.uint8)), num_groups=1)
+gen = sbt.load_generator('run', tokenizer=tok)
 gen.sample(np.zeros(4, np.int32), guidance_scale=2.0)
 gen.sample(np.zeros(4, np.int32), guidance_scal=2.0)
 """
@@ -33,5 +35,5 @@ def test_a_misspelt_setting_is_an_error(tmp_path):
   )
   errors = [line for line in found.stdout.splitlines() if ': error' in line]
   assert len(errors) == 1, found
-  assert 'snippet.py:7: error' in errors[0]
+  assert 'snippet.py:9: error' in errors[0]
   assert 'guidance_scal' in errors[0]

@@ -1,4 +1,4 @@
-"""Pictures, or a cache of them: sources -> rows -> pipeline -> batches."""
+"""Pictures, or a cache of their codes, as batches for training and scores."""
 
 from selfboottok_jax.data.pipeline import (
   EvalBatches,

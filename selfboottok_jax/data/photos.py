@@ -1,7 +1,7 @@
-"""Assigns the pictures of a file tree to splits and labels.
+"""Photographs in a folder or a tar: splits, labels, and how they are read.
 
-Pure functions of relative paths, so that a folder and a tar of the same tree
-give the same order, labels and split.
+Splits and labels depend on relative paths alone, so that a folder and a tar of
+the same tree give the same order, labels and split.
 """
 
 import dataclasses
@@ -82,8 +82,8 @@ def arrange(
     path: the tree as the user named it, for errors.
 
   Returns:
-    The layout. Folders that hold everything are passed over, so a single class
-    is none; beside `train/` and `val/` nothing else counts.
+    The files of the split. Folders that hold everything are passed over, so a
+    single class is none; beside `train/` and `val/` nothing else counts.
 
   Raises:
     DataError: no pictures at all, none in the split, or pictures beside class

@@ -21,13 +21,13 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from grain import sources as grain_sources
 from jaxtyping import Float
 
-from selfboottok_jax import errors, files
+from selfboottok_jax import errors, files, trees
 
 VERSION = 1
 DTYPES = ('float16', 'float32')
@@ -152,11 +152,17 @@ class Index:
     """Lists what differs in another index; of splits, those in both."""
     common = self.splits.keys() & other.splits.keys()
     mine, theirs = (
-      _flatten(
-        i.to_json()
-        | {'splits': {k: dataclasses.asdict(i.splits[k]) for k in common}}
+      trees.flatten(
+        {
+          **index.to_json(),
+          'fields': {
+            name: {'shape': [SIDES, *shape], 'dtype': index.dtype}
+            for name, shape in index.shapes.items()
+          },
+          'splits': {k: dataclasses.asdict(index.splits[k]) for k in common},
+        }
       )
-      for i in (self, other)
+      for index in (self, other)
     )
     return [
       f'{key} is {_shown(mine.get(key))} there, {_shown(theirs.get(key))} here'
@@ -193,20 +199,6 @@ def unpack(
       out[name] = flat.reshape(SIDES, *shape)[sides].astype(np.float32)
     offset += size * index.stored.itemsize
   return {**out, 'label': int(np.frombuffer(record, '<i4', 1, offset)[0])}
-
-
-def _flatten(content: Any, key: str = '') -> dict[str, Any]:
-  """Nested objects as one with dotted keys; fields by their names."""
-  if key == 'fields':
-    content = {
-      f['name']: {'shape': f['shape'], 'dtype': f['dtype']} for f in content
-    }
-  if not isinstance(content, dict):
-    return {key: content}
-  flat: dict[str, Any] = {}
-  for name, value in content.items():
-    flat |= _flatten(value, f'{key}.{name}' if key else name)
-  return flat
 
 
 def _shown(value: Any) -> str:
@@ -437,19 +429,6 @@ class _File:
     return self.take
 
 
-@runtime_checkable
-class Encoding(Protocol):
-  """Describes the fields that a training needs from a cache."""
-
-  @property
-  def shapes(self) -> Mapping[str, Any]:
-    """Arrays or shape structs of one image's fields, by name."""
-
-  @property
-  def align_mode(self) -> str | None:
-    """Pairing of the teacher's features with the codes."""
-
-
 class TokenCache:
   """The encoders' outputs for the images of one split, by index.
 
@@ -528,7 +507,12 @@ class TokenCache:
       )
 
   def check(
-    self, tokenizer: str, teacher: str, dtype: str, encoding: Encoding
+    self,
+    tokenizer: str,
+    teacher: str,
+    dtype: str,
+    shapes: Mapping[str, Any],
+    align_mode: str,
   ) -> None:
     """Raises DataError unless the cache fits this training.
 
@@ -537,17 +521,18 @@ class TokenCache:
       teacher: what names the teacher; its weights are not read, and not
         compared.
       dtype: in which the teacher computes.
-      encoding: what is wanted: `shapes` of the fields of an image, and how the
-        'targets' among them are paired, `align_mode`.
+      shapes: arrays or shape structs of the fields that the losses read of an
+        image, by name.
+      align_mode: pairing that 'targets' must have been made with.
     """
-    self.select(list(encoding.shapes))
+    self.select(list(shapes))
     wanted: dict[str, Any] = {'tokenizer': tokenizer}
-    if len(encoding.shapes) > 1:
+    if len(shapes) > 1:
       wanted |= {'teacher': teacher, 'teacher_dtype': dtype}
-    if 'targets' in encoding.shapes:
-      wanted['align_mode'] = encoding.align_mode
+    if 'targets' in shapes:
+      wanted['align_mode'] = align_mode
     there: dict[str, Any] = {key: self.index.made_by[key] for key in wanted}
-    for name, leaf in encoding.shapes.items():
+    for name, leaf in shapes.items():
       there[name], wanted[name] = self.index.shapes[name], tuple(leaf.shape)
     for key, value in wanted.items():
       if there[key] != value:

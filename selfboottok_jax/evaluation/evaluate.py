@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 from selfboottok_jax import errors, files, inference, pixels, trees
 from selfboottok_jax.evaluation import frechet, reconstruction, scores
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.pretrained import contract
 
 Images = UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
 Batches = Iterable[dict[str, np.ndarray]]
@@ -39,12 +40,12 @@ PROTOCOLS = {
 
 def evaluate_tokenizer(
   name: str,
-  tokenizer: inference.ImageTokenizer | inference.ImageAutoencoder,
+  tokenizer: inference.Tokenizer,
   batches: Batches,
   mesh: Mesh,
   *,
   reference: str,
-  perceptual: Any = None,
+  perceptual: contract.PerceptualDistance | None = None,
 ) -> list[scores.Score]:
   """Measures how well a tokenizer reconstructs images.
 
@@ -54,7 +55,7 @@ def evaluate_tokenizer(
     batches: uint8 centre crops with masks; iterated over several times.
     mesh: devices to compute on.
     reference: description of the images, for the protocol.
-    perceptual: a PerceptualDistance to measure as well, or None.
+    perceptual: a distance to measure as well, or None.
 
   Returns:
     One score per metric.
@@ -107,12 +108,14 @@ def evaluate_tokenizer(
 
 
 def _perceptual(
-  tokenizer: inference.ImageTokenizer, batches: Batches, perceptual: Any
+  tokenizer: inference.ImageTokenizer,
+  batches: Batches,
+  perceptual: contract.PerceptualDistance,
 ) -> float:
   """Averages the distance between images and their reconstructions."""
   distance = jax.jit(perceptual.__call__)
-  means = scores.MeanScores()
-  for batch in batches:
+
+  def measure(batch: dict[str, np.ndarray]) -> dict[str, Any]:
     made = tokenizer.decode(tokenizer.encode(batch['image']))
     # Through uint8 and back, so that all scores are of the same images.
     values = distance(
@@ -120,12 +123,16 @@ def _perceptual(
       pixels.to_float(jnp.asarray(batch['image'])),
       pixels.to_float(pixels.to_uint8(made, 'round')),
     )
-    means.add({'distance': values}, batch['mask'])
-  return means.means()['distance']
+    # Padding rows do not count. In float64: see `scores.add_up`.
+    values = np.asarray(values, np.float64)[batch['mask']]
+    return {'distance': values.sum(), 'count': len(values)}
+
+  totals = scores.add_up(map(measure, batches))
+  return float(totals['distance'] / totals['count'])
 
 
 def image_features(
-  network: Any,
+  network: contract.FeatureNetwork,
 ) -> Callable[[Images], Float[Array, 'b d']]:
   """Makes a function that turns uint8 images into one vector per image.
 
@@ -147,7 +154,7 @@ def evaluate_generator(
   name: str,
   generator: inference.ImageGenerator,
   batches: Batches,
-  network: Any,
+  network: contract.FeatureNetwork,
   *,
   num_samples: int,
   batch_size: int,
@@ -213,7 +220,7 @@ def evaluate_generator(
 
 def _where(
   generator: inference.ImageGenerator,
-  network: Any,
+  network: contract.FeatureNetwork,
   num_samples: int,
   reference: str,
 ) -> str:
@@ -294,8 +301,8 @@ def write_scores(
   workdir: str | os.PathLike[str], found: Sequence[scores.Score]
 ) -> None:
   """Writes the scores of a run into its workdir, as scores.json."""
-  text = json.dumps([dataclasses.asdict(score) for score in found], indent=2)
-  files.write_atomically(pathlib.Path(workdir, SCORES), f'{text}\n'.encode())
+  records = [dataclasses.asdict(score) for score in found]
+  files.write_json(pathlib.Path(workdir, SCORES), records)
 
 
 def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:

@@ -48,12 +48,12 @@ class Reconstruction:
     """Yields (metric, value) of a tokenizer's parameters."""
     if self._mean_image is None:
       self._mean_image = self._mean()
-    totals = None
-    for batch in self._batches:
-      placed = sharding.put_batch(dict(batch), self._mesh)
-      sums = self._measure(params, placed, self._mean_image)
-      totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-    totals = jax.device_get(totals)
+    totals = scores.add_up(
+      self._measure(
+        params, sharding.put_batch(dict(batch), self._mesh), self._mean_image
+      )
+      for batch in self._batches
+    )
     for name, total in totals['scores'].items():
       yield name, float(total / totals['count'])
     for group, histogram in totals['histograms'].items():
@@ -78,11 +78,10 @@ class Reconstruction:
       )
       return total, jnp.sum(weight)
 
-    # In float64: sums over a large set outgrow the 24 bits of float32.
-    total, count = 0.0, 0.0
-    for batch in self._batches:
-      part = jax.device_get(sums(sharding.put_batch(dict(batch), self._mesh)))
-      total, count = total + part[0].astype(np.float64), count + part[1]
+    total, count = scores.add_up(
+      sums(sharding.put_batch(dict(batch), self._mesh))
+      for batch in self._batches
+    )
     return np.round(total / count).astype(np.uint8)
 
 

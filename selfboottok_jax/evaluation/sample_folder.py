@@ -101,9 +101,8 @@ class SampleFolder:
 
   def begin(self) -> None:
     """Makes the folder and records the settings in it."""
-    text = json.dumps(self._settings, indent=2) + '\n'
     with self._writing():
-      files.write_atomically(self.path / SETTINGS, text.encode())
+      files.write_json(self.path / SETTINGS, self._settings)
 
   def missing(self) -> Int[np.ndarray, ' m']:
     """Returns ascending indices of the samples that are not written yet."""
@@ -113,7 +112,7 @@ class SampleFolder:
     elif (self.path / ARRAYS).exists():
       here[:] = True
     else:
-      for indices, _ in self._parts():
+      for indices, _ in self._read_parts():
         here[indices] = True
     return np.flatnonzero(~here)
 
@@ -176,15 +175,9 @@ class SampleFolder:
       raise errors.UserError(
         f'{record} is damaged ({error}); choose another folder'
       ) from error
-    names = sorted(there.keys() | self._settings.keys())
-    differing = [
-      f'{name}: {there.get(name)!r} there, {self._settings.get(name)!r} given'
-      for name in names
-      if there.get(name) != self._settings.get(name)
-    ]
-    if differing:
+    if differing := trees.differences(there, self._settings):
       raise errors.UserError(
-        f'--out={self.path} holds other samples ({", ".join(differing[:4])}); '
+        f'--out={self.path} holds other samples ({differing}); '
         'choose another folder, or the same values'
       )
 
@@ -207,7 +200,7 @@ class SampleFolder:
     found = [match for name in names if (match := _IMAGE.fullmatch(name))]
     return [int(m[1]) for m in found if int(m[1]) < len(self.labels)]
 
-  def _parts(self) -> Iterator[tuple[Int[np.ndarray, ' b'], pathlib.Path]]:
+  def _read_parts(self) -> Iterator[tuple[Int[np.ndarray, ' b'], pathlib.Path]]:
     """Yields indices and path of each part."""
     for path in sorted((self.path / 'parts').glob('[0-9]*.npz')):
       try:
@@ -234,7 +227,7 @@ class SampleFolder:
     # same pixels.
     place = {
       int(index): (path, row)
-      for indices, path in self._parts()
+      for indices, path in self._read_parts()
       for row, index in enumerate(indices)
     }
     opened, images = None, np.empty(0)

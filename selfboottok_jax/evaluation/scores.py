@@ -1,17 +1,17 @@
 """Scores of reconstructions against originals, both uint8.
 
-Each is computed per image and averaged over images afterwards (`MeanScores`).
+Each is computed per image and averaged over images afterwards (`add_up`).
 Sums over windows and rows are exact integers; only their quotients are float32.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, UInt8
+from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
 from selfboottok_jax import errors
 
@@ -127,39 +127,21 @@ def check_protocol(protocol: str, what: str) -> None:
     )
 
 
-@dataclasses.dataclass
-class MeanScores:
-  """Running float64 means of per-image scores.
+def add_up(parts: Iterable[PyTree]) -> PyTree:
+  """Adds up trees of sums over batches, in float64 on the host.
 
-  Attributes:
-    sums: name to the sum so far.
-    count: images so far.
+  Sums over a large set outgrow the 24 bits of float32.
+
+  Raises:
+    DataError: there are no batches.
   """
-
-  sums: dict[str, float] = dataclasses.field(default_factory=dict)
-  count: int = 0
-
-  def add(
-    self,
-    scores: Mapping[str, Float[Array, 'b'] | Float[np.ndarray, 'b']],
-    mask: Bool[Array, 'b'] | Bool[np.ndarray, 'b'] | None = None,
-  ) -> None:
-    """Adds a batch; images where `mask` is False (padding) do not count."""
-    if self.count and set(scores) != set(self.sums):
-      raise ValueError(f'{sorted(scores)} after {sorted(self.sums)}')
-    kept = 0
-    for name, values in scores.items():
-      values = np.asarray(values, np.float64)
-      values = values if mask is None else values[np.asarray(mask)]
-      self.sums[name] = self.sums.get(name, 0.0) + float(values.sum())
-      kept = len(values)
-    self.count += kept
-
-  def means(self) -> dict[str, float]:
-    """Returns the means by name; raises DataError if no image was added."""
-    if not self.count:
-      raise errors.DataError('the mean score of no images; give one or more')
-    return {name: total / self.count for name, total in self.sums.items()}
+  totals = None
+  for part in parts:
+    part = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), part)
+    totals = part if totals is None else jax.tree.map(np.add, totals, part)
+  if totals is None:
+    raise errors.DataError('the mean score of no images; give one or more')
+  return totals
 
 
 def usage(

@@ -23,6 +23,21 @@ Scale: TypeAlias = PyTree[float | int | Float[Array, '...']]
 Interval: TypeAlias = tuple[samplers.Time, samplers.Time]
 
 
+def check_scale(name: str, scale: float | int) -> None:
+  """Raises UserError for a guidance scale that is not finite."""
+  if not math.isfinite(scale):
+    raise errors.UserError(f'{name}={scale}; wanted a finite number')
+
+
+def check_interval(low: samplers.Time | int, high: samplers.Time | int) -> None:
+  """Raises UserError for ends that do not lie in order between 0 and 1."""
+  if not 0 <= low <= high <= 1:
+    raise errors.UserError(
+      f'guidance_low={low} and guidance_high={high}; wanted 0 <= low <= high '
+      '<= 1'
+    )
+
+
 def guided(
   velocity: LabelledVelocity,
   labels: Int[Array, ' b'],
@@ -42,12 +57,9 @@ def guided(
   low, high = interval
   numbers = [s for s in jax.tree.leaves(scale) if isinstance(s, int | float)]
   for number in numbers:
-    if not math.isfinite(number):
-      raise errors.UserError(f'guidance scale {number}: give a finite number')
-  if not samplers.is_traced(low, high) and not 0 <= low <= high <= 1:
-    raise errors.UserError(
-      f'guidance interval ({low}, {high}): give 0 <= low <= high <= 1'
-    )
+    check_scale('scale', number)
+  if not samplers.is_traced(low, high):
+    check_interval(low, high)
 
   def plain(x: samplers.State, t: Float[Array, ' b']) -> samplers.State:
     return velocity(x, t, labels)

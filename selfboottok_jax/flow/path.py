@@ -60,14 +60,14 @@ class Path:
   ) -> Float[Array, 'b ...']:
     """The noise that velocity `v` at state `x` implies."""
     ahead = align(self.alpha(t), x) * v - align(self.d_alpha(t), x) * x
-    return ahead / align(self._determinant(t), x)
+    return ahead / align(self.determinant(t), x)
 
   def data_from_velocity(
     self, v: Float[Array, 'b ...'], x: Float[Array, 'b ...'], t: Time
   ) -> Float[Array, 'b ...']:
     """The data that velocity `v` at state `x` implies."""
     behind = align(self.d_sigma(t), x) * x - align(self.sigma(t), x) * v
-    return behind / align(self._determinant(t), x)
+    return behind / align(self.determinant(t), x)
 
   def score_from_velocity(
     self, v: Float[Array, 'b ...'], x: Float[Array, 'b ...'], t: Time
@@ -79,7 +79,7 @@ class Path:
     """
     return -self.noise_from_velocity(v, x, t) / align(self.sigma(t), x)
 
-  def _determinant(self, t: Time) -> Time:
+  def determinant(self, t: Time) -> Time:
     """Returns the determinant of the map (data, noise) -> (state, velocity)."""
     return self.alpha(t) * self.d_sigma(t) - self.d_alpha(t) * self.sigma(t)
 
@@ -91,22 +91,6 @@ def align(t: Time, x: Float[Array, 'b ...']) -> Float[Array, '...']:
   """
   chex.assert_rank(t, {0, 1})
   return jnp.reshape(t, t.shape[:1] + (1,) * (x.ndim - t.ndim))
-
-
-def swap_convention(
-  t: Float[Array, '...'], v: Float[Array, '...']
-) -> tuple[Float[Array, '...'], Float[Array, '...']]:
-  """Converts time and velocity to or from t = 0 noise; its own inverse."""
-  return 1 - t, -v
-
-
-def swap_velocity(velocity: Velocity) -> Velocity:
-  """Converts a velocity field to or from t = 0 noise; its own inverse."""
-
-  def swapped(x: Array, t: Array) -> Array:
-    return -velocity(x, 1 - t)
-
-  return swapped
 
 
 _HALF_PI = math.pi / 2

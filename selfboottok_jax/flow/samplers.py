@@ -118,7 +118,7 @@ def euler(
 
   `record` returns the states at all `times` [s + 1, b, ...], not just the last.
   """
-  del path  # The flow of a velocity does not depend on where it came from.
+  del path  # The ODE needs the velocity alone, not the path behind it.
   return _walk(velocity, x, times, [_euler_step] * (len(times) - 1), record)
 
 

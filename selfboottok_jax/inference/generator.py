@@ -19,11 +19,13 @@ from selfboottok_jax.flow import guidance
 from selfboottok_jax.flow import noise as noise_lib
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
-from selfboottok_jax.inference import tokenizer as tokenizer_lib
+from selfboottok_jax.inference.tokenizer import Tokenizer
 from selfboottok_jax.models import layers, sit, transformer
-from selfboottok_jax.pretrained import autoencoders
 from selfboottok_jax.training import checkpointing
 
+# Keys of a state: the generator's parameters, and mean and deviation of the
+# codes. Checkpoints have them.
+GROUP, CODE_STATISTICS = 'generator', 'latents'
 _AXIS = 'data'
 # The largest index of a sample: indices are int32 on the devices.
 _MOST = 2**31 - 1
@@ -32,7 +34,6 @@ _DEVICE_BATCH = {'cpu': 4}
 _DEVICE_BATCH_ELSEWHERE = 32
 
 Labels = Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b']
-Tokenizer = tokenizer_lib.ImageTokenizer | autoencoders.ImageAutoencoder
 
 
 class ImageGenerator:
@@ -417,8 +418,8 @@ def generator_of(
   )
   return ImageGenerator(
     model,
-    run.ema['generator'],
-    run.stats['latents'],
+    run.ema[GROUP],
+    run.stats[CODE_STATISTICS],
     tokenizer,
     path=run.config['loss']['path'],
     sampling=sampling_lib.Sampling(**run.config['sampling']),

@@ -2,12 +2,11 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TypedDict
 
 from selfboottok_jax import errors
-from selfboottok_jax.flow import samplers
+from selfboottok_jax.flow import guidance, samplers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +43,8 @@ class Sampling:
     # Computing the times checks the sampler, its steps and the shift.
     _ = self.times
     for name in ('guidance_scale', 'cls_guidance_scale'):
-      value = getattr(self, name)
-      if not math.isfinite(value):
-        raise errors.UserError(f'{name}={value}; wanted a finite number')
-    if not 0 <= self.guidance_low <= self.guidance_high <= 1:
-      raise errors.UserError(
-        f'guidance_low={self.guidance_low} and guidance_high='
-        f'{self.guidance_high}; wanted 0 <= low <= high <= 1'
-      )
+      guidance.check_scale(name, getattr(self, name))
+    guidance.check_interval(self.guidance_low, self.guidance_high)
     if self.guided_channels < 0:
       raise errors.UserError(
         f'guided_channels={self.guided_channels}; wanted 0 (all) or more'
@@ -98,19 +91,19 @@ class Sampling:
   def describe(self) -> str:
     """Describes the settings in words, for protocols of scores."""
     if self.is_unguided:
-      guidance = 'without guidance'
+      guided = 'without guidance'
     else:
       low, high = self.interval
       scale, cls_scale = self.scales
-      guidance = f'guidance {scale:g} for t in [{low:g}, {high:g}]'
+      guided = f'guidance {scale:g} for t in [{low:g}, {high:g}]'
       if cls_scale != scale:
-        guidance += f', {cls_scale:g} on the class token'
+        guided += f', {cls_scale:g} on the class token'
       if self.guided_channels:
-        guidance += f', on the first {self.guided_channels} channels'
+        guided += f', on the first {self.guided_channels} channels'
     last = f', last from {self.last_step:g}' if self.sampler == 'sde' else ''
     if self.time_shift != 1:
       last += f', times shifted by {self.time_shift:g}'
-    return f'{self.sampler}, {self.num_steps} steps{last}, {guidance}'
+    return f'{self.sampler}, {self.num_steps} steps{last}, {guided}'
 
 
 class Changes(TypedDict, total=False):

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -108,9 +108,11 @@ class ImageTokenizer:
     return model.apply({'params': params}, codes, method='decode')
 
 
-def load_tokenizer(
-  workdir: str | os.PathLike[str],
-) -> ImageTokenizer | autoencoders.ImageAutoencoder:
+# A trained tokenizer, or a released 2D autoencoder in its place.
+Tokenizer: TypeAlias = ImageTokenizer | autoencoders.ImageAutoencoder
+
+
+def load_tokenizer(workdir: str | os.PathLike[str]) -> Tokenizer:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
 
   Instead of a folder, `workdir` may name a released 2D autoencoder of 256-pixel

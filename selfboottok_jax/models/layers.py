@@ -344,22 +344,21 @@ def _attend_in_pairs(
   by nobody, and cut off.
   """
   queries, keys = q.shape[1], k.shape[1]
-  padded, lengths = _pad_to_even(q, axis=1), {}
+  ends, key_ends = None, None
   if (queries % 2 or keys % 2) and mask is None:
     # Cheaper than a mask, of which cuDNN would read every element.
-    lengths = {
-      'query_seq_lengths': jnp.full(len(q), queries, jnp.int32),
-      'key_value_seq_lengths': jnp.full(len(k), keys, jnp.int32),
-    }
+    ends = jnp.full(len(q), queries, jnp.int32)
+    key_ends = jnp.full(len(k), keys, jnp.int32)
   elif mask is not None:
     mask = _pad_to_even(_pad_to_even(mask, axis=0), axis=1)
   out = jax.nn.dot_product_attention(
-    padded,
+    _pad_to_even(q, axis=1),
     _pad_to_even(k, axis=1),
     _pad_to_even(v, axis=1),
     mask=None if mask is None else mask[None, None],
+    query_seq_lengths=ends,
+    key_value_seq_lengths=key_ends,
     implementation=implementation,
-    **lengths,
   )
   return out[:, :queries]
 

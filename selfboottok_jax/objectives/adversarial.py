@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import chex
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -45,7 +44,7 @@ def lecam(
 
   E relu(D(real) - m_fake)^2 + E relu(m_real - D(fake))^2 (Tseng et al., 2021),
   with m the exponential moving averages of the mean logits. The averages take
-  in the present logits *before* the regulariser reads them, as the reference
+  in the present logits *before* the regulariser reads them, as SoftVQ's code
   does, and carry no gradient. Means run over the batch that is given: with
   gradient accumulation there is one update for each part of the batch.
 
@@ -143,38 +142,6 @@ def adaptive_weight(
   # VQGAN's constants: the sum bounds the ratio where the game's gradient is 0.
   ratio = norm(reconstruction) / (norm(adversarial) + 1e-4)
   return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
-
-
-@flax.struct.dataclass
-class DiscriminatorLoss:
-  """The game's part of the discriminator's loss, and LeCAM's next state.
-
-  Attributes:
-    loss: hinge + lecam_weight x regulariser.
-    hinge: the hinge loss.
-    regulariser: LeCAM's, not weighted.
-    lecam: running means of the logits after this step.
-  """
-
-  loss: Float[Array, '']
-  hinge: Float[Array, '']
-  regulariser: Float[Array, '']
-  lecam: LecamState
-
-
-def discriminator_loss(
-  real: Float[Array, '*s'],
-  fake: Float[Array, '*s'],
-  lecam_state: LecamState,
-  *,
-  lecam_weight: float = 0.001,
-  decay: float = 0.999,
-) -> DiscriminatorLoss:
-  """Hinge loss and LeCAM, the discriminator's loss beside `consistency`."""
-  hinge = hinge_discriminator(real, fake)
-  regulariser, state = lecam(lecam_state, real, fake, decay=decay)
-  total = hinge + lecam_weight * regulariser
-  return DiscriminatorLoss(total, hinge, regulariser, state)
 
 
 def _wide(logits: Array) -> Array:

@@ -34,7 +34,7 @@ def pool(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b k d']:
 def pool_all(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b 1 d']:
   """Pairs the mean token with the mean patch; k and n are free.
 
-  The reference averages tokens *before* its projector: for its numbers, project
+  SoftVQ's code averages tokens *before* its projector: for its numbers, project
   the mean token and give it as [b, 1, d].
   """
   del k

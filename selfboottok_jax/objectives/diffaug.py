@@ -109,7 +109,7 @@ def augment(
 
 def round_half_up(x: float) -> int:
   """Rounds to the nearest integer, halves up."""
-  # Python's round takes halves to the even side; the reference does not.
+  # Python's round takes halves to the even side; SoftVQ's code does not.
   return int(x + 0.5)
 
 

@@ -25,7 +25,7 @@ def assignment_entropy(
     logits: similarities at temperature 1 (cosines), for n codebooks that serve
       s tokens each and hold v codes.
     temperature: of the regulariser, independent of the quantiser's.
-    pool: average code i of all codebooks together, as the reference does,
+    pool: average code i of all codebooks together, as SoftVQ's code does,
       instead of keeping the codebooks apart.
 
   Returns:
@@ -93,6 +93,6 @@ def _entropies(
   if pool:
     mean = jnp.mean(mean, axis=0)
   # A mean probability can underflow to 0, where log has no gradient; 1e-6 is
-  # the reference's guard.
+  # the guard of SoftVQ's code.
   average_entropy = -jnp.mean(jnp.sum(mean * jnp.log(mean + 1e-6), axis=-1))
   return entropy / count, average_entropy

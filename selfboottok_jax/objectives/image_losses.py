@@ -47,10 +47,7 @@ def pixel_loss(
   Raises:
     ConfigError: `kind` is unknown.
   """
-  if kind not in PIXEL_LOSSES:
-    raise errors.ConfigError(
-      f'pixel loss {kind!r} is unknown; choose one of {sorted(PIXEL_LOSSES)}'
-    )
+  errors.require_choice('loss.pixel_kind', kind, PIXEL_LOSSES)
   return PIXEL_LOSSES[kind](images, reconstruction)
 
 
@@ -68,8 +65,8 @@ def perceptual_loss(
   reconstruction: Float[Array, 'b h w c'],
   *,
   step: int | Int[Array, ''],
-  warmup_steps: int = 10_000,
-) -> tuple[Float[Array, ''], Float[Array, '']]:
+  warmup_steps: int,
+) -> Float[Array, '']:
   """L_percep of Eq. (4), with the linear warm-up of SoftVQ.
 
   Args:
@@ -82,14 +79,13 @@ def perceptual_loss(
     warmup_steps: step from which the full weight counts; 0 for no warm-up.
 
   Returns:
-    The loss, warm-up included (lambda_1 is not), and the plain mean distance,
-    which is the number to watch: it does not rise with the warm-up.
+    The mean distance times the warm-up; lambda_1 is not included.
   """
   values = distance(params, reconstruction, images)
   # A distance map [b, 1, 1, 1] would be averaged without a complaint.
   chex.assert_shape(values, (images.shape[0],))
   mean = jnp.mean(values.astype(jnp.promote_types(values.dtype, jnp.float32)))
-  return warm_up(step, warmup_steps) * mean, mean
+  return warm_up(step, warmup_steps) * mean
 
 
 def _difference(

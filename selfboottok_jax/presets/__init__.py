@@ -24,20 +24,23 @@ def get_config(name: str) -> ml_collections.ConfigDict:
   """The configuration of a preset, locked: values may change, keys may not.
 
   Args:
-    name: 'STAGE:PRESET', as 'tokenizer:photos64'.
+    name: 'STAGE:PRESET', as 'tokenizer:photos64', or 'evaluate', the settings
+      of a scoring.
 
   Raises:
     ConfigError: no such stage or preset; lists those that exist.
   """
   stage, _, preset = name.partition(':')
-  if stage not in STAGES:
+  if stage not in STAGES and name != 'evaluate':
     raise errors.ConfigError(
       f'no stage {stage!r} in {name!r}; wanted STAGE:PRESET with one of '
-      f'{", ".join(STAGES)}, as tokenizer:photos64'
+      f'{", ".join(STAGES)}, as tokenizer:photos64, or evaluate'
     )
   module = importlib.import_module(f'{__name__}.{stage}')
   try:
-    return module.get_config(preset).lock()
+    # A scoring has no presets.
+    arguments = () if name == 'evaluate' else (preset,)
+    return module.get_config(*arguments).lock()
   except ValueError as error:
     raise errors.ConfigError(str(error)) from error
 

@@ -27,7 +27,7 @@ class PatchedAutoencoder:
   Attributes:
     fields: fields of `vae.Autoencoder`.
     fold: latents along each side of a patch.
-    published: place of its weights; None where nobody publishes any.
+    published: place of its weights; None where none is published.
     scale: latents are multiplied by it; None where a file beside the weights
       has the mean and deviation of each channel.
     unused: names in the file, as patterns, that served its training alone.
@@ -171,7 +171,11 @@ class LatentNetwork:
     }
 
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
-    """Parameters from a published state dict and its statistics.
+    """Reads the network's parameters and the mean and deviation of its latents.
+
+    Args:
+      arrays: of a published state dict.
+      source: its file, for errors.
 
     Raises:
       WeightsError: what is missing, unexpected or of another shape.
@@ -244,13 +248,13 @@ _ENCODER = ('encoder', 'quant')
 
 
 class ImageAutoencoder:
-  """A 2D autoencoder with the surface of an `ImageTokenizer`.
+  """Gives a 2D autoencoder the interface of `ImageTokenizer`.
 
   With it the baselines with 256 patches are trained, and released generators
   judged, by the same commands. Attributes are those of `ImageTokenizer`; its
-  codes are the posterior mean, normalised, in patches of the raster order.
-  `step` is 0. The decoder has no part in the fingerprint: those that were only
-  fine-tuned in it, as SD-VAE's, are interchangeable.
+  codes are the normalised posterior mean, one for each patch, row by row, and
+  `step` is 0. The fingerprint leaves out the decoder: autoencoders that differ
+  in it alone, as SD-VAE's two, have one fingerprint.
   """
 
   def __init__(self, network: LatentNetwork):
@@ -279,9 +283,22 @@ class ImageAutoencoder:
     return self._encode(self.image_encoder.params, images)
 
   def decode(
-    self, codes: Float[Array, 'b k e'] | Float[np.ndarray, 'b k e']
+    self,
+    codes: Float[Array, 'b k e'] | Float[np.ndarray, 'b k e'],
+    *,
+    num_groups: int | None = None,
   ) -> Float[Array, 'b h w 3']:
-    """Decodes codes to images in [-1, 1]."""
+    """Decodes codes to images in [-1, 1]; all codes are one group of tokens.
+
+    Raises:
+      UserError: codes of another shape, or `num_groups` that is not 1 or None.
+    """
+    errors.require(
+      num_groups in (None, 1),
+      'num_groups',
+      num_groups,
+      'None or 1: a 2D autoencoder has one group of tokens',
+    )
     codes = pixels.as_codes(codes, self.num_tokens, self.token_dim)
     return jnp.clip(self._decode(self.params, codes), -1.0, 1.0)
 

@@ -235,7 +235,7 @@ PUBLISHED = contract.Published(
   files=('pt_inception-2015-12-05-6726825d.pth',),
   licence='Apache-2.0',
   millions=23.8,
-  use='FID, sFID, inception score, precision and recall',
+  use='Frechet distance',
   url=(
     'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
     'pt_inception-2015-12-05-6726825d.pth'
@@ -394,7 +394,7 @@ class Inception:
   params: Any = None
 
   def __post_init__(self) -> None:
-    """Refuses a resize that no branch below knows."""
+    """Raises UserError for a `resize` that RESIZES lacks."""
     if self.resize not in RESIZES:
       raise errors.UserError(
         f'unknown resize {self.resize!r} of {self.name}; choose one of '
@@ -479,7 +479,7 @@ class Inception:
     return init(key)
 
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> Params:
-    """Parameters from the published state dict; WeightsError if it differs."""
+    """Parameters from the published state dict; WeightsError for others."""
     reader = weight_reader.Reader(arrays)
     params = assemble(reader)
     reader.check('inception', source, _UNUSED)

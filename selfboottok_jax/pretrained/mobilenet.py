@@ -123,13 +123,6 @@ class MobileNetV2:
     side = -(-(self.image_size or image_size) // STRIDE)
     return side, side
 
-  def logits(
-    self, params: dict[str, Any], images: Float[Array, 'b h w 3']
-  ) -> Float[Array, 'b v']:
-    """The 1001 ImageNet logits; class 0 is the background."""
-    _, pooled = self._run(params, images)
-    return _convolve(params, CLASSIFIER, pooled[:, None, None])[:, 0, 0]
-
   def init(self, key: Any) -> PyTree:
     """Random parameters that keep activations of order 1."""
     layers = _layers()

@@ -85,8 +85,8 @@ def _softvq(name: str, mean: float, std: float) -> Generator:
   )
 
 
-# Latents of SD-VAE and VA-VAE come normalised from `latents`, thus no mean and
-# std.
+# Latents of SD-VAE and VA-VAE come normalised from `autoencoders`, thus no mean
+# and std.
 RELEASED = {
   'sit_xl2': Generator(
     'sit',

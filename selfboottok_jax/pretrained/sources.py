@@ -25,7 +25,8 @@ from selfboottok_jax import errors
 from selfboottok_jax.pretrained import contract, weight_files
 
 _REPOSITORY = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w./-]+))?')
-# Files of a repository whose network has no published names.
+# Files to fetch from a repository that the user named, where nobody publishes
+# the network.
 _USUAL = ('model.safetensors',)
 _SHOWN = 8
 
@@ -76,7 +77,7 @@ def resolve(
   Args:
     name: the network, for errors.
     source: see the module.
-    published: place of its weights; None where nobody publishes any.
+    published: place of its weights; None where none is published.
     inbox: folder that stands for the published place when it has files; files
       that were brought to a machine without network go there.
 
@@ -130,7 +131,7 @@ def _in_folder(
 ) -> tuple[pathlib.Path, ...]:
   """The wanted files of a folder, or its only weight file."""
   wanted = published.files if published else ()
-  # In the repository's own subfolder, or beside all others.
+  # At its path in the repository, or directly in the folder.
   places = [(folder / n, folder / pathlib.PurePath(n).name) for n in wanted]
   found = [path for pair in places for path in _first_file(pair)]
   if wanted and len(found) == len(wanted):

@@ -216,7 +216,7 @@ def fetch(
   Args:
     name: the network.
     source: see `sources`.
-    published: place of its weights; None where nobody publishes any.
+    published: place of its weights; None where none is published.
     *beside: names of files beside the weights.
 
   Returns:
@@ -240,7 +240,6 @@ def load(
   published: contract.Published | None,
   shape_key: Mapping[str, Any],
   read: Read,
-  part: str = '',
 ) -> PyTree:
   """Parameters of a network, from the cache or from their source.
 
@@ -250,12 +249,11 @@ def load(
   Args:
     name: the network.
     source: see `sources`.
-    published: place of its weights; None where nobody publishes any.
+    published: place of its weights; None where none is published.
     shape_key: all that the parameters depend on besides the files, as a grid
       to which positions are resized; made of numbers, texts, lists and dicts.
     read: makes parameters of the arrays of all files and of a text that names
       them in errors; may raise WeightsError.
-    part: state dict of a checkpoint, see `weight_files.read`.
 
   Returns:
     Nested dicts of float32 numpy arrays.
@@ -271,7 +269,8 @@ def load(
     'format': FORMAT,
     'network': name,
     'shape_key': json.loads(json.dumps(dict(shape_key))),
-    'part': part,
+    # A key of entries that exist: without it none of them would be found.
+    'part': '',
   }
   if isinstance(place, sources.HubFiles):
     flat = _load_hub(cache, wanted, place, read)
@@ -317,7 +316,7 @@ def _load_hub(
 def _load_converted(
   path: pathlib.Path, record: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """Arrays of a file that was imported elsewhere."""
+  """Reads a file of `launch.convert`, if it is of this network and options."""
   given = {key: record.get(key) for key in wanted}
   if given != wanted:
     raise errors.WeightsError(
@@ -350,7 +349,7 @@ def _load_files(
   entry = cache / 'weights' / f'{wanted["network"]}-{key}'
   flat = read_entry(entry)
   if flat is None:
-    arrays = weight_files.read_all(paths, wanted['part'])
+    arrays = weight_files.read_all(paths)
     flat = as_arrays(read(arrays, label))
     if before != digests(paths):
       raise errors.WeightsError(
@@ -421,8 +420,7 @@ def export(params: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(params, path)
     digest = {'params_sha256': sha256(path)}
-    text = json.dumps((record_of(path) or {}) | digest, indent=2)
-    record.write_text(text + '\n')
+    files.write_json(record, (record_of(path) or {}) | digest)
   except OSError as error:
     raise errors.ConfigError(
       f'--out={out} cannot be written ({error.strerror}); choose another place'

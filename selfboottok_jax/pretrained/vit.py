@@ -102,13 +102,17 @@ class Vit(nn.Module):
     """Learnt tokens, the same for every image."""
     shape = (1, count, self.width)
     normal = nn.initializers.normal(0.02)
-    # Parameters may be NumPy's, outside of a trace.
+    # Outside of a trace the parameters may be numpy arrays.
     return jnp.asarray(self.param(name, normal, shape), self.dtype)
 
   def _blocks(
     self, x: Float[Array, 'b m d']
   ) -> tuple[Float[Array, 'b m d'], dict[int, Float[Array, 'b m d']]]:
-    """All blocks, and the tokens after each tap."""
+    """Applies all blocks.
+
+    Returns:
+      The last tokens, and the tokens after each of `taps` by block number.
+    """
     # A scan hands out only its end, so there is one up to each tap.
     block = functools.partial(
       transformer.Block,
@@ -342,7 +346,8 @@ def _pool(
 ) -> dict[str, Any]:
   """Parameters of SigLIP's attention head."""
   width, hidden = network.width, network.hidden
-  # One matrix for q, k and v there; a probe asks, so q stands alone here.
+  # The file has one matrix for q, k and v; our query comes from a learned
+  # probe, so q has a layer of its own.
   joint = reader.take(f'{prefix}attention.in_proj_weight', 3 * width, width).T
   bias = reader.take(f'{prefix}attention.in_proj_bias', 3 * width)
   return {

@@ -56,13 +56,11 @@ _MAX_HEADER = 100_000_000
 _SHOWN = 4
 
 
-def read(path: str | os.PathLike[str], part: str = '') -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """Reads all arrays of a weight file, by name.
 
   Args:
     path: the file.
-    part: state dict to take from a checkpoint that holds several, as 'ema'; ''
-      for the one that `state_dict` prefers.
 
   Returns:
     Name to array in the dtype of the file; bfloat16 becomes float32.
@@ -84,7 +82,7 @@ def read(path: str | os.PathLike[str], part: str = '') -> dict[str, np.ndarray]:
       return _read_safetensors(file)
     if kind == '.npz':
       return _read_npz(file)
-    return read_torch(file, part)
+    return read_torch(file)
   except _DAMAGE as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise errors.WeightsError(
@@ -93,13 +91,11 @@ def read(path: str | os.PathLike[str], part: str = '') -> dict[str, np.ndarray]:
     ) from error
 
 
-def read_all(
-  paths: Mapping[str, pathlib.Path], part: str = ''
-) -> dict[str, np.ndarray]:
+def read_all(paths: Mapping[str, pathlib.Path]) -> dict[str, np.ndarray]:
   """Reads the arrays of several files together, by name; see `read`."""
   arrays: dict[str, np.ndarray] = {}
   for path in paths.values():
-    more = read(path, part)
+    more = read(path)
     twice = sorted(arrays.keys() & more.keys())
     if twice:
       raise errors.WeightsError(
@@ -199,12 +195,11 @@ INERT = (argparse.Namespace,)
 _SAFE_TORCH = (2, 6)
 
 
-def read_torch(file: pathlib.Path, part: str = '') -> dict[str, np.ndarray]:
+def read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   """The arrays of a checkpoint, by name.
 
   Args:
     file: saved by torch, as a zip archive or in its older format.
-    part: see `state_dict`.
 
   Raises:
     WeightsError: torch is missing or too old, or the file holds objects that
@@ -220,34 +215,28 @@ def read_torch(file: pathlib.Path, part: str = '') -> dict[str, np.ndarray]:
   except (pickle.UnpicklingError, RuntimeError) as error:
     _refuse_code(file, str(error))
     raise
-  arrays = state_dict(value, str(file), part)
+  arrays = state_dict(value, str(file))
   return {name: _to_numpy(array) for name, array in arrays.items()}
 
 
-def state_dict(value: Any, path: str, part: str = '') -> dict[str, Any]:
-  """The network's arrays in the content of a checkpoint.
+def state_dict(value: Any, path: str) -> dict[str, Any]:
+  """Finds the network's arrays in the content of a checkpoint.
+
+  Of several state dicts it takes the first of PREFERRED, else the only one.
 
   Args:
     value: a dict of arrays by name; or a dict of such dicts, and of whatever
       else a training keeps, as {'ema': {...}, 'model': {...}, 'epoch': 3}.
     path: names the file in errors.
-    part: key of the dict to take; '' for the first of PREFERRED, else the only
-      one.
 
   Returns:
     Name to array, without what DataParallel and torch.compile put before every
     name, and without entries that are no arrays.
 
   Raises:
-    WeightsError: no arrays, no such part, or several to choose from.
+    WeightsError: no arrays, or several such dicts to choose from.
   """
-  parts = _parts(value)
-  if part:
-    if part not in parts:
-      raise errors.WeightsError(
-        f'{path} has no state dict {part!r}; it has {_listed(parts)}'
-      )
-    return state_dict(parts[part], path)
+  parts = _state_dicts(value)
   for name in PREFERRED:
     if name in parts:
       return state_dict(parts[name], path)
@@ -263,7 +252,7 @@ def state_dict(value: Any, path: str, part: str = '') -> dict[str, Any]:
   return state_dict(inner, path)
 
 
-def _parts(value: Any) -> dict[str, Any]:
+def _state_dicts(value: Any) -> dict[str, Any]:
   """Entries of a checkpoint that are state dicts, or hold a preferred one."""
   if not isinstance(value, Mapping):
     return {}
@@ -272,7 +261,7 @@ def _parts(value: Any) -> dict[str, Any]:
     for name, inner in value.items()
     if isinstance(name, str)
     and isinstance(inner, Mapping)
-    and (_arrays(inner) or any(p in _parts(inner) for p in PREFERRED))
+    and (_arrays(inner) or any(p in _state_dicts(inner) for p in PREFERRED))
   }
 
 

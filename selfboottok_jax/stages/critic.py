@@ -42,7 +42,10 @@ class Critic:
   def init(
     self, key: Any, image: Float[Array, '1 h w 3']
   ) -> tuple[PyTree, dict[str, PyTree]]:
-    """Fresh parameters and statistics: LeCAM's means, the norms' own."""
+    """Initialises the discriminator's parameters and statistics.
+
+    The statistics are LeCAM's running means and the variables of its norms.
+    """
     seen = image if self.trunk is None else self.trunk.examples()
     variables = self.module.init(key, seen)
     stats = {'lecam': adversarial.init_lecam()}
@@ -71,7 +74,7 @@ class Critic:
   ) -> tuple[Float[Array, ''], state_lib.LossOutputs]:
     """The discriminator's own loss: hinge, LeCAM and consistency.
 
-    Forwards follow each other as in the reference: images, reconstructions,
+    Forwards follow each other as in SoftVQ's code: images, reconstructions,
     and both again under strong augmentation, each with draws of its own. Every
     forward normalises by its own batch and updates the norms' statistics.
     """
@@ -87,10 +90,9 @@ class Critic:
         )
         logits.append(judged)
     real, fake, *again = logits
-    game = adversarial.discriminator_loss(
-      real, fake, stats['lecam'], lecam_weight=o.lecam
-    )
-    loss = o.hinge * game.loss
+    hinge = adversarial.hinge_discriminator(real, fake)
+    regulariser, means = adversarial.lecam(stats['lecam'], real, fake)
+    loss = o.hinge * (hinge + o.lecam * regulariser)
     metrics = {'logits_real': jnp.mean(real), 'logits_fake': jnp.mean(fake)}
     if again:
       strong_real, strong_fake = again
@@ -98,7 +100,7 @@ class Critic:
       loss += o.consistency * apart
       metrics['consistency'] = apart
     return loss, state_lib.LossOutputs(
-      metrics=metrics, stats=stats | {'lecam': game.lecam}, carry=inputs.carry
+      metrics=metrics, stats=stats | {'lecam': means}, carry=inputs.carry
     )
 
   @property

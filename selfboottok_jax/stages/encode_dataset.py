@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from selfboottok_jax import data, errors, pixels
 from selfboottok_jax.data import token_cache, token_cache_writer
+from selfboottok_jax.evaluation import tables
 from selfboottok_jax.stages import (
   checks,
   frozen_encoders,
@@ -79,16 +80,16 @@ def encode_dataset(
     sources = {s: inputs.open_data(config, s) for s in splits}
     for source in sources.values():
       generator_stage.check_classes(source)
-  tokenizer = generator_stage.load_tokenizer(config)
-  encoders = frozen_encoders.from_config(
-    config, tokenizer.image_encoder, tokenizer.patch_size
-  )
+    tokenizer = generator_stage.load_tokenizer(config)
+    encoders = frozen_encoders.from_config(
+      config, tokenizer.image_encoder, tokenizer.patch_size
+    )
   given = token_cache.Index(
     config.data.image_size,
     dtype,
     {name: leaf.shape for name, leaf in encoders.shapes.items()},
     sources[splits[0]].class_names,
-    frozen_encoders.provenance(config, encoders, tokenizer.fingerprint),
+    frozen_encoders.made_by(config, encoders, tokenizer.fingerprint),
     _splits(out, sources, shards),
   )
   # No process writes before all have seen that they may.
@@ -114,7 +115,7 @@ def encode_dataset(
   if is_first:
     token_cache.write_index(out, index)
     if room:
-      say(f'writing {_size(room)} to {out}')
+      say(f'writing {tables.size(room)} to {out}')
   processes.meet('index')
   rates = ''
   with processes.all_or_none():
@@ -124,10 +125,11 @@ def encode_dataset(
     for split, written in pending.items():
       part = index.splits[split]
       codes = token_cache_writer.finish(out, index, split)
+      size = tables.size(part.count * index.record_bytes)
       say(
         f'{split}: {part.count:,} images, {len(written)} of {part.shards} '
-        f'shards are new, {_size(part.count * index.record_bytes)}; codes have '
-        f'mean {codes.mean:.4f} and deviation {codes.std:.4f}'
+        f'shards are new, {size}; codes have mean {codes.mean:.4f} and '
+        f'deviation {codes.std:.4f}'
       )
     if rates:
       say(rates)
@@ -156,15 +158,14 @@ class CacheEncoder:
     self._params = jax.device_put(encoders.params, everywhere)
     size = encoders.tokenizer.image_size
     shape = (batch_size, size, size, 3)
-    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    self._resident = sharding.put_batch(noise, self._mesh)
+    self._batch = jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows)
 
     def encode(params: PyTree, images: Array) -> dict[str, Array]:
       return encode_sides(encoders, params, images, dtype)
 
     self._program = (
       jax.jit(encode, in_shardings=(everywhere, rows), out_shardings=rows)
-      .lower(self._params, self._resident)
+      .lower(self._params, self._batch)
       .compile()
     )
 
@@ -174,10 +175,12 @@ class CacheEncoder:
 
   def time(self, count: int) -> float:
     """Seconds for `count` batches that lie on the devices already."""
+    noise = np.random.default_rng(0).integers(0, 256, self._batch.shape)
+    resident = sharding.put_batch(noise.astype(np.uint8), self._mesh)
     began = time.monotonic()
     under_way: collections.deque[dict[str, Array]] = collections.deque()
     for _ in range(count):
-      under_way.append(self._program(self._params, self._resident))
+      under_way.append(self._program(self._params, resident))
       if len(under_way) > _UNDER_WAY:
         jax.block_until_ready(under_way.popleft())
     jax.block_until_ready(list(under_way))
@@ -401,8 +404,3 @@ def _default_batch_size() -> int:
   platform = jax.local_devices()[0].platform
   of_device = _BATCH_OF_CPU if platform == 'cpu' else _BATCH_ELSEWHERE
   return jax.local_device_count() * of_device
-
-
-def _size(count: int) -> str:
-  """A number of bytes, in words."""
-  return f'{count / 1e9:,.1f} GB' if count >= 1e9 else f'{count / 1e6:,.1f} MB'

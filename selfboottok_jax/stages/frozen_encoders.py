@@ -143,12 +143,12 @@ def wanted_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return tuple(names)
 
 
-def provenance(
+def made_by(
   config: ml_collections.ConfigDict, encoders: FrozenEncoders, fingerprint: str
 ) -> dict[str, str]:
-  """Everything that the encoders' outputs depend on, for a cache's index.
+  """Collects all that the encoders' outputs depend on.
 
-  `fingerprint` is that of the tokenizer.
+  It is `made_by` of a token cache's index; `fingerprint` is the tokenizer's.
   """
   teacher = encoders.teacher
   return {

@@ -12,14 +12,12 @@ from jaxtyping import Array, Float, PyTree
 from selfboottok_jax import errors, stages
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.inference.generator import CODE_STATISTICS, GROUP
 from selfboottok_jax.models import sit, transformer
 from selfboottok_jax.objectives import alignment, velocity
 from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import state as state_lib
 
-GROUP = 'generator'
-# Where a state keeps mean and deviation of the codes; checkpoints have the key.
-CODE_STATISTICS = 'latents'
 STATISTICS = ('scalar', 'channel')
 # Modules that a fine-tuned generator need not find in the other run: other
 # classes have other embeddings, plain SiT has no class token, and projectors

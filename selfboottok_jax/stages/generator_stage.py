@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from selfboottok_jax import data, errors, inference, pixels, pretrained
 from selfboottok_jax.data import token_cache
-from selfboottok_jax.evaluation import evaluate, frechet
+from selfboottok_jax.evaluation import evaluate, frechet, scores
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import sit
@@ -29,7 +29,6 @@ from selfboottok_jax.stages import (
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import state as state_lib
 
-Tokenizer = inference.ImageTokenizer | inference.ImageAutoencoder
 # Mean and deviation of the codes, [e] each.
 CodeStatistics = Mapping[str, Float[Array, ' e'] | Float[np.ndarray, ' e']]
 
@@ -59,7 +58,8 @@ class GeneratorStage:
         tokenizer.fingerprint,
         config.networks.teacher,
         config.model.dtype,
-        encoders,
+        encoders.shapes,
+        encoders.align_mode,
       )
     num_classes = len(train.class_names)
     self.task = make_generator_task(
@@ -70,6 +70,7 @@ class GeneratorStage:
       'class_names': list(train.class_names),
       'tokenizer_fingerprint': tokenizer.fingerprint,
     }
+    # All that may fail is opened here, before anything is written.
     self._mesh, val = mesh, inputs.open_data(config, 'val')
     self._batches = inputs.eval_batches(config, val, mesh)
     self._distances: list[loop.Evaluator] = []
@@ -87,8 +88,12 @@ class GeneratorStage:
     if self._config.init_from:
       state, statistics = self._fine_tune(fresh)
     if statistics is None:
-      statistics = self._measure_codes()
+      statistics = code_statistics(
+        self._config, self.task, self._train, self._mesh
+      )
     key = generator.CODE_STATISTICS
+    # Through the host: an array of one device cannot move to a mesh of several
+    # hosts.
     placed = jax.tree.map(
       lambda new, old: jax.device_put(np.asarray(new), old.sharding),
       dict(statistics),
@@ -123,38 +128,8 @@ class GeneratorStage:
       return state, run.stats[generator.CODE_STATISTICS]
     return state, None
 
-  def _measure_codes(self) -> CodeStatistics:
-    """Statistics of the codes of centre crops of the training images."""
-    task, train, config = self.task, self._train, self._config
-    kind = task.objective.latent_statistics
-    count = task.objective.statistics_images or len(train)
-    if not task.objective.statistics_images and isinstance(
-      train, data.TokenCache
-    ):
-      # A cache knows the statistics of all its images.
-      return _cached_statistics(train.statistics, kind, task.model.token_dim)
-    batches = data.make_eval_dataset(
-      train,
-      batch_size=config.data.batch_size,
-      image_size=config.data.image_size,
-      num_images=min(count, len(train)),
-      num_threads=config.data.num_threads,
-    )
-    encoder = task.encoders.tokenizer
-    encode = jax.jit(encoder.encode)
 
-    def codes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-      if 'codes' in batch:
-        return batch['codes']
-      images = pixels.to_float(batch['image'])
-      return np.asarray(encode(encoder.params, images))
-
-    return measure_codes(
-      (codes(batch)[batch['mask']] for batch in batches), kind
-    )
-
-
-def load_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
+def load_tokenizer(config: ml_collections.ConfigDict) -> inference.Tokenizer:
   """The tokenizer that `config.tokenizer` names, for images of the data's size.
 
   Raises:
@@ -192,7 +167,7 @@ def make_generator_task(
 ) -> generator.GeneratorTask:
   """The task of a generator; needs no data.
 
-  The encoders may have shapes in place of parameters; `cached` as of
+  The encoders may have shapes in place of parameters; for `cached` see
   `generator.GeneratorTask`.
   """
   tokenizer = encoders.tokenizer
@@ -202,9 +177,8 @@ def make_generator_task(
     num_classes=num_classes,
     **model_fields(config, encoders),
   )
-  model.check()
-  goal = generator.Objective(**config.loss)
-  return generator.GeneratorTask(model, goal, encoders, cached=cached)
+  objective = generator.Objective(**config.loss)
+  return generator.GeneratorTask(model, objective, encoders, cached=cached)
 
 
 def model_fields(
@@ -226,34 +200,71 @@ def model_fields(
   }
 
 
+def code_statistics(
+  config: ml_collections.ConfigDict,
+  task: generator.GeneratorTask,
+  train: data.Source,
+  mesh: Mesh,
+) -> dict[str, Float[np.ndarray, ' e']]:
+  """Mean and deviation of the codes of centre crops of the training images.
+
+  All devices share batches of `evaluation.batch_size`: those of the training
+  may be larger than the encoder has memory for.
+  """
+  kind = task.objective.latent_statistics
+  count = task.objective.statistics_images
+  if isinstance(train, data.TokenCache):
+    if not count:
+      # A cache knows the statistics of all its images.
+      return as_statistics(train.statistics, kind)
+    train = train.select(['codes'])
+  encoder = task.encoders.tokenizer
+  params = jax.device_put(
+    encoder.params, sharding.tree_shardings(encoder.params, mesh)
+  )
+
+  # Every process gets all codes, so that all have the same statistics.
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def encode(params: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
+    if 'image' not in batch:
+      return batch['codes'], batch['mask']
+    images = pixels.to_float(batch['image'])
+    return encoder.encode(params, images), batch['mask']
+
+  def codes() -> Iterator[Float[np.ndarray, 'b k e']]:
+    for batch in inputs.eval_batches(config, train, mesh, num_images=count):
+      made, mask = encode(params, sharding.put_batch(batch, mesh))
+      yield np.asarray(made)[np.asarray(mask)]
+
+  return measure_codes(codes(), kind)
+
+
 def measure_codes(
   codes: Iterable[Float[np.ndarray, 'b k e']], kind: str
 ) -> dict[str, Float[np.ndarray, ' e']]:
-  """Mean and deviation of batches of codes.
-
-  Args:
-    codes: batches.
-    kind: 'channel', or 'scalar' for the same two numbers in every channel.
-  """
+  """Mean and deviation of batches of codes; `kind` as in `as_statistics`."""
   sums = token_cache.Sums()
   for batch in codes:
     sums.add(batch)
-  mean, power = sums.total / sums.rows, sums.square / sums.rows
-  if kind == 'scalar':
-    mean, power = (np.full_like(a, a.mean()) for a in (mean, power))
-  std = np.sqrt(np.maximum(power - mean**2, 1e-12))
-  return {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}
+  return as_statistics(token_cache.combine([sums]), kind)
 
 
-def _cached_statistics(
-  statistics: data.Statistics, kind: str, width: int
+def as_statistics(
+  statistics: data.Statistics, kind: str
 ) -> dict[str, Float[np.ndarray, ' e']]:
-  """The result of `measure_codes` for all codes of a cache."""
+  """Turns a cache's statistics into those that a state keeps.
+
+  Args:
+    statistics: of the codes.
+    kind: 'channel', or 'scalar' for the same two numbers in every channel.
+  """
   mean, std = statistics.channel_mean, statistics.channel_std
   if kind == 'scalar':
+    width = len(mean)
     mean, std = (statistics.mean,) * width, (statistics.std,) * width
   return {
     'mean': np.asarray(mean, np.float32),
+    # A constant channel is divided by this, not by 0.
     'std': np.maximum(np.asarray(std, np.float32), np.float32(1e-6)),
   }
 
@@ -261,7 +272,7 @@ def _cached_statistics(
 def _sample_distance(
   config: ml_collections.ConfigDict,
   task: generator.GeneratorTask,
-  tokenizer: Tokenizer,
+  tokenizer: inference.Tokenizer,
   val: data.Source,
   mesh: Mesh,
 ) -> 'SampleDistance':
@@ -325,18 +336,16 @@ class Velocity:
 
   def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
     """Yields the losses of the running means of the parameters."""
-    totals = None
-    for index, batch in enumerate(self._batches):
-      placed = sharding.put_batch(dict(batch), self._mesh)
-      sums = self._measure(
+    totals = scores.add_up(
+      self._measure(
         state.ema[generator.GROUP],
         state.stats[generator.CODE_STATISTICS],
         self._frozen,
-        placed,
+        sharding.put_batch(dict(batch), self._mesh),
         index,
       )
-      totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-    totals = jax.device_get(totals)
+      for index, batch in enumerate(self._batches)
+    )
     count = totals.pop('count')
     for name, total in totals.items():
       yield name, float(total / count)
@@ -354,6 +363,7 @@ class Velocity:
     if 'image' in batch:
       batch['image'] = pixels.to_float(batch['image'])
     encoded = task.encode(frozen, batch)
+    # The same draws in every evaluation: a curve shows the training, not luck.
     time_key, noise_key = jax.random.split(
       jax.random.fold_in(jax.random.key(0), index)
     )
@@ -376,10 +386,7 @@ def _gaussian_loss(
 ) -> Float[Array, ' b']:
   """Residual of the best linear predictor of the velocity for unit data."""
   power = path.alpha(t) ** 2 + path.sigma(t) ** 2
-  determinant = path.alpha(t) * path.d_sigma(t) - path.d_alpha(t) * path.sigma(
-    t
-  )
-  return determinant**2 / power
+  return path.determinant(t) ** 2 / power
 
 
 class SampleDistance:
@@ -393,16 +400,28 @@ class SampleDistance:
   def __init__(
     self,
     task: generator.GeneratorTask,
-    tokenizer: inference.ImageTokenizer | inference.ImageAutoencoder,
+    tokenizer: inference.Tokenizer,
     sampling: inference.Sampling,
-    network: Any,
+    network: pretrained.FeatureNetwork,
     images: Iterable[dict[str, np.ndarray]],
     *,
     num_samples: int,
     batch_size: int,
     class_names: Sequence[str],
   ):
-    """Takes this process's share of the images, readable again and again."""
+    """Takes this process's share of the images, readable again and again.
+
+    Raises:
+      ConfigError: too few samples for a covariance, or for all processes.
+    """
+    least = max(2, jax.process_count())
+    errors.require(
+      num_samples >= least,
+      'evaluation.num_samples',
+      num_samples,
+      f'{least} or more, one for each process and two for a covariance, or 0 '
+      'for no samples',
+    )
     self._network, self._images = network, images
     self._num_samples, self._batch_size = num_samples, batch_size
     self._class_names = class_names

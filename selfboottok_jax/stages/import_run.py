@@ -12,6 +12,7 @@ import ml_collections
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors, files, inference, pretrained, trees
+from selfboottok_jax.inference.generator import CODE_STATISTICS
 from selfboottok_jax.models import sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.presets import generator as generator_presets
@@ -88,7 +89,7 @@ def import_generator(
     'generator',
     params,
     {'network': spec, 'weights': trees.weights_hash(params)},
-    stats={'latents': {'mean': kind.mean * one, 'std': kind.std * one}},
+    stats={CODE_STATISTICS: {'mean': kind.mean * one, 'std': kind.std * one}},
     class_names=[str(label) for label in range(model.num_classes)],
     tokenizer_fingerprint=fingerprint,
   )
@@ -140,7 +141,7 @@ def _fetch(
   released: Mapping[str, contract.Published | None],
   *beside: str,
 ) -> tuple[pathlib.Path, ...]:
-  """The single weight file of a released network, and the files beside it."""
+  """Finds the one weight file of a released network, and files beside it."""
   name, _, source = spec.partition(':')
   if name not in released:
     example = next(iter(released))
@@ -164,7 +165,7 @@ def _generator_module(
   source: str,
   heads: int,
 ) -> sit.SiT:
-  """The module of a state dict, in 32 bits as the published numbers are."""
+  """Builds the float32 SiT whose sizes are read off a state dict's arrays."""
   fields = released_generators.fields(arrays, kind.family, source, heads=heads)
   # No array reveals the depth of the alignment; it goes by the size.
   depths = {
@@ -218,7 +219,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     return {}
   try:
     settings = json.loads(path.read_text())
-    # The hub's class writes its argument whole, or by name.
+    # The settings are at the top level of config.json, or under 'config'.
     return dict(settings.get('config', settings))
   except (AttributeError, TypeError, ValueError) as error:
     raise errors.WeightsError(

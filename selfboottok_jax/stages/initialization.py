@@ -2,8 +2,8 @@
 
 DINOv2 without registers is the paper's stabiliser of stage 1. Its weights are
 resampled once to the patches and the grid of the model. They belong to a
-network on ImageNet-normalised images, while the encoder sees [-1, 1]: the
-reference does the same.
+network on ImageNet-normalised images, while the encoder sees [-1, 1]: SoftVQ's
+code does the same.
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
     DataError: images or a cache that cannot be read, or a cache that lacks what
       the losses want.
   """
-  if 'cache' in config.data and config.data.cache:
+  if config.data.get('cache', ''):
     cached = data.open_token_cache(config.data.cache, split)
     cached.check_use(
       config.data.image_size, random_crop=config.data.random_crop

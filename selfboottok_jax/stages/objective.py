@@ -30,7 +30,7 @@ class Objective:
       a fraction of the run; it moves when train.steps is changed.
     adaptive_weight: multiply lambda_2 by `adversarial.adaptive_weight`.
     hinge: weight of hinge and LeCAM in the discriminator's own loss, which
-      matters against `consistency`; the reference takes lambda_2's value.
+      matters against `consistency`; SoftVQ's code takes lambda_2's value.
     lecam: weight of LeCAM's regulariser beside the hinge.
     consistency: weight of the consistency of logits under stronger
       augmentation in the discriminator's loss.
@@ -49,7 +49,7 @@ class Objective:
     ot_iterations: of Sinkhorn.
     kl: lambda_4.
     kl_temperature: of the assignment in the entropy term.
-    kl_pool: pool code k over codebooks, as the reference does.
+    kl_pool: pool code k over codebooks, as SoftVQ's code does.
   """
 
   pixel: float = 1.0

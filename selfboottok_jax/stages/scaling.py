@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from selfboottok_jax import errors
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import critic, initialization, tokenizer
+from selfboottok_jax.stages import objective as objective_lib
 from selfboottok_jax.training import checkpointing, sharding
 from selfboottok_jax.training import state as state_lib
 
@@ -26,9 +27,25 @@ class ScalingTask(tokenizer.TokenizerTask):
   they stay bit for bit as stage 1 left them, and are in every checkpoint.
   """
 
-  def __init__(self, *args: Any, trainable: tuple[str, ...], **kwargs: Any):
-    """Takes TokenizerTask's arguments, and the names of modules to train."""
-    super().__init__(*args, trainable=trainable, **kwargs)
+  def __init__(
+    self,
+    model: tokenizer_lib.Tokenizer,
+    objective: objective_lib.Objective,
+    networks: Mapping[str, Any],
+    discriminator: critic.Critic | None,
+    *,
+    steps: int,
+    trainable: tuple[str, ...],
+  ):
+    """Takes TokenizerTask's arguments; `trainable` names modules to train."""
+    super().__init__(
+      model,
+      objective,
+      networks,
+      discriminator,
+      steps=steps,
+      trainable=trainable,
+    )
     if self.model.share_codebooks and 'quantizer_local2d' in trainable:
       raise errors.ConfigError(
         'model.share_codebooks=True: local tokens have the codebook that '

@@ -1,6 +1,7 @@
-"""Scores of a run as configs/evaluate.py asks for them."""
+"""Scores of a run, as presets/evaluate.py describes them."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,14 @@ from selfboottok_jax.training import checkpointing, sharding
 
 
 def score_run(
-  config: ml_collections.ConfigDict, workdir: str, tokenizer: str = ''
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike[str],
+  tokenizer: str | os.PathLike[str] = '',
 ) -> list[scores.Score]:
   """Scores a tokenizer's reconstructions or a generator's samples.
 
   Args:
-    config: see `configs/evaluate.py`.
+    config: that of `selfboottok_jax.get_config('evaluate')`.
     workdir: the run.
     tokenizer: workdir of the tokenizer that decodes for a generator.
 
@@ -28,6 +31,7 @@ def score_run(
   Raises:
     UserError: the folder is no run, or the configuration does not fit it.
   """
+  workdir, tokenizer = os.fspath(workdir), os.fspath(tokenizer)
   task = checkpointing.read_config(workdir, '--workdir')['task']
   if task == 'generator':
     found = _score_generator(config, workdir, tokenizer)

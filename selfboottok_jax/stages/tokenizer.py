@@ -27,12 +27,12 @@ from selfboottok_jax.training import state as state_lib
 Scalar = Float[Array, '']
 Images = Float[Array, 'b h w 3']
 Statistics = dict[str, PyTree]
-# By name a weight and a loss of the reconstruction; a loss returns its value
-# and the statistics after it.
+# Name of a term to its weight and its loss, a function of the reconstruction
+# that returns the value and the statistics after it.
 PixelTerms = dict[
   str, tuple[float, Callable[[Images], tuple[Scalar, Statistics]]]
 ]
-# By name a weight and a value.
+# Name of a term to its (weight, value).
 Terms = dict[str, tuple[float | Scalar, Scalar]]
 
 
@@ -244,7 +244,7 @@ class TokenizerTask:
   ) -> Scalar:
     """The distance times its warm-up, so that the log shows the warm-up."""
     with jax.named_scope('perceptual'):
-      weighted, _ = image_losses.perceptual_loss(
+      return image_losses.perceptual_loss(
         self.networks['perceptual'],
         inputs.frozen[self._owner['perceptual']],
         inputs.batch['image'],
@@ -252,7 +252,6 @@ class TokenizerTask:
         step=inputs.step,
         warmup_steps=self.warmup_steps,
       )
-    return weighted
 
   def _align(
     self,
@@ -278,7 +277,7 @@ class TokenizerTask:
       else:
         tokens = output.quantized[group].codes
       if o.repa_mode == 'global':
-        # The reference projects the mean token, not each token.
+        # SoftVQ's code projects the mean token, not each token.
         tokens = jnp.mean(tokens, axis=1, keepdims=True)
       projected = self._project(params, term, tokens)
       terms[term] = (

@@ -56,9 +56,11 @@ def train(
   checks.check(config)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
+  # Each process reads data, other runs and weight files by itself: one that
+  # fails must not leave the others waiting in the first collective.
   with processes.all_or_none():
     source = inputs.open_data(config, 'train')
-  stage = STAGES[config.task](config, source, mesh)
+    stage = STAGES[config.task](config, source, mesh)
   meta = stage.meta | {
     'seed': config.train.seed,
     'batch_size': config.data.batch_size,
@@ -79,10 +81,14 @@ def train(
   with contextlib.closing(checkpointer):
     if latest is not None:
       state = _resume(step_fn.state, checkpointer, latest, meta)
+    # One process writes what all share; checkpoints alone are written by all.
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
       _keep_card(step_fn, workdir)
+      # The compiler knows memory and time: the card is completed when it ends.
       step_fn.on_compile = lambda: _keep_card(step_fn, workdir)
+    # An argument of every step and not a constant in it, so that it is placed
+    # once, split like the trained parameters.
     frozen = jax.device_put(
       stage.task.frozen, sharding.tree_shardings(stage.task.frozen, mesh)
     )

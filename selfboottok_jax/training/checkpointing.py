@@ -123,23 +123,19 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
       'continue; choose another --workdir, and --config.init_from='
       f'{workdir} to fine-tune them'
     )
-  stored = ADDED | trees.flatten(config_there)
   # Through JSON, so that tuples compare equal to the lists they are stored as.
-  given = ADDED | trees.flatten(json.loads(json.dumps(config)))
-  changed = sorted(
-    key
-    for key in stored.keys() | given.keys()
-    if stored.get(key) != given.get(key) and not key.startswith(MAY_CHANGE)
+  stored, given = (
+    {
+      key: value
+      for key, value in (ADDED | trees.flatten(content)).items()
+      if not key.startswith(MAY_CHANGE)
+    }
+    for content in (config_there, json.loads(json.dumps(config)))
   )
-  if changed:
-    details = ', '.join(
-      f'{key}: {stored.get(key)!r} there, {given.get(key)!r} given'
-      for key in changed[:4]
-    )
-    more = f' and {len(changed) - 4} more' if len(changed) > 4 else ''
+  if changed := trees.differences(stored, given):
     raise errors.CheckpointError(
       f'--workdir={workdir} holds a run of another configuration '
-      f'({details}{more}); choose another --workdir, or the same values'
+      f'({changed}); choose another --workdir, or the same values'
     )
 
 
@@ -149,10 +145,8 @@ def write_config(workdir: str, config: dict[str, Any]) -> None:
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / CONFIG
-  # Sorted and atomic: equal runs have equal files, and an interruption leaves
-  # the old file or the new one.
-  text = json.dumps(config, indent=2, sort_keys=True) + '\n'
-  files.write_atomically(path, text.encode())
+  # Sorted, so that equal runs have equal files.
+  files.write_json(path, config, sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +189,6 @@ class Checkpointer:
         max_to_keep=max_to_keep, enable_async_checkpointing=True
       ),
     )
-
-  def latest_step(self) -> int | None:
-    """Returns the step of the newest complete checkpoint, or None."""
-    return self._manager.latest_step()
 
   def save(self, state: state_lib.TrainState, meta: dict[str, Any]) -> None:
     """Starts to save a state, unless its step is saved already.
@@ -317,12 +307,20 @@ def _reader() -> ocp.Checkpointer:
 
   A read-only checkpoint manager would log warnings about what it may not do.
   """
+  # Each process reads by itself. By default all would meet after each item, and
+  # one that failed before would keep the others waiting.
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=here, active_processes={here}
+  )
   return ocp.Checkpointer(
     ocp.CompositeCheckpointHandler(
-      model=ocp.StandardCheckpointHandler(),
-      optimizer=ocp.StandardCheckpointHandler(),
-      meta=ocp.JsonCheckpointHandler(),
-    )
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+      model=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+      optimizer=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+      meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    ),
+    multiprocessing_options=alone,
   )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import tqdm
 
+from selfboottok_jax import files
+
 METRICS = 'metrics.jsonl'
 
 
@@ -29,10 +31,9 @@ class MetricsWriter:
     folder = pathlib.Path(workdir)
     path = folder / METRICS
     kept = _lines_until(path, start_step) if path.exists() else []
-    # Written beside the log and renamed: an interruption cannot lose the log.
-    partial = path.with_suffix('.jsonl.partial')
-    partial.write_text(''.join(line + '\n' for line in kept))
-    partial.replace(path)
+    # Atomically: an interruption cannot lose the log.
+    text = ''.join(f'{line}\n' for line in kept)
+    files.write_atomically(path, text.encode())
     # Buffered by line, so a killed run loses no more than its last line.
     self._file = path.open('a', buffering=1)
     self._board = _tensorboard(folder / 'tensorboard', start_step + 1)

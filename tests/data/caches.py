@@ -99,11 +99,3 @@ class Shape:
   """Stands for a jax.ShapeDtypeStruct."""
 
   shape: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-  """Stands for a tasks.frozen_encoders.FrozenEncoders."""
-
-  shapes: dict[str, Shape]
-  align_mode: str = 'repeat'

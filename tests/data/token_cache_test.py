@@ -340,38 +340,36 @@ def test_fields_can_be_chosen(source):
     source.select(['codes', 'depth'])
 
 
-def _wanted(*names, **changes):
+def _wanted(*names, mode='repeat', **changes):
   shapes = {name: caches.SHAPES[name] for name in names} | changes
-  return {name: caches.Shape(shape) for name, shape in shapes.items()}
+  return {name: caches.Shape(shape) for name, shape in shapes.items()}, mode
 
 
 def test_what_would_be_made_again_is_accepted(source):
-  source.check('abc', 'hog', 'float32', caches.Wanted(_wanted(*caches.SHAPES)))
+  source.check('abc', 'hog', 'float32', *_wanted(*caches.SHAPES))
   # The teacher does not matter where neither of the fields read is its own.
-  source.check('abc', '', 'float32', caches.Wanted(_wanted('codes'), 'off'))
-  source.check(
-    'abc', 'hog', 'float32', caches.Wanted(_wanted('codes', 'cls'), 'off')
-  )
+  source.check('abc', '', 'float32', *_wanted('codes', mode='off'))
+  source.check('abc', 'hog', 'float32', *_wanted('codes', 'cls', mode='off'))
 
 
 @pytest.mark.parametrize(
   ('tokenizer', 'teacher', 'wanted', 'message'),
   [
-    ('xyz', 'hog', caches.Wanted(_wanted('codes')), 'tokenizer=abc, this'),
-    ('abc', 'dct', caches.Wanted(_wanted('codes', 'cls')), 'teacher=hog'),
+    ('xyz', 'hog', _wanted('codes'), 'tokenizer=abc, this'),
+    ('abc', 'dct', _wanted('codes', 'cls'), 'teacher=hog'),
     (
       'abc',
       'hog',
-      caches.Wanted(_wanted('codes', 'targets'), 'pool'),
+      _wanted('codes', 'targets', mode='pool'),
       'align_mode=repeat, this training has pool; give it the same',
     ),
     (
       'abc',
       'hog',
-      caches.Wanted(_wanted('codes', targets=(2, 6))),
+      _wanted('codes', targets=(2, 6)),
       r'targets=\(2, 5\), this training has \(2, 6\)',
     ),
-    ('abc', 'hog', caches.Wanted(_wanted(depth=(1,))), 'holds no depth'),
+    ('abc', 'hog', _wanted(depth=(1,)), 'holds no depth'),
   ],
   ids=['tokenizer', 'teacher', 'align', 'shape', 'field'],
 )
@@ -379,7 +377,7 @@ def test_what_would_be_made_otherwise_is_refused(
   tokenizer, teacher, wanted, message, source
 ):
   with pytest.raises(errors.DataError, match=message):
-    source.check(tokenizer, teacher, 'float32', wanted)
+    source.check(tokenizer, teacher, 'float32', *wanted)
 
 
 def test_crops_and_other_sizes_are_refused(source):

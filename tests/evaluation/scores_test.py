@@ -119,21 +119,12 @@ def test_baselines():
   assert float(result['psnr_mean_colour'][-1]) == scores.PSNR_CAP
 
 
-def test_mean_scores_do_not_depend_on_the_batches():
-  rng = np.random.default_rng(0)
-  values = rng.uniform(size=10)
-  whole, parts = scores.MeanScores(), scores.MeanScores()
-  whole.add({'psnr': values})
-  parts.add({'psnr': jnp.asarray(values[:7])})
-  mask = np.array([True, True, True, False])
-  parts.add({'psnr': np.append(values[7:], np.nan)}, mask)
-  assert parts.count == whole.count == 10
-  np.testing.assert_allclose(parts.means()['psnr'], values.mean(), rtol=1e-6)
-  np.testing.assert_allclose(whole.means()['psnr'], values.mean(), rtol=1e-12)
-  with pytest.raises(ValueError, match='ssim'):
-    whole.add({'ssim': values})
+def test_sums_of_a_large_set_keep_all_digits():
+  # The next float32 after 2^24 is 2 more.
+  parts = [{'count': jnp.float32(2**24)}] + [{'count': jnp.float32(1)}] * 3
+  assert scores.add_up(iter(parts))['count'] == 2**24 + 3
   with pytest.raises(errors.DataError, match='no images'):
-    scores.MeanScores().means()
+    scores.add_up([])
 
 
 def test_usage():

@@ -77,32 +77,6 @@ def test_one_time_for_all_samples_is_allowed():
   )
 
 
-@pytest.mark.parametrize('name', ALL)
-def test_swapped_convention_runs_the_same_path_backwards(name):
-  path = path_lib.PATHS[name]
-  x, noise = _pair()
-  t = jnp.asarray(T)
-  s, v = path_lib.swap_convention(t, path.velocity(x, noise, t))
-  back, again = path_lib.swap_convention(s, v)
-  np.testing.assert_allclose(back, t, rtol=1e-6)
-  np.testing.assert_array_equal(again, path.velocity(x, noise, t))
-
-  def state(s):  # in SiT's time, which grows towards the data
-    return path.interpolate(x, noise, path_lib.swap_convention(s, s)[0])
-
-  _, slope = jax.jvp(state, (s,), (jnp.ones_like(s),))
-  np.testing.assert_allclose(slope, v, rtol=1e-3, atol=1e-3)
-
-  def field(_, t):
-    return path.velocity(x, noise, t)
-
-  swapped = path_lib.swap_velocity(field)
-  np.testing.assert_allclose(swapped(x, s), v, rtol=1e-3, atol=1e-4)
-  np.testing.assert_allclose(
-    path_lib.swap_velocity(swapped)(x, t), field(x, t), rtol=1e-3, atol=1e-4
-  )
-
-
 COUNT = 20_000
 
 

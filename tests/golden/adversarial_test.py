@@ -35,28 +35,25 @@ def test_every_step(recorded):
       )[0],
       argnums=(0, 1),
     )(real, fake, state)
-    result = adversarial.discriminator_loss(
-      real,
-      fake,
-      state,
-      lecam_weight=meta['lecam_weight'],
-      decay=meta['lecam_decay'],
+    hinge = adversarial.hinge_discriminator(real, fake)
+    regulariser, state = adversarial.lecam(
+      state, real, fake, decay=meta['lecam_decay']
     )
-    state = result.lecam
+    game = hinge + meta['lecam_weight'] * regulariser
     consistency = meta['cr_weight'] * adversarial.consistency(
       (real, fake), tuple(strong)
     )
     rows.append(
       {
-        'out_hinge_d': result.hinge,
+        'out_hinge_d': hinge,
         'out_hinge_g': adversarial.hinge_generator(fake),
-        'out_lecam_reg': result.regulariser,
+        'out_lecam_reg': regulariser,
         'out_ema_real': state['real'],
         'out_ema_fake': state['fake'],
         'out_grad_lecam_real': gradient[0],
         'out_grad_lecam_fake': gradient[1],
         'out_cr': consistency,
-        total: weight * result.loss + consistency,
+        total: weight * game + consistency,
       }
     )
   for name in rows[0]:

@@ -28,6 +28,11 @@ def _names(arrays, suffix):
   return names
 
 
+def _swap(t, v):
+  """Time and velocity to or from references in which t = 0 is noise."""
+  return 1 - t, -v
+
+
 def _floats(record):
   return {
     k: jnp.asarray(v) for k, v in record.arrays.items() if v.dtype.kind == 'f'
@@ -53,7 +58,7 @@ def test_sit_transport():
     arrays = _floats(record)
     data, noise = arrays['in.data'], arrays['in.noise']
     # Their velocity has the other sign.
-    t, v = path_lib.swap_convention(arrays['in.t'], arrays['in.model_out'])
+    t, v = _swap(arrays['in.t'], arrays['in.model_out'])
     for theirs in _names(arrays, 'alpha'):
       path = path_lib.PATHS[SIT_PATHS[theirs]]
       state = path.interpolate(data, noise, t)
@@ -139,7 +144,7 @@ def _loss(record, theirs, path, arrays):
   low, high = record.read('out.interval.t0t1')[row]
   assert high == pytest.approx(1 - path.min_time, abs=1e-12)
   s = arrays['in.t'] * (high - low) + low
-  t, v = path_lib.swap_convention(s, arrays['in.model_out'])
+  t, v = _swap(s, arrays['in.model_out'])
   return velocity.velocity_loss(
     v, arrays['in.data'], arrays['in.noise'], t, path
   )
@@ -179,7 +184,7 @@ def test_lightningdit_transport():
       jnp.moveaxis(arrays[f'in.{k}'], 1, -1)
       for k in ('data', 'noise', 'model_out')
     )
-    t, v = path_lib.swap_convention(arrays['in.t'], out)
+    t, v = _swap(arrays['in.t'], out)
     args = v, data, noise, t, path
     record.check('out.loss', velocity.velocity_loss(*args))
     record.check('out.cos_loss', velocity.velocity_cosine(*args))

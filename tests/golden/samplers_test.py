@@ -279,18 +279,10 @@ def test_sit():
 
 def _sit(record, path, times, options):
   field = analytic.from_fixture(record, path)
-  # There and back through their convention.
-  labels = jnp.asarray(record.arrays['in.y'].astype(np.int32))
-  theirs = path_lib.swap_velocity(lambda x, t: field(x, t, labels))
-
-  def velocity(x, t, labels):
-    del labels
-    return path_lib.swap_velocity(theirs)(x, t)
-
   return guidance.sample(
-    velocity,
+    field,
     jnp.asarray(record.arrays['in.x0']),
-    labels,
+    jnp.asarray(record.arrays['in.y'].astype(np.int32)),
     null_label=record.meta['null'],
     path=path,
     times=times,

@@ -121,7 +121,7 @@ def _programs(case, monkeypatch):
     reconstruction, images, distance, params, frozen, stats, step, weight, draws
   ):
     _replay(monkeypatch, draws)
-    percept, _ = image_losses.perceptual_loss(
+    percept = image_losses.perceptual_loss(
       case.lpips, distance, images, reconstruction,
       step=step, warmup_steps=warmup_steps,
     )  # fmt: skip

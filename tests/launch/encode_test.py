@@ -45,7 +45,7 @@ def test_cache_holds_what_a_training_would_compute(split, cache, runs, photos):
   source.check(
     tokenizer.fingerprint, config.networks.teacher, 'float32', encoding
   )
-  assert source.index.made_by == frozen_encoders.provenance(
+  assert source.index.made_by == frozen_encoders.made_by(
     config, encoding, tokenizer.fingerprint
   )
 

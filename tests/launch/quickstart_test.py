@@ -3,6 +3,7 @@ import json
 import pytest
 
 from selfboottok_jax import trees
+from selfboottok_jax.evaluation import evaluate
 from selfboottok_jax.training import checkpointing
 
 
@@ -17,6 +18,16 @@ def test_writes_report_and_four_runs(runs, quickstart):
     assert name in out
   assert f'{workdir}/report.html written' in out
   assert len(list(runs.rglob('*.png'))) >= 2
+  # `launch.report` finds the scores of each run in its folder.
+  for folder, metric in {
+    'softvq': 'psnr',
+    'tokenizer': 'psnr',
+    'scaled': 'psnr',
+    'generator': 'FD (hog)',
+  }.items():
+    found = evaluate.read_scores(runs / folder)
+    assert metric in [score.metric for score in found]
+    assert len({score.run for score in found}) == 1
   tasks = {
     folder.name: (
       json.loads((folder / 'config.json').read_text())['task'],

@@ -152,8 +152,11 @@ def test_images_are_those_of_the_network_and_clipped(loaded, pictures):
   np.testing.assert_allclose(
     loaded.decode_with(loaded.params, jnp.asarray(codes)), made, atol=1e-5
   )
-  far = loaded.decode(1e3 * codes)
+  far = loaded.decode(1e3 * codes, num_groups=1)
   assert np.abs(far).max() <= 1
+  # Called as a tokenizer's, which may have three groups.
+  with pytest.raises(errors.UserError, match='num_groups=2; wanted None or 1'):
+    loaded.decode(codes, num_groups=2)
 
 
 def test_its_codec_encodes_without_a_decoder(loaded, pictures):

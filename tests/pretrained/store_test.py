@@ -344,15 +344,3 @@ def test_watching_tells_of_what_is_loaded_inside_alone(cache, tmp_path):
   assert [record['params'] for record in records] == [
     str(entry / store.PARAMS)
   ] * 2
-
-
-def test_part_of_a_checkpoint_is_of_the_key(tmp_path, monkeypatch):
-  """Which file kinds have parts is `torch_files`' business."""
-  value = {'ema': {'w': np.ones((2, 3))}, 'model': {'w': np.zeros((2, 3))}}
-  monkeypatch.setattr(
-    store.weight_files, 'read', lambda path, part: value[part or 'ema']
-  )
-  path = stores.write(tmp_path / 'a')
-  for part, wanted in (('', 1), ('model', 0), ('ema', 1)):
-    params = store.load('net', path, None, {}, stores.Reader(), part=part)
-    assert stores.value(params) == wanted

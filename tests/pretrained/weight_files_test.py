@@ -46,9 +46,9 @@ def _npz(path):
 FORMATS = {'safetensors': _safetensors, 'npz': _npz}
 
 
-def _message(path, part=''):
+def _message(path):
   with pytest.raises(errors.WeightsError) as caught:
-    weight_files.read(path, part)
+    weight_files.read(path)
   message = str(caught.value)
   assert '\n' not in message
   assert str(path) in message
@@ -194,13 +194,13 @@ def test_metadata_of_safetensors_alone(tmp_path):
 A, B, C = ({'w': np.full(2, value)} for value in (1, 2, 3))
 
 
-def _take(value, part=''):
-  return weight_files.state_dict(value, 'some.ckpt', part)
+def _take(value):
+  return weight_files.state_dict(value, 'some.ckpt')
 
 
-def _state_message(value, part=''):
+def _state_message(value):
   with pytest.raises(errors.WeightsError) as caught:
-    _take(value, part)
+    _take(value)
   assert 'some.ckpt' in str(caught.value)
   return str(caught.value)
 
@@ -226,13 +226,6 @@ def test_a_plain_state_dict_without_its_other_entries():
 )
 def test_the_state_dict_of_a_checkpoint(value, wanted):
   assert _take(value) == wanted
-
-
-def test_another_part_by_name():
-  value = {'model': A, 'ema': B, 'discriminator': C}
-  assert _take(value, 'model') == A
-  assert _take(value, 'discriminator') == C
-  assert 'model, ema, discriminator' in _state_message(value, 'generator')
 
 
 @pytest.mark.parametrize(

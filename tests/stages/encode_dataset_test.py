@@ -20,7 +20,7 @@ def _write_in_process(encoding, tokenizer, config, out, batch_size):
     'float32',
     {name: leaf.shape for name, leaf in encoding.shapes.items()},
     source.class_names,
-    frozen_encoders.provenance(config, encoding, tokenizer.fingerprint),
+    frozen_encoders.made_by(config, encoding, tokenizer.fingerprint),
     {'val': token_cache.Split(len(source), 2, source.fingerprint)},
   )
   token_cache.write_index(out, index)

@@ -1,15 +1,19 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import inference, pretrained
+from selfboottok_jax import data, errors, inference, pixels, pretrained
 from selfboottok_jax.evaluation import evaluate, frechet
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.stages import generator as stages_generator
 from selfboottok_jax.stages import generator_stage
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
+from tests.launch import tiny as launch_tiny
 from tests.stages import generators
 
 CLASSES = 3
@@ -67,6 +71,41 @@ def test_gaussian_baseline_is_what_regression_leaves(name):
     )
 
 
+@pytest.mark.parametrize('kind', ['scalar', 'channel'])
+def test_codes_are_measured_in_batches_that_all_devices_share(params, kind):
+  task = generators.plain_task(
+    params, latent_statistics=kind, statistics_images=13
+  )
+  config = launch_tiny.get_config('generator')
+  config.data.batch_size, config.evaluation.batch_size = 64, 8
+  source = data.open_source('procedural', '', 'train', 16)
+  encoder, seen = task.encoders.tokenizer, []
+
+  def encode(params, images):
+    seen.append(images.shape[0])
+    return encoder.encode(params, images)
+
+  watched = dataclasses.replace(
+    task.encoders, tokenizer=dataclasses.replace(encoder, encode=encode)
+  )
+  task = stages_generator.GeneratorTask(task.model, task.objective, watched)
+  measured = generator_stage.code_statistics(
+    config, task, source, sharding.make_mesh()
+  )
+  # Not the 64 of the training, on a single device.
+  assert seen == [8]
+  rows = data.make_eval_dataset(
+    source, batch_size=13, image_size=16, num_images=13
+  )
+  (batch,) = rows
+  codes = encoder.encode(
+    encoder.params, jnp.asarray(pixels.to_float(batch['image']))
+  )
+  wanted = generator_stage.measure_codes([np.asarray(codes)], kind)
+  for name in ('mean', 'std'):
+    np.testing.assert_allclose(measured[name], wanted[name], rtol=1e-5)
+
+
 NAMES, COUNT = ('a', 'b', 'c'), 12
 
 
@@ -100,6 +139,27 @@ def _task_state(task, seed):
   return state_lib.TrainState(
     step=np.int32(0), params=params, ema=params, opt={}, stats=stats
   )
+
+
+@pytest.mark.parametrize(('count', 'processes'), [(1, 1), (3, 4)])
+def test_every_process_needs_a_sample_and_a_covariance_two(
+  parts, monkeypatch, count, processes
+):
+  task, tokenizer, network, *_ = parts
+  monkeypatch.setattr(jax, 'process_count', lambda: processes)
+  with pytest.raises(
+    errors.ConfigError, match=f'evaluation.num_samples={count}'
+  ):
+    generator_stage.SampleDistance(
+      task,
+      tokenizer,
+      inference.Sampling(num_steps=3),
+      network,
+      [],
+      num_samples=count,
+      batch_size=5,
+      class_names=NAMES,
+    )
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
+import contextlib
+
 import numpy as np
 import pytest
 
 import selfboottok_jax as sbt
 from selfboottok_jax import errors
+from selfboottok_jax.stages import train
 from tests.launch import tiny
 
 
@@ -23,3 +26,28 @@ def test_nothing_is_written_where_a_value_is_wrong(tmp_path):
   with pytest.raises(errors.ConfigError, match='train.steps=0'):
     sbt.train(config, tmp_path / 'tok')
   assert not (tmp_path / 'tok').exists()
+
+
+def test_a_stage_that_cannot_be_built_stops_all_processes(
+  monkeypatch, tmp_path
+):
+  # Outside of such a block the others would wait for this one for ever.
+  inside = []
+
+  @contextlib.contextmanager
+  def all_or_none():
+    inside.append(True)
+    try:
+      yield
+    finally:
+      inside.pop()
+
+  def build(*unused):
+    raise errors.WeightsError('inside' if inside else 'outside')
+
+  monkeypatch.setattr(train.processes, 'all_or_none', all_or_none)
+  monkeypatch.setitem(train.STAGES, 'tokenizer', build)
+  config = tiny.get_config('tokenizer')
+  config.data.batch_size = config.evaluation.batch_size = 8
+  with pytest.raises(errors.WeightsError, match='inside'):
+    train.train(config, tmp_path / 'tok')

@@ -1,5 +1,8 @@
 import contextlib
 import json
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -143,12 +146,12 @@ def opened(tmp_path):
 
 
 @pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
-def test_round_trip_onto_a_mesh(opened, shape):
+def test_round_trip_onto_a_mesh(opened, shape, tmp_path):
   mesh, state = sharding.make_mesh(*shape), _state()
-  assert opened.latest_step() is None
+  assert checkpointing.latest_step(str(tmp_path)) is None
   opened.save(state, META)
   opened.wait()
-  assert opened.latest_step() == 3
+  assert checkpointing.latest_step(str(tmp_path)) == 3
   abstract = sharding.place_abstractly(state, mesh)
   restored, meta = opened.restore(abstract, 3)
   tiny.assert_same(restored, state)
@@ -212,3 +215,44 @@ def test_a_folder_that_is_no_run(tmp_path):
     errors.CheckpointError, match=f'init_from={tmp_path} is no run'
   ):
     checkpointing.read_run(str(tmp_path), what='init_from')
+
+
+READ_ALONE = """
+import pathlib, sys, time
+import jax
+
+workdir, address, index = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+assert jax.process_count() == 2
+done = pathlib.Path(workdir, 'done')
+if index == '0':
+  from selfboottok_jax.training import checkpointing
+
+  run = checkpointing.read_run(workdir, what='tokenizer')
+  print(run.step, run.ema, run.params)
+  done.touch()
+while not done.exists():
+  time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_read_without_the_other_processes(begun):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  readers = [
+    subprocess.Popen(
+      [sys.executable, '-c', READ_ALONE, str(begun), address, str(index)],
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  try:
+    ended = [reader.communicate(timeout=300) for reader in readers]
+  finally:
+    for reader in readers:
+      reader.kill()
+  assert [reader.returncode for reader in readers] == [0, 0]
+  assert ended[0][0].startswith('0 ')

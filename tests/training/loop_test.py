@@ -72,7 +72,7 @@ def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
   checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=9)
   with contextlib.closing(checkpointer):
     state = jax.device_put(_state(), sharding.replicated(mesh))
-    latest = checkpointer.latest_step()
+    latest = checkpointing.latest_step(workdir)
     if latest is not None:
       state, _ = checkpointer.restore(state, latest)
     start = int(state.step)
