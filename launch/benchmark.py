@@ -63,11 +63,16 @@ def main() -> None:
 def _run_suite() -> None:
   """Runs the suite; prints a line as each entry ends, then all as JSON."""
   cli.start_jax()
+  entries: list[dict[str, Any]] = []
+
+  def keep(entry: dict[str, Any]) -> None:
+    cli.say(_one_line(entry))
+    # A machine that is taken away in the middle leaves what was measured.
+    entries.append(entry)
+    _write({'complete': False, 'entries': entries})
+
   record = suite.run(
-    _SIZE.value,
-    only=_ONLY.value,
-    seconds=_SECONDS.value,
-    on_record=lambda entry: cli.say(_one_line(entry)),
+    _SIZE.value, only=_ONLY.value, seconds=_SECONDS.value, on_record=keep
   )
   cli.say(json.dumps(record))
   _write(record)
