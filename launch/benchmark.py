@@ -33,7 +33,9 @@ _OUT = FLAGS.string('out', '', 'File to write the JSON to as well.')
 _SUITE = FLAGS.switch('suite', False, 'Check and time this machine instead.')
 _SIZE = FLAGS.string('size', '', 'Of the suite: full or tiny; by the device.')
 _ONLY = FLAGS.strings(
-  'only', [], f'Groups of the suite: {",".join(suite.GROUPS)}; all if empty.'
+  'only',
+  [],
+  f'Groups ({",".join(suite.GROUPS)}) or entries of the suite; all if empty.',
 )
 _SECONDS = FLAGS.number('seconds', 480.0, 'Nothing of the suite begins later.')
 

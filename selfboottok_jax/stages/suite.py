@@ -66,7 +66,7 @@ def run(
 
   Args:
     size: one of SIZES; '' is 'tiny' on CPUs and 'full' elsewhere.
-    only: groups to run; all by default.
+    only: groups, or names of single entries, to run; all by default.
     seconds: no entry begins later than this; those left are listed as skipped.
     on_record: called with each entry's record when it is there.
 
@@ -77,18 +77,20 @@ def run(
     'skipped' or 'failed' with the reason.
 
   Raises:
-    ConfigError: an unknown size or group.
+    ConfigError: an unknown size, group or name.
   """
   is_cpu = jax.default_backend() == 'cpu'
   size = size or ('tiny' if is_cpu else 'full')
   errors.require_choice('size', size, SIZES)
-  for group in only:
-    errors.require_choice('only', group, GROUPS)
+  chosen = list(entries(size))
+  names = [entry.name for entry in chosen]
+  for name in only:
+    errors.require_choice('only', name, [*GROUPS, *names])
+  if only:
+    chosen = [e for e in chosen if e.group in only or e.name in only]
   began = time.monotonic()
   records = []
-  for entry in entries(size):
-    if only and entry.group not in only:
-      continue
+  for entry in chosen:
     record: dict[str, Any] = {'group': entry.group, 'name': entry.name}
     if time.monotonic() - began > seconds:
       record['skipped'] = f'the {seconds:g} seconds were over'

@@ -85,6 +85,10 @@ def test_groups_are_chosen_by_name(monkeypatch):
   _use(monkeypatch, _entry('a', dict), _entry('b', dict, 'encoding'))
   result = suite.run('tiny', only=['encoding'])
   assert [r['name'] for r in result['entries']] == ['b']
+  _use(monkeypatch, _entry('a', dict), _entry('b', dict, 'encoding'))
+  result = suite.run('tiny', only=['a'])
+  assert [r['name'] for r in result['entries']] == ['a']
+  _use(monkeypatch, _entry('a', dict))
   with pytest.raises(errors.ConfigError, match="only='speed'.*encoding"):
     suite.run('tiny', only=['speed'])
   with pytest.raises(errors.ConfigError, match="size='huge'.*tiny"):
