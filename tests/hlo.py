@@ -10,7 +10,7 @@ from selfboottok_jax.training import sharding
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _CALL = re.compile(r'\b([a-z][a-z0-9\-]*)\(([^)]*)\)')
-_SHAPE = re.compile(r'\b[a-z]\w*\[([\d,]*)\]')
+_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _COLLECTIVES = (
   *('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'),
   'collective-permute',
@@ -27,10 +27,12 @@ class Collective:
     kind: as HLO names it. An all-reduce of which every use is a slice is a
       'reduce-scatter': CPUs have none, other devices make one of it.
     shape: of the result on each device, axes of length 1 left out.
+    dtype: as HLO names it.
   """
 
   kind: str
   shape: tuple[int, ...]
+  dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,32 +40,24 @@ class _Instruction:
   computation: str
   name: str
   kind: str
-  shapes: list[tuple[int, ...]]
+  arrays: list[tuple[str, tuple[int, ...]]]
   operands: list[str]
   text: str
 
 
 def collectives(text: str) -> list[Collective]:
   """All arrays that a program exchanges; one for each of a tuple."""
-  program = list(_parse(text))
-  users: dict[tuple[str, str], list[_Instruction]] = {}
-  for instruction in program:
-    for operand in instruction.operands:
-      users.setdefault((instruction.computation, operand), []).append(
-        instruction
-      )
+  program = _Program(_parse(text))
   found = []
-  for instruction in program:
+  for instruction in program.instructions:
     kind = instruction.kind.removesuffix('-start')
     if kind not in _COLLECTIVES:
       continue
-    for index, shape in enumerate(instruction.shapes):
-      name = kind
-      if kind == 'all-reduce' and _is_sliced(
-        program, users, instruction, index
-      ):
-        name = 'reduce-scatter'
-      found.append(Collective(name, _long(shape)))
+    for index, (dtype, shape) in enumerate(instruction.arrays):
+      sliced = kind == 'all-reduce' and program.is_sliced(instruction, index)
+      found.append(
+        Collective('reduce-scatter' if sliced else kind, _long(shape), dtype)
+      )
   return found
 
 
@@ -103,44 +97,47 @@ def _parse(text):
       call = _CALL.search(right)
       if call is None:
         continue
-      shapes = [
-        tuple(int(n) for n in s.split(',') if n)
-        for s in _SHAPE.findall(right[: call.start()])
+      arrays = [
+        (dtype, tuple(int(n) for n in sizes.split(',') if n))
+        for dtype, sizes in _ARRAY.findall(right[: call.start()])
       ]
       operands = re.findall(r'%([\w.\-]+)', call[2])
-      yield _Instruction(computation, name, call[1], shapes, operands, right)
+      yield _Instruction(computation, name, call[1], arrays, operands, right)
 
 
-def _is_sliced(program, users, instruction, index):
-  """True if result `index` of an instruction is never used as a whole."""
-  uses = users.get((instruction.computation, instruction.name), [])
-  if len(instruction.shapes) > 1:
-    uses = [u for u in uses if re.search(rf'\bindex={index}\b', u.text)]
-    return bool(uses) and all(
-      _is_sliced(program, users, use, 0) for use in uses
+class _Program:
+  """Instructions, and who uses them."""
+
+  def __init__(self, instructions):
+    self.instructions = list(instructions)
+    self._users, self._parameters = {}, {}
+    for instruction in self.instructions:
+      where = instruction.computation
+      for operand in instruction.operands:
+        self._users.setdefault((where, operand), []).append(instruction)
+      if match := re.search(r'\bparameter\((\d+)\)', instruction.text):
+        self._parameters[where, int(match[1])] = instruction
+
+  def is_sliced(self, instruction, index=0) -> bool:
+    """True if result `index` of an instruction is never used as a whole."""
+    name = instruction.name
+    uses = self._users.get((instruction.computation, name), [])
+    if len(instruction.arrays) > 1:
+      uses = [u for u in uses if re.search(rf'\bindex={index}\b', u.text)]
+      return bool(uses) and all(self.is_sliced(use) for use in uses)
+    return bool(uses) and all(self._takes_slice(use, name) for use in uses)
+
+  def _takes_slice(self, use, operand) -> bool:
+    """True if an instruction reads no more than a slice of an operand."""
+    if use.kind == 'dynamic-slice':
+      return use.operands[0] == operand
+    if use.kind in _SAME:
+      return self.is_sliced(use)
+    called = re.search(r'\b(?:calls|to_apply)=%([\w.\-]+)', use.text)
+    if use.kind not in ('fusion', 'call') or called is None:
+      return False
+    return all(
+      self.is_sliced(self._parameters[called[1], number])
+      for number, name in enumerate(use.operands)
+      if name == operand
     )
-  return bool(uses) and all(
-    _takes_slice(program, users, use, instruction.name) for use in uses
-  )
-
-
-def _takes_slice(program, users, use, operand):
-  """True if an instruction reads no more than a slice of an operand."""
-  if use.kind == 'dynamic-slice':
-    return use.operands[0] == operand
-  if use.kind in _SAME:
-    return _is_sliced(program, users, use, 0)
-  called = re.search(r'\b(?:calls|to_apply)=%([\w.\-]+)', use.text)
-  if use.kind not in ('fusion', 'call') or called is None:
-    return False
-  numbers = [i for i, name in enumerate(use.operands) if name == operand]
-  parameters = [
-    inner
-    for inner in program
-    if inner.computation == called[1]
-    and inner.kind == 'parameter'
-    and int(re.search(r'parameter\((\d+)\)', inner.text)[1]) in numbers
-  ]
-  return len(parameters) == len(numbers) and all(
-    _is_sliced(program, users, inner, 0) for inner in parameters
-  )

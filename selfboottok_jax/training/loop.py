@@ -260,6 +260,8 @@ def _evaluate(
   """Measures a state, and logs the values with the prefix 'val/'."""
   # Without a writer too: evaluating is collective, logging is not.
   values: dict[str, float] = {}
+  if evaluators:
+    state = state_lib.gather_means(state)
   for evaluator in evaluators:
     values |= {f'val/{name}': value for name, value in evaluator.run(state)}
   if not values:

@@ -137,6 +137,23 @@ def start_mean(mean: PyTree, params: PyTree) -> PyTree:
   )
 
 
+def gather_means(state: TrainState) -> TrainState:
+  """Returns a state whose running means are placed like the parameters.
+
+  Networks compute with means that are placed like this. Nothing is copied where
+  they are already.
+  """
+  ema = {
+    group: jax.tree.map(
+      lambda old, new: jax.device_put(old, new.sharding),
+      mean,
+      state.params[group],
+    )
+    for group, mean in state.ema.items()
+  }
+  return dataclasses.replace(state, ema=ema)
+
+
 def ema_decay(step: Int[Array, ''], limit: float) -> Float[Array, '']:
   """Returns the decay of running means, min(limit, (1 + n) / (10 + n)).
 

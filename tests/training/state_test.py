@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from selfboottok_jax.training import optim
+from selfboottok_jax.training import optim, sharding
 from selfboottok_jax.training import state as state_lib
 from tests import tiny
 
@@ -160,6 +160,37 @@ def test_randomness_is_a_function_of_seed_step_and_group(
     np.testing.assert_allclose(values[name], expected, rtol=1e-5)
   drawn = [float(m[name]) for m in metrics for name in ('noise', 'other_noise')]
   assert len(set(drawn)) == 2 * STEPS
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (2, 4), (1, 8)])
+def test_what_only_remembers_is_split_over_all_devices(shape):
+  mesh = sharding.make_mesh(*shape)
+  adam = optim.build_optimizer(steps=1, learning_rate=0.1)
+
+  def init():
+    params = {'net': {'w': jnp.ones((256, 128))}}
+    return state_lib.init_state(params, {}, {'net': adam}, ('net',))
+
+  abstract = state_lib.place_abstractly(jax.eval_shape(init), mesh)
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  state = jax.jit(init, out_shardings=where)()
+
+  def share(tree):
+    (largest,) = (x for x in jax.tree.leaves(tree) if x.size > 1)
+    return largest.addressable_shards[0].data.shape
+
+  parameters = (256 // shape[1], 128)
+  assert share(state.params) == parameters
+  assert share(state.ema) == (32, 128)
+  moments = jax.tree.leaves(state.opt)
+  assert [share(m) for m in moments if m.ndim] == [(32, 128)] * 2
+  gathered = state_lib.gather_means(state)
+  assert share(gathered.ema) == parameters
+  started = state_lib.start_mean(state.ema, state.params)
+  assert share(started) == (32, 128)
+  tiny.assert_same(started, state.params)
+  # A copy wherever it lies.
+  assert started['net']['w'] is not state.params['net']['w']
 
 
 PARTS = 4
