@@ -9,7 +9,7 @@ and L40S (dense tensor core rates: half of those printed "with sparsity").
 import dataclasses
 from collections.abc import Mapping
 
-GIB = 2**30
+GIB = 2.0**30
 # GPUs whose links reach each other at full speed: those of one machine.
 NODE = 8
 # The part of a GPU's memory that JAX takes by default.
@@ -81,11 +81,11 @@ _CUBES = (
 def _tpu(
   name: str,
   kinds: tuple[str, ...],
-  peak: float,
-  memory: float,
-  usable: float,
-  bandwidth: float,
-  both_ways: float,
+  peak: float | int,
+  memory: float | int,
+  usable: float | int,
+  bandwidth: float | int,
+  both_ways: float | int,
   slices: tuple[str, ...],
   devices: int = 1,
 ) -> Chip:
@@ -112,13 +112,13 @@ def _tpu(
 def _gpu(
   name: str,
   kinds: tuple[str, ...],
-  peak: float,
-  tf32: float,
-  fp32: float,
-  memory: float,
-  bandwidth: float,
-  both_ways: float,
-  network: float,
+  peak: float | int,
+  tf32: float | int,
+  fp32: float | int,
+  memory: float | int,
+  bandwidth: float | int,
+  both_ways: float | int,
+  network: float | int,
 ) -> Chip:
   """A GPU; in teraflops, gigabytes, and gigabytes per second.
 

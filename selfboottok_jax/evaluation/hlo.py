@@ -16,10 +16,13 @@ import numpy as np
 # Bits of the element types whose names do not say it.
 _BITS = {'pred': 8, 'token': 0, 'opaque': 0}
 _SHAPE = re.compile(r'(\w+)\[([\d,<=\s]*)\](\{[^}]*\})?')
-_HEAD = re.compile(r'(ENTRY\s+)?%?([\w.\-#]+)\s.*->.*\{\s*$')
+_HEAD = re.compile(r'(ENTRY\s+)?%?([\w.\-#]+)\s(?:.*->.*)?\{\s*$')
 _INSTRUCTION = re.compile(r'\s*(ROOT\s+)?%?([\w.\-#]+) = (.*)$')
 _OPCODE = re.compile(r'\s*([\w\-]+)\(')
 _NAME = re.compile(r'%([\w.\-#]+)')
+# In the short form of a text that is not optimised.
+_BARE = re.compile(r'[\w.\-#]+')
+_COMMENT = re.compile(r'/\*.*?\*/')
 _SPACE = re.compile(r'S\((\d+)\)')
 # Instructions that hand a value on as it is, for a search of constants.
 _SAME = ('copy', 'bitcast', 'convert', 'reshape', 'copy-done', 'copy-start')
@@ -152,7 +155,7 @@ class Collective:
   kind: str
   axes: tuple[str, ...]
   count: int
-  bytes: float
+  bytes: float | int
 
 
 class Program:
@@ -283,7 +286,7 @@ class Program:
     }.get(instruction.opcode)
     if instruction.opcode == 'conditional':
       listed = instruction.attribute(r'branch_computations=\{([^}]*)\}')
-      names = _NAME.findall(listed) if listed else []
+      names = _names(listed or '')
       for which in ('true', 'false'):
         name = instruction.attribute(rf'{which}_computation=%?([\w.\-#]+)')
         names += [name] if name else []
@@ -423,10 +426,17 @@ def _instruction(name: str, line: str) -> Instruction:
     name,
     opcode[1],
     tuple(_shapes(line[:end])),
-    () if literal else tuple(_NAME.findall(inside)),
+    () if literal else tuple(_names(inside)),
     inside if literal else '',
     line[close + 1 :],
   )
+
+
+def _names(text: str) -> list[str]:
+  """The names in a list of operands or computations."""
+  if '%' in text:
+    return _NAME.findall(text)
+  return _BARE.findall(_COMMENT.sub('', text))
 
 
 def _element(found: Mapping[str, Instruction], name: str) -> Instruction:

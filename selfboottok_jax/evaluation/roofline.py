@@ -44,8 +44,8 @@ class Work:
   """
 
   scope: str
-  flops: Mapping[str, float]
-  bytes: float
+  flops: Mapping[str, float | int]
+  bytes: float | int
   times: int = 1
   ahead: bool = False
 
@@ -61,13 +61,13 @@ class Roofline:
     fetches: the traffic of all instructions, and of what is fetched ahead.
   """
 
-  arithmetic: float
-  memory: float
-  links: float
-  fetches: float
+  arithmetic: float | int
+  memory: float | int
+  links: float | int
+  fetches: float | int
 
   @property
-  def seconds(self) -> float:
+  def seconds(self) -> float | int:
     """The least time of a step."""
     return max(self.arithmetic + self.memory, self.links, self.fetches)
 
@@ -182,7 +182,7 @@ def estimate(
 
 def link_seconds(
   moved: hlo.Collective, chip: hardware.Chip, mesh: Mapping[str, int]
-) -> float:
+) -> float | int:
   """Least seconds of a collective: all links of the chip carry it.
 
   GPUs of several machines reach each other over the network. A collective over
@@ -215,7 +215,7 @@ def _inside_node(axes: Sequence[str], mesh: Mapping[str, int]) -> int:
   return near
 
 
-def _products(program: hlo.Program, step: hlo.Step) -> dict[str, float]:
+def _products(program: hlo.Program, step: hlo.Step) -> dict[str, float | int]:
   """Operations of the matrix products and convolutions of an instruction."""
   counted = collections.Counter[str]()
   instruction = step.instruction
@@ -237,7 +237,7 @@ def _inside(
     yield hlo.Step(instruction, computation, 1)
 
 
-def _of_product(step: hlo.Step) -> dict[str, float]:
+def _of_product(step: hlo.Step) -> dict[str, float | int]:
   instruction = step.instruction
   if instruction.opcode not in ('dot', 'convolution'):
     return {}
@@ -266,7 +266,7 @@ def _convolution(
   image: hlo.Shape,
   kernel: hlo.Shape,
   out: hlo.Shape,
-) -> float:
+) -> float | int:
   """Operations of a convolution; padding is no number, and not multiplied."""
   labels = instruction.attribute(r'dim_labels=([\w?]+_[\w?]+->[\w?]+)') or ''
   sides, _, last = labels.partition('->')
@@ -297,7 +297,7 @@ def _convolution(
   return 2.0 * products
 
 
-def _traffic(program: hlo.Program, step: hlo.Step) -> float:
+def _traffic(program: hlo.Program, step: hlo.Step) -> float | int:
   """Bytes that an instruction reads and writes in main memory."""
   instruction = step.instruction
   opcode = instruction.opcode
@@ -328,12 +328,12 @@ def _traffic(program: hlo.Program, step: hlo.Step) -> float:
   return written + sum(_main(operand.shapes) for operand in step.operands)
 
 
-def _main(shapes: Sequence[hlo.Shape]) -> float:
+def _main(shapes: Sequence[hlo.Shape]) -> float | int:
   """Bytes of those shapes that lie in main memory."""
   return sum(shape.bytes for shape in shapes if not shape.space)
 
 
-def _fusion_traffic(program: hlo.Program, step: hlo.Step) -> float:
+def _fusion_traffic(program: hlo.Program, step: hlo.Step) -> float | int:
   inner = program.called(step.instruction)
   # What a collective sends that is spread over fusions is no traffic of theirs.
   handed = {
@@ -354,7 +354,7 @@ def _fusion_traffic(program: hlo.Program, step: hlo.Step) -> float:
 
 def _read(
   program: hlo.Program, computation: hlo.Computation, name: str
-) -> float:
+) -> float | int:
   """Bytes that a fusion reads of a parameter: all, or the slices it takes."""
   whole = computation.instructions[name].shapes[0].bytes
   total = 0.0
@@ -378,7 +378,7 @@ def _read(
   return min(whole, total)
 
 
-def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float:
+def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float | int:
   """Bytes that a fusion writes: its results, or what it changes in them."""
   root = inner.instructions[inner.root]
   parts = [inner.root]

@@ -47,15 +47,15 @@ class Memory:
     padding: what the layout of the hardware adds to inputs and outputs.
   """
 
-  state: float
-  frozen: float
-  batch: float
-  temporary: float
-  program: float = 0.0
-  padding: float = 0.0
+  state: float | int
+  frozen: float | int
+  batch: float | int
+  temporary: float | int
+  program: float | int = 0
+  padding: float | int = 0
 
   @property
-  def total(self) -> float:
+  def total(self) -> float | int:
     """All of it."""
     return sum(dataclasses.astuple(self))
 
@@ -99,7 +99,7 @@ class Trace:
   phases: dict[int, float]
   assumed: list[str]
   mesh: dict[str, int]
-  least_moved: float
+  least_moved: float | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Forecast:
     return max(0, int((room - fixed) / slope) // devices * devices)
 
   @property
-  def received(self) -> float:
+  def received(self) -> float | int:
     """Bytes that each chip receives in a step."""
     devices = self.where.chip.devices
     return devices * sum(moved.bytes for moved in self.program.moved)
@@ -458,9 +458,9 @@ def _compile(
 def _memory(
   step_fn: programs.TrainPrograms,
   where: topology.Topology,
-  temporary: float,
-  program: float = 0.0,
-  held: float = 0.0,
+  temporary: float | int,
+  program: float | int = 0,
+  held: float | int = 0,
 ) -> Memory:
   """The memory of a chip; `held` are inputs and outputs as they lie in it."""
   devices = where.chip.devices
@@ -468,13 +468,13 @@ def _memory(
     devices * cost.shard_bytes(tree)
     for tree in (step_fn.state, step_fn.frozen, step_fn.batch)
   )
-  padding = max(0.0, devices * held - state - frozen - batch)
+  padding = max(0, devices * held - state - frozen - batch)
   return Memory(state, frozen, batch, temporary, devices * program, padding)
 
 
 def _least_moved(
   step_fn: programs.TrainPrograms, size: int, mesh: Mesh
-) -> float:
+) -> float | int:
   """Bytes that each device must receive in a step, at least.
 
   A trained parameter that is split over n devices is gathered for the forward
@@ -483,7 +483,7 @@ def _least_moved(
   each receives 2 (r - 1) / r. A frozen parameter is gathered once.
   """
 
-  def received(leaf: Any, passes: int, *, is_trained: bool) -> float:
+  def received(leaf: Any, passes: int, *, is_trained: bool) -> float | int:
     count = math.prod(leaf.shape)
     part = math.prod(leaf.sharding.shard_shape(leaf.shape))
     split = count // max(part, 1)
@@ -492,7 +492,7 @@ def _least_moved(
     summed = 2 * part * (repeated - 1) / repeated if is_trained else 0.0
     return size * (gathered + summed)
 
-  def total(tree: PyTree, passes: int, *, is_trained: bool) -> float:
+  def total(tree: PyTree, passes: int, *, is_trained: bool) -> float | int:
     return sum(
       received(leaf, passes, is_trained=is_trained)
       for leaf in jax.tree.leaves(tree)
