@@ -53,7 +53,7 @@ class Flops:
       self.recompute + other.recompute,
     )
 
-  def __mul__(self, factor: float) -> 'Flops':
+  def __mul__(self, factor: float | int) -> 'Flops':
     """Multiplies the operations of every phase by `factor`."""
     return Flops(
       self.forward * factor, self.backward * factor, self.recompute * factor

@@ -10,6 +10,10 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
 
 from selfboottok_jax.evaluation import flops, hardware, hlo
 
@@ -178,6 +182,36 @@ def estimate(
   links = sum(link_seconds(one, chip, mesh) for one in moved)
   fetches = sum(one.bytes for one in work) / bandwidth
   return Roofline(arithmetic, memory, links, fetches)
+
+
+def least_moved(
+  trained: PyTree, frozen: PyTree, *, size: int, devices: int
+) -> float | int:
+  """Bytes that each device must receive in a step, at least.
+
+  A trained parameter that is split over n devices is gathered for the forward
+  and for the backward pass, and its gradient is scattered. Gradients of what r
+  devices repeat are then summed over them, of which each receives
+  2 (r - 1) / r. A frozen parameter is gathered once.
+
+  Args:
+    trained: placed parameters, or their shapes, that a step updates.
+    frozen: those that it only reads.
+    size: bytes of a number on its way.
+    devices: number of all devices.
+  """
+
+  def received(leaf: Any, passes: int, *, summed: bool) -> float | int:
+    count = math.prod(leaf.shape)
+    part = math.prod(leaf.sharding.shard_shape(leaf.shape))
+    split = count // max(part, 1)
+    repeated = devices // split
+    gathered = passes * count * (split - 1) / split
+    return gathered + summed * 2 * part * (repeated - 1) / repeated
+
+  leaves = [(leaf, 3, True) for leaf in jax.tree.leaves(trained)]
+  leaves += [(leaf, 1, False) for leaf in jax.tree.leaves(frozen)]
+  return size * sum(received(leaf, n, summed=s) for leaf, n, s in leaves)
 
 
 def link_seconds(

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import ml_collections
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from selfboottok_jax.evaluation import (
   cost,
@@ -91,7 +90,7 @@ class Trace:
     assumed: a line for everything that was supposed because it was not given.
     mesh: sizes of the mesh.
     least_moved: bytes that each device must receive in a step, see
-      `_least_moved`.
+      `roofline.least_moved`.
   """
 
   rows: list[cost.Row]
@@ -249,7 +248,7 @@ class Forecast:
       'steps': self.steps,
       'hours': self.hours,
       'chip_hours': self.hours * by_chip,
-      'compile_seconds': self.program.compile_seconds,
+      'compile_seconds': _or_none(self.program.compile_seconds),
       'assumed': self.trace.assumed,
     }
 
@@ -273,10 +272,16 @@ class Forecast:
     )
 
 
-class _NoRoomError(Exception):
-  """The compiler found no room; carries its words and the bytes it wanted."""
+class NoRoomError(Exception):
+  """The compiler found no room for a program in a chip's memory.
+
+  Attributes:
+    bytes: what it wanted for intermediate values on one device; 0 if its words
+      do not tell.
+  """
 
   def __init__(self, words: str):
+    """Takes the compiler's words."""
     super().__init__(words)
     found = _NEEDED.search(words)
     parts = [part for part in found.groups() if part] if found else ['0']
@@ -345,7 +350,7 @@ def _measure(
   batch, refused = config.data.batch_size, ''
   try:
     program = _compile(step_fn, first, where, mesh, batch)
-  except _NoRoomError as error:
+  except NoRoomError as error:
     refused, twice = str(error).splitlines()[0], False
     memory = _memory(step_fn, where, error.bytes * where.chip.devices)
     program = Program(batch, memory, [], [], math.nan)
@@ -360,7 +365,7 @@ def _measure(
       other = _compile(again, first, where, mesh, smaller)
       # Its work would only make the answer large.
       other = dataclasses.replace(other, work=[], moved=[])
-    except _NoRoomError:
+    except NoRoomError:
       pass
   return Forecast(
     where=where,
@@ -391,6 +396,7 @@ def _trace(
     for first, rows in by_phase.items()
   }
   last = max(totals)
+  params, trained = step_fn.state.params, step_fn.state.opt
   names = [component.name for component in components]
   return Trace(
     rows=by_phase[last],
@@ -398,8 +404,11 @@ def _trace(
     phases={first: total / totals[last] for first, total in totals.items()},
     assumed=abstract.assumed,
     mesh=dict(mesh.shape),
-    least_moved=_least_moved(
-      step_fn, 4 if config.model.dtype == 'float32' else 2, mesh
+    least_moved=roofline.least_moved(
+      {group: params[group] for group in trained},
+      [step_fn.frozen, *(p for g, p in params.items() if g not in trained)],
+      size=4 if config.model.dtype == 'float32' else 2,
+      devices=mesh.size,
     ),
   )
 
@@ -414,7 +423,7 @@ def _compile(
   """Compiles the phase that begins at step `first`.
 
   Raises:
-    _NoRoomError: it does not fit the chip.
+    NoRoomError: it does not fit the chip.
   """
   try:
     with topology.partitioned() as texts:
@@ -422,7 +431,7 @@ def _compile(
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    raise _NoRoomError(str(error)) from error
+    raise NoRoomError(str(error)) from error
   stats = compiled.memory_analysis()
   padding = (
     stats.argument_size_in_bytes
@@ -472,46 +481,14 @@ def _memory(
   return Memory(state, frozen, batch, temporary, devices * program, padding)
 
 
-def _least_moved(
-  step_fn: programs.TrainPrograms, size: int, mesh: Mesh
-) -> float | int:
-  """Bytes that each device must receive in a step, at least.
-
-  A trained parameter that is split over n devices is gathered for the forward
-  and for the backward pass, and its gradient is scattered, in numbers of `size`
-  bytes. Gradients of what r devices repeat are then summed over them, of which
-  each receives 2 (r - 1) / r. A frozen parameter is gathered once.
-  """
-
-  def received(leaf: Any, passes: int, *, is_trained: bool) -> float | int:
-    count = math.prod(leaf.shape)
-    part = math.prod(leaf.sharding.shard_shape(leaf.shape))
-    split = count // max(part, 1)
-    repeated = mesh.size // split
-    gathered = passes * count * (split - 1) / split
-    summed = 2 * part * (repeated - 1) / repeated if is_trained else 0.0
-    return size * (gathered + summed)
-
-  def total(tree: PyTree, passes: int, *, is_trained: bool) -> float | int:
-    return sum(
-      received(leaf, passes, is_trained=is_trained)
-      for leaf in jax.tree.leaves(tree)
-    )
-
-  trained = {group: step_fn.state.params[group] for group in step_fn.state.opt}
-  fixed = {
-    group: params
-    for group, params in step_fn.state.params.items()
-    if group not in trained
-  }
-  return total(trained, 3, is_trained=True) + total(
-    (fixed, step_fn.frozen), 1, is_trained=False
-  )
-
-
 def _other(row: cost.Row) -> str:
   """The name of a row in the count by type."""
   return flops.OTHER if row.trained is None else row.component
+
+
+def _or_none(seconds: float) -> float | None:
+  """JSON has no NaN."""
+  return None if math.isnan(seconds) else seconds
 
 
 def _flops_table(found: Forecast) -> str:

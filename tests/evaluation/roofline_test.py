@@ -3,6 +3,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from selfboottok_jax.evaluation import flops, hardware, hlo, roofline
 from selfboottok_jax.models import transformer
@@ -211,6 +213,26 @@ def test_gpus_of_other_machines_are_reached_over_the_network():
   apart = hlo.Collective('all-reduce', ('data',), 1, chip.network)
   mesh = {'data': 2, 'fsdp': 8}
   assert roofline.link_seconds(apart, chip, mesh) == pytest.approx(1)
+
+
+def test_the_least_that_sharded_weights_need():
+  auto = (AxisType.Auto,) * 2
+  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=auto)
+
+  def shape(*spec):
+    where = NamedSharding(mesh, P(*spec))
+    return jax.ShapeDtypeStruct((16, 16), jnp.float32, sharding=where)
+
+  def least(trained, frozen=()):
+    return roofline.least_moved(trained, frozen, size=2, devices=8)
+
+  whole = 2 * 16 * 16
+  # Gathered twice and scattered; a quarter of the gradient is summed over two.
+  assert least([shape(None, 'fsdp')]) == 3 * whole * 3 / 4 + whole / 4
+  # Repeated: the gradient is summed over all.
+  assert least([shape()]) == 2 * whole * 7 / 8
+  assert least([shape(('data', 'fsdp'))]) == 3 * whole * 7 / 8
+  assert least([], [shape('fsdp'), shape()]) == whole * 3 / 4
 
 
 def test_a_product_in_a_loop_of_unknown_length_is_refused():
