@@ -242,7 +242,9 @@ class Program:
       size = groups.shape[1]
       operands = [s for i in step.operands for s in i.shapes[:1]]
       whole = sum(s.bytes for s in operands)
-      if scatter and kind == 'all-reduce' and _is_scattered(step, size):
+      # A TPU's reduce-scatter is a fusion of a sum and a slice of it.
+      may_scatter = scatter or step.computation.name in self._fused_in
+      if may_scatter and kind == 'all-reduce' and _is_scattered(step, size):
         kind = 'reduce-scatter'
       received = whole * _share(kind, size)
       if not axes:
@@ -537,19 +539,19 @@ def _axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 def _is_scattered(step: Step, size: int) -> bool:
   """Whether every reader of an all-reduce takes one device's part of it."""
-  if len(step.instruction.shapes) != 1:
-    return False
-  whole = math.prod(step.instruction.shapes[0].dims)
-  readers = [step.instruction]
-  users: list[Instruction] = []
+  readers = [(step.instruction, step.instruction.shapes[0])]
+  parts: list[tuple[Instruction, Shape]] = []
   while readers:
-    for user in step.computation.users[readers.pop().name]:
-      if user.opcode in ('bitcast', 'reshape', 'copy'):
-        readers.append(user)
+    reader, whole = readers.pop()
+    for user in step.computation.users[reader.name]:
+      if user.opcode == 'get-tuple-element':
+        readers.append((user, user.shapes[0]))
+      elif user.opcode in ('bitcast', 'reshape', 'copy'):
+        readers.append((user, whole))
       else:
-        users.append(user)
-  return bool(users) and all(
+        parts.append((user, whole))
+  return bool(parts) and all(
     user.opcode == 'dynamic-slice'
-    and math.prod(user.shapes[0].dims) * size <= whole
-    for user in users
+    and math.prod(user.shapes[0].dims) * size <= math.prod(whole.dims)
+    for user, whole in parts
   )

@@ -369,18 +369,11 @@ def _main(shapes: Sequence[hlo.Shape]) -> float | int:
 
 def _fusion_traffic(program: hlo.Program, step: hlo.Step) -> float | int:
   inner = program.called(step.instruction)
-  # What a collective sends that is spread over fusions is no traffic of theirs.
-  handed = {
-    name
-    for instruction in inner.instructions.values()
-    if instruction.opcode in hlo.COLLECTIVES
-    for name in instruction.operands
-  }
   total = 0.0
   for number, operand in enumerate(step.operands):
     shape = operand.shapes[0]
     name = inner.parameters[number]
-    if shape.space or name in handed:
+    if shape.space:
       continue
     total += min(shape.bytes, _read(program, inner, name))
   return total + _written(inner, step.instruction)
@@ -397,6 +390,9 @@ def _read(
       total += _read(program, computation, user.name)
     elif user.opcode in _PARTIAL and user.operands[0] == name:
       total += user.shapes[0].bytes
+    elif user.opcode in hlo.COLLECTIVES:
+      # Counted where it flows between chips.
+      continue
     elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
       # Written in place; what it keeps is not read.
       continue

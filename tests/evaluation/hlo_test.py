@@ -245,6 +245,34 @@ def test_a_gather_that_is_spread_over_fusions_is_one():
   assert (found.count, found.bytes) == (2, 32.0)
 
 
+# As a TPU's compiler writes a reduce-scatter of two arrays.
+FUSED = """
+HloModule fused
+%all-reduce-scatter (a: f32[16], b: f32[16]) -> (f32[2], f32[2]) {
+  %a = f32[16]{0:S(1)} parameter(0)
+  %b = f32[16]{0:S(1)} parameter(1)
+  %all = (f32[16]{0}, f32[16]{0}) all-reduce(%a, %b), channel_id=1, replica_groups=[1,8]<=[8], use_global_device_ids=true, to_apply=%sum
+  %at = u32[] partition-id()
+  %one = f32[16]{0} get-tuple-element(%all), index=0
+  %own = f32[2]{0} dynamic-slice(%one, %at), dynamic_slice_sizes={2}
+  %two = f32[16]{0} get-tuple-element(%all), index=1
+  %more = f32[2]{0} dynamic-slice(%two, %at), dynamic_slice_sizes={2}
+  ROOT %t = (f32[2]{0}, f32[2]{0}) tuple(%own, %more)
+}
+ENTRY %main (p: f32[16]) -> (f32[2], f32[2]) {
+  %p = f32[16]{0} parameter(0)
+  ROOT %f = (f32[2]{0}, f32[2]{0}) fusion(%p, %p), kind=kCustom, calls=%all-reduce-scatter
+}
+"""  # noqa: E501
+
+
+def test_a_sum_and_its_slice_in_one_fusion_are_a_scatter():
+  received = 2 * 4 * 16 * 7 / 8
+  assert hlo.Program(FUSED).collectives({'fsdp': 8}) == [
+    hlo.Collective('reduce-scatter', ('fsdp',), 1, received)
+  ]
+
+
 def test_shapes_have_bytes_and_a_memory():
   program = _made_up()
   body = program.computations['body']
