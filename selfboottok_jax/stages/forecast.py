@@ -6,7 +6,6 @@ partition where no compiler is at hand.
 """
 
 import collections
-import copy
 import dataclasses
 import json
 import math
@@ -17,6 +16,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from selfboottok_jax import errors
 from selfboottok_jax.evaluation import (
   cost,
   flops,
@@ -319,10 +319,6 @@ def forecast(
   """
   where = topology.parse(name)
   topology.require_compiler(where)
-  config = copy.deepcopy(config)
-  if config.model.attention == 'cudnn':
-    with config.unlocked():
-      config.model.attention = 'xla'
   found = topology.call(where, _measure, config, where, largest_batch)
   if found.refused and not found.program.work:
     # Partitioned instead: what does not fit has collectives and work, too.
@@ -342,11 +338,22 @@ def _measure(
   """Traces and compiles, in a process that has the devices."""
   mesh = sharding.make_mesh(**config.mesh, devices=where.devices())
   sharding.check_batch_size(config.data.batch_size, mesh)
+  notes = []
+  if config.model.attention == 'cudnn':
+    # Its kernels are traced on a GPU only.
+    config.model.attention = 'xla'
+    notes.append('attention of xla in place of cudnn, which keeps no weights')
   checks.check(config)
   abstract = dry_run.abstract_task(config)
+  abstract.assumed.extend(notes)
   step_fn = programs.TrainPrograms(config, abstract.task, mesh)
   first = max(abstract.task.milestones)
-  trace = _trace(config, abstract, step_fn, mesh)
+  try:
+    trace = _trace(config, abstract, step_fn, mesh)
+  except ValueError as error:
+    raise errors.ConfigError(
+      f'this training cannot be foreseen: {error}'
+    ) from error
   batch, refused = config.data.batch_size, ''
   try:
     program = _compile(step_fn, first, where, mesh, batch)
