@@ -24,6 +24,8 @@ _NAME = re.compile(r'%([\w.\-#]+)')
 _BARE = re.compile(r'[\w.\-#]+')
 _COMMENT = re.compile(r'/\*.*?\*/')
 _SPACE = re.compile(r'S\((\d+)\)')
+# Groups that are named by the axes of a mesh, whose devices may be turned.
+_NAMED = re.compile(r'mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}')
 # Instructions that hand a value on as it is, for a search of constants.
 _SAME = ('copy', 'bitcast', 'convert', 'reshape', 'copy-done', 'copy-start')
 
@@ -505,22 +507,35 @@ def _groups(instruction: Instruction, mesh: Mapping[str, int]) -> np.ndarray:
   if text.startswith('{{'):
     rows = re.findall(r'\{([\d,]+)\}', text[: text.index('}}') + 1])
     return np.asarray([_integers(row) for row in rows])
-  iota = re.match(r'\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
+  iota = re.match(r'\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', text)
   if iota:
-    grid = np.arange(devices).reshape(_integers(iota[3]))
-    if iota[4]:
-      grid = grid.transpose(_integers(iota[4]))
-    return grid.reshape(int(iota[1]), int(iota[2]))
-  named = re.match(r'mesh\[([^\]]*)\] \{([^}]*)\}', text)
-  if named is None or ':' in named[2]:
+    return _ordered(iota[3]).reshape(int(iota[1]), int(iota[2]))
+  named = _NAMED.match(text)
+  if named is None or ':' in named[3]:
     raise ValueError(f'groups of devices of an unknown form: {text[:80]}')
   sizes = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
-  inside = re.findall(r"'([^']*)'", named[2])
+  inside = re.findall(r"'([^']*)'", named[3])
   names = list(sizes)
-  grid = np.arange(devices).reshape([int(size) for size in sizes.values()])
+  grid = _ordered(named[2]) if named[2] else np.arange(devices)
+  grid = grid.reshape([int(size) for size in sizes.values()])
   order = [n for n in names if n not in inside] + inside
   size = math.prod(int(sizes[n]) for n in inside)
   return grid.transpose([names.index(n) for n in order]).reshape(-1, size)
+
+
+def _ordered(text: str) -> np.ndarray:
+  """Devices in the order of `[2,4]T(1,0)`: counted in a grid, then turned.
+
+  Without a grid they are listed one by one.
+  """
+  grid = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
+  if grid is None:
+    return np.asarray(_integers(text))
+  sizes = _integers(grid[1])
+  counted = np.arange(math.prod(sizes)).reshape(sizes)
+  if grid[2]:
+    counted = counted.transpose(_integers(grid[2]))
+  return counted.flatten()
 
 
 def _integers(text: str) -> list[int]:

@@ -58,6 +58,15 @@ class Memory:
     """All of it."""
     return sum(dataclasses.astuple(self))
 
+  @property
+  def fixed(self) -> float | int:
+    """What no batch changes."""
+    return self.state + self.frozen + self.program
+
+  def per_image(self, batch_size: int) -> float:
+    """The rest over the images of the batch."""
+    return (self.total - self.fixed) / batch_size
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -172,15 +181,18 @@ class Forecast:
   def largest_batch(self) -> int | None:
     """The largest global batch that fits; 0 if none does, None if unknown.
 
-    Memory is a line through two programs. Where there is only one, all its
-    intermediate values are taken to grow with the batch.
+    Memory is a line through two programs. Where one was refused, all
+    intermediate values of the other are taken to grow with the batch.
     """
     one, two, room = self.program, self.other, self.where.chip.usable
+    if self.refused:
+      # Refused programs say more than they would need: the compiler gives up
+      # before it saves memory.
+      one, two = two or one, None
+    elif two is None:
+      return None
     if two is None:
-      if not self.refused:
-        return None
-      fixed = one.memory.state + one.memory.frozen + one.memory.program
-      slope = (one.memory.total - fixed) / one.batch_size
+      fixed, slope = one.memory.fixed, one.memory.per_image(one.batch_size)
     else:
       slope = (one.memory.total - two.memory.total) / (
         one.batch_size - two.batch_size
@@ -358,12 +370,17 @@ def _measure(
   try:
     program = _compile(step_fn, first, where, mesh, batch)
   except NoRoomError as error:
-    refused, twice = str(error).splitlines()[0], False
+    refused = str(error).splitlines()[0]
     memory = _memory(step_fn, where, error.bytes * where.chip.devices)
     program = Program(batch, memory, [], [], math.nan)
   other = None
   smaller = batch // 2
-  if smaller % mesh.size:
+  if refused:
+    room = where.chip.usable - program.memory.fixed
+    smaller = int(room / max(program.memory.per_image(batch), 1))
+    smaller = min(smaller, batch // 2) // mesh.size * mesh.size
+    twice = twice and smaller > 0
+  elif smaller % mesh.size:
     smaller = 2 * batch
   if twice:
     config.data.batch_size = smaller
@@ -554,7 +571,7 @@ def _memory_lines(found: Forecast) -> list[str]:
       '32 bits and fuse less; the hardware needs less'
     )
   largest = found.largest_batch
-  if largest is not None and found.other is not None:
+  if largest is not None and found.other is not None and not found.refused:
     lines.append(
       f'largest global batch that fits: {largest:,}, on a line through the '
       f'programs of batch {found.batch_size:,} and {found.other.batch_size:,}'
@@ -562,7 +579,8 @@ def _memory_lines(found: Forecast) -> list[str]:
   elif largest is not None:
     lines.append(
       f'largest global batch that fits: about {largest:,}, if intermediate '
-      'values shrink with it'
+      f'values grow in proportion from batch '
+      f'{(found.other or found.program).batch_size:,}'
     )
   return lines
 

@@ -199,6 +199,9 @@ def test_a_collective_in_a_loop_of_unknown_length_is_refused():
     ("mesh['a'=2,'b'=4] {'a'}", ('data',)),
     ("mesh['a'=2,'b'=2,'c'=2] {'b','c'}", ('fsdp',)),
     ("mesh['a'=8] {'a'}", ('data', 'fsdp')),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ('fsdp',)),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ('data',)),
+    ("mesh['a'=4,'b'=2], device_ids=(0,4,1,5,2,6,3,7) {'b'}", ('data',)),
   ],
 )
 def test_every_way_to_write_groups_of_devices(groups, axes):

@@ -98,6 +98,13 @@ def test_what_the_compiler_refuses_says_how_much_it_wanted():
   # Intermediate values are taken to shrink with the batch.
   assert found.largest_batch == int(13.75 / 30.5 * 256) // 16 * 16
   assert 'DOES NOT FIT; the compiler says' in found.to_text()
+  # A smaller one that was compiled knows better.
+  memory = forecast.Memory(FIXED, 0, 0, 1.0 * GIB)
+  smaller = dataclasses.replace(found.program, memory=memory, batch_size=64)
+  better = dataclasses.replace(found, other=smaller)
+  assert better.largest_batch == int(13.75 * 64) // 16 * 16
+  assert 'about 880, ' in better.to_text()
+  assert 'in proportion from batch 64' in better.to_text()
   for said, wanted in (
     (words, 30.5 * GIB),
     ('Used 20.00M of 15.75G hbm', 20 * 2**20),
