@@ -167,8 +167,3 @@ CHIPS = {
   )
 }
 # fmt: on
-
-
-def of_kind(device_kind: str) -> Chip | None:
-  """The chip whose devices JAX calls so; None if it is not listed."""
-  return next((c for c in CHIPS.values() if device_kind in c.kinds), None)

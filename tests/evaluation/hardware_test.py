@@ -31,5 +31,3 @@ def test_numbers_are_in_units_of_one_chip(chip):
 def test_every_kind_belongs_to_one_chip():
   kinds = [kind for chip in hardware.CHIPS.values() for kind in chip.kinds]
   assert len(kinds) == len(set(kinds))
-  assert hardware.of_kind('TPU v5 lite').name == 'v5e'
-  assert hardware.of_kind('cpu') is None
