@@ -13,31 +13,15 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from selfboottok_jax import errors, files, trees
-from selfboottok_jax.evaluation import flops, tables
+from selfboottok_jax.evaluation import flops, hardware, tables
 
 FILE = 'cost.json'
 
-# Dense bfloat16 operations per second and device, by `device_kind`; from the
-# vendors' data sheets.
+# Dense bfloat16 operations per second and device, by `device_kind`.
 PEAKS = {
-  'NVIDIA A100-SXM4-40GB': 312e12,
-  'NVIDIA A100-SXM4-80GB': 312e12,
-  'NVIDIA A100-PCIE-40GB': 312e12,
-  'NVIDIA A100 80GB PCIe': 312e12,
-  'NVIDIA H100 80GB HBM3': 989e12,
-  'NVIDIA H100 PCIe': 756e12,
-  'NVIDIA H100 NVL': 835e12,
-  'NVIDIA H200': 989e12,
-  'NVIDIA B200': 2250e12,
-  'NVIDIA L4': 121e12,
-  'NVIDIA L40S': 362e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5p': 459e12,
-  'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
+  kind: chip.peak / chip.devices
+  for chip in hardware.CHIPS.values()
+  for kind in chip.kinds
 }
 _COLUMNS = (
   'component', 'parameters', 'kind', 'forward', 'backward', 'recompute',
@@ -205,14 +189,14 @@ def measure_memory(
 ) -> Memory:
   """Measures a compiled step and its inputs, which may be abstract."""
   return Memory(
-    state=_shard_bytes(state),
-    frozen=_shard_bytes(frozen),
-    batch=_shard_bytes(batch),
+    state=shard_bytes(state),
+    frozen=shard_bytes(frozen),
+    batch=shard_bytes(batch),
     temporary=compiled.memory_analysis().temp_size_in_bytes,
   )
 
 
-def _shard_bytes(tree: PyTree) -> int:
+def shard_bytes(tree: PyTree) -> int:
   """Counts the bytes of a placed tree on one device."""
   total = 0
   for leaf in jax.tree.leaves(tree):

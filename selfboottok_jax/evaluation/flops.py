@@ -5,11 +5,12 @@ and hardware peaks do. The body of a loop counts as often as it runs, which
 XLA's own analysis does not do.
 """
 
+import collections
 import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core
@@ -52,7 +53,7 @@ class Flops:
       self.recompute + other.recompute,
     )
 
-  def __mul__(self, factor: float) -> 'Flops':
+  def __mul__(self, factor: float | int) -> 'Flops':
     """Multiplies the operations of every phase by `factor`."""
     return Flops(
       self.forward * factor, self.backward * factor, self.recompute * factor
@@ -79,14 +80,58 @@ def count(
       not show what it multiplies.
   """
   flops = dict.fromkeys((*components, OTHER), Flops())
-  for stack, amount in _walk(jaxpr.jaxpr, ''):
-    component = next((s for s in _scopes(stack) if s in components), OTHER)
-    flops[component] += _of_phase(stack, amount)
+  for product in _walk(jaxpr.jaxpr, ''):
+    component = _component(product.stack, components)
+    flops[component] += _of_phase(product.stack, product.amount)
   return flops
 
 
-def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
-  """Yields (name stack, operations) of every product in a program.
+def count_types(
+  jaxpr: core.ClosedJaxpr, components: Sequence[str]
+) -> dict[str, dict[str, float]]:
+  """Counts the operations of a program by component and type.
+
+  Args:
+    jaxpr: a whole program, see `count`.
+    components: names of scopes, see `count`.
+
+  Returns:
+    For every component and `OTHER`, operations by the wider type of the two
+    factors, as 'bfloat16'. Of float32 the precision follows where one is asked
+    for: 'float32 high' or 'float32 highest'.
+
+  Raises:
+    ValueError: as `count`.
+  """
+  types: dict[str, dict[str, float]] = {
+    name: collections.defaultdict(float) for name in (*components, OTHER)
+  }
+  for product in _walk(jaxpr.jaxpr, ''):
+    types[_component(product.stack, components)][product.kind] += product.amount
+  return {name: dict(found) for name, found in types.items()}
+
+
+class _Product(NamedTuple):
+  """A product of a program.
+
+  Attributes:
+    stack: its name stack.
+    amount: operations, all iterations of the loops around it together.
+    kind: type and precision of its factors.
+  """
+
+  stack: str
+  amount: float
+  kind: str
+
+
+def _component(stack: str, components: Sequence[str]) -> str:
+  """The component that a product belongs to."""
+  return next((s for s in _scopes(stack) if s in components), OTHER)
+
+
+def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[_Product]:
+  """Yields every product in a program.
 
   The products in a loop are multiplied by the number of its iterations.
   """
@@ -100,11 +145,11 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
         'of matrix products, or a rule for it in flops.py'
       )
     if kind in _COUNTED:
-      yield stack, _COUNTED[kind](equation)
+      yield _Product(stack, _COUNTED[kind](equation), _type(equation))
     inner = [list(_walk(j, stack)) for j in _inner_jaxprs(parameters)]
     if kind == 'cond':
       # The most expensive branch bounds the cost of the step.
-      yield from max(inner, key=lambda found: sum(n for _, n in found))
+      yield from max(inner, key=lambda found: sum(p.amount for p in found))
       continue
     times = 1
     if kind == 'scan':
@@ -118,7 +163,24 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, float]]:
         'times; wanted a scan, or a fori_loop of static length'
       )
     for found in inner:
-      yield from ((where, times * n) for where, n in found)
+      yield from (p._replace(amount=times * p.amount) for p in found)
+
+
+def _type(equation: core.JaxprEqn) -> str:
+  """The wider type of the first two inputs, and the precision if not default.
+
+  A precision is a pair of `jax.lax.Precision`, or the name of an algorithm,
+  as `BF16_BF16_F32_X3`, which makes a float32 product of three others.
+  """
+  inputs: Sequence[Any] = equation.invars[:2]
+  types = [variable.aval.dtype for variable in inputs]
+  name = max(types, key=lambda dtype: dtype.itemsize).name
+  asked = equation.params.get('precision')
+  asked = asked[0] if isinstance(asked, tuple) else asked
+  if name != 'float32' or asked is None:
+    return name
+  precision = _PRECISIONS.get(asked.name, '')
+  return f'{name} {precision}'.strip()
 
 
 def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
@@ -147,7 +209,7 @@ def _convolution(equation: core.JaxprEqn) -> float:
   (_, _, *rows), (_, inputs, *taps), (b, c, *spots) = how['dimension_numbers']
   products = out[b] * out[c] * kernel[inputs]
   for axis, (row, tap, spot) in enumerate(zip(rows, taps, spots, strict=True)):
-    products *= _count_meetings(
+    products *= count_meetings(
       image[row],
       kernel[tap],
       out[spot],
@@ -159,7 +221,7 @@ def _convolution(equation: core.JaxprEqn) -> float:
   return 2.0 * products
 
 
-def _count_meetings(
+def count_meetings(
   size: int,
   taps: int,
   out: int,
@@ -212,6 +274,16 @@ _COUNTED = {
   # the weighted sum of values; each has a gradient for both of its factors.
   'dot_product_attention_fwd_wrapper': _attention(2),
   'dot_product_attention_bwd_wrapper': _attention(4),
+}
+# What an algorithm costs, in the words of `jax.lax.Precision`.
+_PRECISIONS = {
+  'HIGH': 'high',
+  'HIGHEST': 'highest',
+  'BF16_BF16_F32_X3': 'high',
+  'TF32_TF32_F32_X3': 'high',
+  'BF16_BF16_F32_X6': 'highest',
+  'BF16_BF16_F32_X9': 'highest',
+  'F32_F32_F32': 'highest',
 }
 # Kernels whose equations do not show their products.
 _OPAQUE = ('pallas_call', 'ffi_call')

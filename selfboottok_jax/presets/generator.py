@@ -38,9 +38,10 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.evaluation.num_samples = 0  # samples at each evaluation; 0 makes none
   # How samples are made where flags say nothing else.
   config.sampling = presets.fields_of('inference/sampling.py', 'Sampling')
+  # Whether the codes come from a cache.
+  config.assumed.cache = False
   # The tokenizer whose codes it models.
   config.assumed.tokenizer = _tokenizer_of(preset)
-  config.assumed.cached = False  # codes from a cache, in place of images
   presets.choose(PRESETS, preset, 'configs/generator.py')(config)
   return config
 

@@ -43,12 +43,18 @@ class AbstractTask:
   assumed: list[str]
 
 
-def describe(config: ml_collections.ConfigDict) -> str:
+def describe(
+  config: ml_collections.ConfigDict, *, json_only: bool = False
+) -> str:
   """The cost card of a training, as a table and a line of JSON.
 
   Nothing is allocated, fetched or written. Data or a tokenizer that the
   configuration does not name are assumed, and listed; those that it names must
   exist. A workdir and the tokenizer's parameters are left to the training.
+
+  Args:
+    config: of the training.
+    json_only: leave out the table.
   """
   lines = []
   if config.model.attention == 'cudnn' and jax.default_backend() != 'gpu':
@@ -68,6 +74,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
     # In the last phase every loss is on.
     step_fn.compile(max(abstract.task.milestones))
   card = step_fn.card()
+  if json_only:
+    return json.dumps(card.to_dict())
   return '\n'.join(
     [
       f'{config.task} on {programs.describe_devices(mesh)}, batch '
@@ -173,9 +181,10 @@ def _generator_task(
   encoders = frozen_encoders.from_config(
     config, tokenizer, patch_size, abstract=True
   )
+  cached = bool(config.data.cache)
+  if config.assumed.cache and not cached:
+    assumed.append('a cache of codes (data.cache is empty)')
+    cached = True
   return generator_stage.make_generator_task(
-    config,
-    encoders,
-    num_classes,
-    cached=bool(config.data.cache) or config.assumed.cached,
+    config, encoders, num_classes, cached=cached
   )

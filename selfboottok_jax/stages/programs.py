@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend import core
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -108,6 +109,15 @@ class TrainPrograms:
         self.compile_seconds[first] = None if was_read else seconds
       self.on_compile()
     return self._compiled[first]
+
+  def jaxpr(self, first: int) -> core.ClosedJaxpr:
+    """The trace of the phase that begins at step `first`; shapes are global."""
+    return self._traced[first].jaxpr
+
+  def unoptimized(self, first: int) -> str:
+    """The phase's program as XLA is given it, before anything is split."""
+    with jax.set_mesh(self._mesh):
+      return self._traced[first].lower().as_text(dialect='hlo')
 
   def card(self) -> cost.Card:
     """The cost card of the newest compiled phase, else of the last phase.

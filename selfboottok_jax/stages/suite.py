@@ -346,7 +346,7 @@ def _time_step(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 # (name, preset, changes). Batches are those of one device.
 _Row = tuple[str, str, dict[str, Any]]
-_XL = {'assumed.cached': True, 'data.batch_size': 256, 'model.remat': 'dots'}
+_XL = {'assumed.cache': True, 'data.batch_size': 256, 'model.remat': 'dots'}
 _TOKENIZER = {'data.batch_size': 64, 'model.remat': 'dots'}
 _STEP_ROWS: dict[str, list[_Row]] = {
   'full': [
@@ -378,7 +378,7 @@ _STEP_ROWS: dict[str, list[_Row]] = {
       'tokenizer:imagenet256',
       {**_TOKENIZER, 'model.remat': 'block'},
     ),
-    ('xl_images', 'generator:imagenet256_xl', {**_XL, 'assumed.cached': False}),
+    ('xl_images', 'generator:imagenet256_xl', {**_XL, 'assumed.cache': False}),
     (
       'xl_cached_unrolled',
       'generator:imagenet256_xl',

@@ -112,6 +112,8 @@ def test_the_table_names_units_and_totals(card):
     ('TPU v5 lite', 197),
     ('TPU v5', 459),
     ('TPU v4', 275),
+    # One of the two devices of a chip.
+    ('TPU7x', 1153.5),
   ],
 )
 def test_peaks_of_known_devices(kind, teraflops):

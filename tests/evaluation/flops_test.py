@@ -132,6 +132,30 @@ def _sit_flops(**fields):
   return _count(program, params, *inputs, components=('generator',))
 
 
+def test_types_are_told_apart_and_add_up():
+  def mixed(x, w):
+    x = jax.lax.scan(lambda x, _: (x @ w, None), x, length=3)[0]
+    with jax.named_scope('part'):
+      half = x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)
+      # The wider type decides.
+      both = jnp.dot(half, w, precision='highest')
+      return both + jnp.dot(x, w, precision='high')
+
+  traced = jax.jit(mixed).trace(_zeros(M, K), _zeros(K, K))
+  one = 2.0 * M * K * K
+  assert flops.count_types(traced.jaxpr, ('part', 'absent')) == {
+    'part': {
+      'bfloat16': one, 'float32 highest': one, 'float32 high': one
+    },
+    'absent': {},
+    flops.OTHER: {'float32': 3 * one},
+  }  # fmt: skip
+  named = functools.partial(jnp.dot, precision='BF16_BF16_F32_X3')
+  traced = jax.jit(named).trace(_zeros(M, K), _zeros(K, K))
+  found = flops.count_types(traced.jaxpr, ())
+  assert found == {flops.OTHER: {'float32 high': one}}
+
+
 def test_scanned_blocks_count_as_a_python_loop_over_them():
   depth, width = 3, 16
   stack = transformer.Stack(functools.partial(transformer.Block, 2), depth)

@@ -27,6 +27,16 @@ def test_what_is_not_given_is_assumed_and_listed():
   assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
+def test_a_cache_is_assumed_if_that_is_asked_for():
+  config = tiny.get_config('generator')
+  assert 'image' in dry_run.abstract_task(config).task.example
+  config.assumed.cache = True
+  abstract = dry_run.abstract_task(config)
+  assert 'a cache of codes (data.cache is empty)' in abstract.assumed
+  assert 'image' not in abstract.task.example
+  assert not abstract.task.frozen
+
+
 def test_an_assumed_preset_must_exist():
   config = tiny.get_config('generator')
   config.assumed.tokenizer = 'nothing'

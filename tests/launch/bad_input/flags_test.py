@@ -85,6 +85,27 @@ CASES = {
     (*TRAIN, '--dry_run', '--devices=2', '--multihost'),
     ('--multihost', 'one process'),
   ),
+  'topology of a training': (
+    (*TRAIN, '--topology=v5e:2x2'),
+    ('--topology', '--dry_run'),
+  ),
+  'json of a training': ((*TRAIN, '--json'), ('--json', '--dry_run')),
+  'topology and devices': (
+    (*TRAIN, '--dry_run', '--topology=h100:8', '--devices=8'),
+    ('--topology=h100:8', 'leave --devices out'),
+  ),
+  'topology and hosts': (
+    (*TRAIN, '--dry_run', '--topology=h100:8', '--multihost'),
+    ('--topology=h100:8', 'leave --multihost out'),
+  ),
+  'unknown chip': (
+    (*TRAIN, '--dry_run', '--topology=v9:8'),
+    ("no chip 'v9'", 'v5p', 'h100'),
+  ),
+  'unknown slice': (
+    (*TRAIN, '--dry_run', '--topology=v5p:4x4'),
+    ('no slice', 'v5p:4x4x4'),
+  ),
   'sample: no flags': (('sample',), ('--workdir, --tokenizer, --out',)),
   'benchmark: no config': (('benchmark',), ('--config', 'not given')),
   'benchmark: no steps': (

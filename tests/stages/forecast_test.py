@@ -1,0 +1,202 @@
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from selfboottok_jax import errors
+from selfboottok_jax.evaluation import cost, flops, hardware, hlo, roofline
+from selfboottok_jax.stages import forecast, topology
+from tests.launch import commands, tiny
+
+GIB = 2**30
+KEYS = {
+  *('chips', 'bytes_per_chip', 'chip_bytes', 'flops_per_step'),
+  *('collective_bytes', 'roofline_seconds', 'mfu_bound', 'hours'),
+}
+# What a program needs beside the batch, and for each image.
+FIXED, IMAGE = 2 * GIB, GIB // 64
+
+
+def _program(batch, operations=1e12):
+  memory = forecast.Memory(FIXED, 0, 0, batch * IMAGE)
+  work = [roofline.Work('', {'bfloat16': operations}, 0)]
+  moved = [hlo.Collective('all-gather', ('fsdp',), 3, 2e9)]
+  return forecast.Program(batch, memory, work, moved, 60.0)
+
+
+def _forecast(name='v5e:4x4', batch=256, **changes):
+  where = topology.parse(name)
+  # Half of the operations of all chips are the model's, per image.
+  model = 0.5 * where.num_devices * 1e12 / batch
+  rows = [
+    cost.Row('net', 10, True, flops.Flops(model / 4, model / 4, model)),
+    cost.Row('teacher', 20, False, flops.Flops(model / 2)),
+    cost.Row('losses', 0, None, flops.Flops()),
+  ]
+  kinds = {'bfloat16': 2 * model * batch}
+  trace = forecast.Trace(
+    rows=rows,
+    types={'net': kinds, 'teacher': {}, flops.OTHER: {}},
+    phases={0: 0.25, 100: 1.0},
+    assumed=['a tokenizer'],
+    mesh={'data': 1, 'fsdp': where.num_devices},
+    least_moved=1e9,
+  )
+  return forecast.Forecast(
+    where=where,
+    batch_size=batch,
+    steps=400,
+    trace=trace,
+    program=_program(batch),
+    other=_program(batch // 2),
+    compiled=not where.emulated,
+    **changes,
+  )
+
+
+def test_the_bound_and_the_hours_follow_from_the_roofline():
+  found = _forecast()
+  chip = hardware.CHIPS['v5e']
+  # 2 GB over links of 200 GB/s take longer than 1 TFLOP at 197.
+  assert found.roofline.seconds == pytest.approx(2e9 / 200e9)
+  assert found.roofline.bound_by == 'links'
+  assert found.mfu_bound == pytest.approx(0.5e12 / chip.peak / 0.01)
+  # The first 100 of 400 steps take a quarter of the time.
+  assert found.hours == pytest.approx((25 + 300) * 0.01 / 3600)
+  values = found.to_dict()
+  assert values.keys() >= KEYS
+  assert values['chip_hours'] == pytest.approx(16 * values['hours'])
+  assert values['flops_per_step'] == pytest.approx(16 * 1.0e12)
+  assert values['model_flops_per_step'] == pytest.approx(16 * 0.5e12)
+  assert values['collective_bytes'] == 2e9
+  assert values['chip_bytes'] == 16 * GIB
+  json.dumps(values, allow_nan=False)
+
+
+def test_a_short_training_never_leaves_its_first_phase():
+  found = dataclasses.replace(_forecast(), steps=40)
+  assert found.hours == pytest.approx(40 * 0.25 * 0.01 / 3600)
+
+
+def test_the_largest_batch_is_on_the_line_through_two_programs():
+  found = _forecast()
+  assert found.program.memory.total == FIXED + 256 * IMAGE
+  assert found.fits
+  room = (15.75 * GIB - FIXED) // IMAGE
+  assert found.largest_batch == room // 16 * 16
+  assert dataclasses.replace(found, other=None).largest_batch is None
+
+
+def test_what_the_compiler_refuses_says_how_much_it_wanted():
+  words = 'the total memory required for HLO temporaries (30.50G) exceeds it'
+  found = _forecast(refused=words)
+  memory = forecast.Memory(FIXED, 0, 0, 30.5 * GIB)
+  program = dataclasses.replace(found.program, memory=memory)
+  found = dataclasses.replace(found, program=program, other=None)
+  assert not found.fits
+  # Intermediate values are taken to shrink with the batch.
+  assert found.largest_batch == int(13.75 / 30.5 * 256) // 16 * 16
+  assert 'DOES NOT FIT; the compiler says' in found.to_text()
+  # A smaller one that was compiled knows better.
+  memory = forecast.Memory(FIXED, 0, 0, 1.0 * GIB)
+  smaller = dataclasses.replace(found.program, memory=memory, batch_size=64)
+  better = dataclasses.replace(found, other=smaller)
+  assert better.largest_batch == int(13.75 * 64) // 16 * 16
+  assert 'about 880, ' in better.to_text()
+  assert 'in proportion from batch 64' in better.to_text()
+  for said, wanted in (
+    (words, 30.5 * GIB),
+    ('Used 20.00M of 15.75G hbm', 20 * 2**20),
+    ('no number', 0),
+  ):
+    assert forecast.NoRoomError(said).bytes == wanted
+
+
+def test_a_chip_of_two_devices_has_twice_their_numbers():
+  found = _forecast('tpu7x:2x2x1')
+  values = found.to_dict()
+  assert values['chips'] == 4
+  assert values['collective_bytes'] == 4e9
+  assert values['flops_per_chip'] == {'bfloat16': 2e12}
+  assert values['roofline_seconds'] == pytest.approx(4e9 / 600e9)
+
+
+def test_the_text_tells_what_the_numbers_are():
+  text = _forecast().to_text()
+  for words in (
+    '16 x v5e (v5e:4x4, mesh: data 1 x fsdp 16), batch 256',
+    'assumed: a tokenizer',
+    'memory per chip: 6.0 GiB of 16.0 GiB',
+    'programs of batch 256 and 128',
+    'that is 2.00 times the least, 1,000 MB',
+    'roofline: 10 ms a step, bound by links',
+    'MFU bound: 25.4% of 197 TFLOP/s, dense bfloat16; frozen networks are 50%',
+    'as compiled',
+  ):
+    assert words in text
+  text = _forecast('h100:8').to_text()
+  assert 'partitioned for as many devices' in text
+  assert 'as compiled for CPU devices' in text
+
+
+def test_what_cannot_be_foreseen_is_refused_before_anything_starts():
+  config = tiny.get_config('generator')
+  with pytest.raises(errors.ConfigError, match='no slice'):
+    forecast.forecast(config, 'v5e:3x3')
+
+
+TINY = '--config=tests/launch/tiny.py:'
+
+
+@pytest.mark.slow
+def test_gpus_from_the_command_line(server):
+  result = server.run(
+    *('train', f'{TINY}tokenizer', '--dry_run', '--topology=h100:4'),
+    *('--config.mesh.fsdp=2', '--config.data.batch_size=8', '--json'),
+    '--config.model.encoder_width=128',
+    '--nolargest_batch',
+  )
+  assert result.code == 0, result.err
+  (line,) = result.out.splitlines()
+  values = json.loads(line)
+  assert values.keys() >= KEYS
+  assert values['chips'] == 4
+  assert values['mesh'] == {'data': 2, 'fsdp': 2}
+  assert not values['compiled']
+  assert values['fits']
+  # Split over all devices, nothing is computed twice.
+  executed = sum(values['flops_per_chip'].values())
+  assert executed >= values['flops_per_step'] / 4
+  assert values['collective_bytes'] > 0
+  assert {tuple(c['axes']) for c in values['collectives']} >= {('fsdp',)}
+  assert 0 < values['mfu_bound'] < 1
+
+
+@pytest.mark.slow
+def test_a_mesh_that_does_not_fit_is_refused(server):
+  result = server.run(
+    *('train', f'{TINY}tokenizer', '--dry_run', '--topology=h100:2'),
+    '--config.mesh.fsdp=3',
+  )
+  assert 'is not the 2 devices' in result.error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason='libtpu, of the extra `tpu`, is not installed',
+)
+def test_tpus_from_the_command_line():
+  with commands.spawn(
+    *('train', f'{TINY}tokenizer', '--dry_run', '--topology=v5e:2x2'),
+    *('--config.mesh.fsdp=2', '--config.data.batch_size=8'),
+    *('--config.model.dtype=bfloat16', '--nolargest_batch'),
+  ) as process:
+    out, err = process.communicate()
+  assert process.returncode == 0, err
+  assert not err
+  values = json.loads(out.splitlines()[-1])
+  assert values['compiled']
+  executed = sum(values['flops_per_chip'].values())
+  assert executed >= 0.99 * values['flops_per_step'] / 4
