@@ -12,11 +12,18 @@ export KILLS ?= 5
 # Programs that were compiled once are read back by later runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: quickstart test test-slow test-faults test-parity lint format clean
+# The extra of pyproject.toml that brings jax for this machine's accelerators.
+ACCELERATOR ?= cuda12
+
+.PHONY: quickstart gpu test test-slow test-faults test-parity lint format clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python -m launch.quickstart --workdir=$(WORKDIR) \
 	  --budget=$(BUDGET)
+
+# Checks and times a GPU (or, with ACCELERATOR=tpu, a TPU) in eight minutes.
+gpu: $(VENV)/ready-$(ACCELERATOR)
+	$(BIN)/python -m launch.benchmark --suite --out=runs/suite.json
 
 test: $(VENV)/ready-test
 	$(PYTEST) -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
@@ -56,6 +63,11 @@ $(VENV)/ready-test: $(VENV)/ready requirements-test.txt
 
 $(VENV)/ready-parity: $(VENV)/ready-test requirements-parity.txt
 	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
+	touch $@
+
+$(VENV)/ready-$(ACCELERATOR): $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c requirements.txt \
+	  "jax[$(ACCELERATOR)]"
 	touch $@
 
 clean:

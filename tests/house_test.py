@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = 'selfboottok_jax'
 
 # The ground floor, which every room may import.
-GROUND = ('errors', 'files', 'pixels', 'trees')
+GROUND = ('errors', 'files', 'pixels', 'placement', 'trees')
 # What a part may import of ours, besides itself and the ground floor. The first
 # prefix that fits a module decides.
 MAY_IMPORT = {
@@ -31,6 +31,7 @@ MAY_IMPORT = {
   'trees': (),
   'files': (),
   'pixels': (),
+  'placement': (),
   # Configurations are read without jax.
   'presets': (),
   'models.layers': (),

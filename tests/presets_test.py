@@ -60,4 +60,4 @@ def test_defaults_are_those_of_the_function():
   mesh = presets.fields_of(
     'training/sharding.py', 'make_mesh', without=('devices',)
   )
-  assert mesh.to_dict() == {'data': -1, 'fsdp': 1}
+  assert mesh.to_dict() == {'data': -1, 'fsdp': -1}

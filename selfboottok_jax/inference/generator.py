@@ -19,7 +19,7 @@ from selfboottok_jax.flow import guidance, samplers
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference.tokenizer import Tokenizer
-from selfboottok_jax.models import sit
+from selfboottok_jax.models import layers, sit, transformer
 from selfboottok_jax.training import checkpointing
 
 # Keys of a state: the generator's parameters, and mean and deviation of the
@@ -336,6 +336,13 @@ def make_codes(
   start, noise = samplers.make_noise(seed, indices, shapes)
 
   module: Any = model
+  # Once, before the loop over the steps: each block would do it at each step.
+  params = {
+    name: layers.cast_dense(part, model.dtype)
+    if name.startswith(transformer.SEGMENT)
+    else part
+    for name, part in params.items()
+  }
 
   def velocity(
     state: dict[str, Array], t: Array, labels: Array

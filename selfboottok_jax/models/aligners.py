@@ -49,7 +49,7 @@ class Local2D(nn.Module):
     heads: attention heads, a divisor of `width`.
     causal: queries see only earlier queries (Table 3, "C"), instead of all.
     attention: implementation, see `layers.Attention`.
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass computes again, see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop.
     dtype: of the blocks' computation; parameters and output are float32.
   """
@@ -59,7 +59,7 @@ class Local2D(nn.Module):
   heads: int
   causal: bool = True
   attention: str = 'auto'
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   dtype: str = 'float32'
 
@@ -86,7 +86,7 @@ class Local2D(nn.Module):
       dtype=self.dtype,
     )
     x = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
+      block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x, mask)
     # The prefix has served its purpose; only the queries are read.
     x = layers.layer_norm(self.dtype, name='norm')(x[:, k:])

@@ -103,7 +103,7 @@ class Decoder(nn.Module):
     mlp_ratio: hidden width of the MLPs over `width`.
     layer_scale: initial gain of residual branches; 0 leaves the gains out.
     attention: implementation, see `layers.Attention`.
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass computes again, see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop.
     dtype: of the blocks' computation; parameters and pixels are float32.
   """
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
   attention: str = 'auto'
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   dtype: str = 'float32'
 
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
       self.dtype,
     )
     x = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
+      block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x, projected, tuple(keep))
     # Drop cls and the codes; cross-attention and the blocks have read them.
     x = layers.layer_norm(self.dtype, name='norm')(x[:, 1 : 1 + side**2])

@@ -25,7 +25,7 @@ class Encoder(nn.Module):
     mlp_ratio: hidden width of the MLPs over `width`.
     layer_scale: initial gain of residual branches; 0 leaves the gains out.
     attention: implementation, see `layers.Attention`.
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass computes again, see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop.
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
   mlp_ratio: float = 4.0
   layer_scale: float = 0.0
   attention: str = 'auto'
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   dtype: str = 'float32'
 
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
       self.dtype,
     )
     x = transformer.Stack(
-      block, self.depth, self.remat, self.unroll, name='blocks'
+      block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x)
     x = layers.layer_norm(self.dtype, name='norm')(x[:, -self.num_tokens :])
     # The codes are float32: their softmax is taken at temperature 0.07.

@@ -1,14 +1,14 @@
 """Building blocks shared by every transformer in this package."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from selfboottok_jax import errors
 
@@ -181,6 +181,20 @@ def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
 
+def cast_dense(params: PyTree, dtype: str) -> PyTree:
+  """Casts the kernels and biases of all linear layers in a tree.
+
+  For a stack whose linear layers compute in `dtype`: they would cast the same
+  numbers at every call, hence no result changes by a bit. Norms keep their
+  float32 parameters, which they do read in float32.
+  """
+  if not isinstance(params, Mapping):
+    return params
+  if 'kernel' in params:
+    return {name: jnp.asarray(a, dtype) for name, a in params.items()}
+  return {name: cast_dense(part, dtype) for name, part in params.items()}
+
+
 class Mlp(nn.Module):
   """The transformer MLP: Linear, GELU, Linear back to the width of x.
 
@@ -296,31 +310,68 @@ def attend(
   Raises:
     ConfigError: cuDNN is asked for, and cannot compute this.
   """
-  obstacle = '' if implementation == 'xla' else _cudnn_obstacle(q, k, mask)
+  obstacle = '' if implementation == 'xla' else _cudnn_obstacle(q)
   if implementation == 'cudnn' and obstacle:
     raise errors.ConfigError(
       f'attention=cudnn for {q.shape[1]} queries and {k.shape[1]} keys of '
       f'heads of {q.shape[-1]} in {q.dtype}: {obstacle}; wanted auto or xla'
     )
-  is_xla = implementation == 'xla' or bool(obstacle)
-  # The function has no argument for it.
-  exact = 'highest' if precision(q.dtype) else None
-  with jax.default_matmul_precision(exact):
-    return jax.nn.dot_product_attention(
-      q,
-      k,
-      v,
-      # One mask for all images and heads.
-      mask=None if mask is None else mask[None, None],
-      implementation='xla' if is_xla else 'cudnn',
-    )
+  if implementation == 'xla' or obstacle:
+    # The function has no argument for it.
+    exact = 'highest' if precision(q.dtype) else None
+    with jax.default_matmul_precision(exact):
+      return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        # One mask for all images and heads.
+        mask=None if mask is None else mask[None, None],
+        implementation='xla',
+      )
+  return _attend_in_pairs(q, k, v, mask, 'cudnn')
 
 
-def _cudnn_obstacle(
+def _attend_in_pairs(
   q: Float[Array, 'b k h d'],
   k: Float[Array, 'b m h d'],
+  v: Float[Array, 'b m h d'],
   mask: Bool[Array, 'k m'] | None,
-) -> str:
+  implementation: Literal['xla', 'cudnn'],
+) -> Float[Array, 'b k h d']:
+  """Attends in sequences that are padded to even lengths.
+
+  cuDNN has no gradient for others: 65 tokens become 66. What is padded is seen
+  by nobody, and cut off.
+  """
+  queries, keys = q.shape[1], k.shape[1]
+  padded, lengths = _pad_to_even(q, axis=1), {}
+  if (queries % 2 or keys % 2) and mask is None:
+    # Cheaper than a mask, of which cuDNN would read every element.
+    lengths = {
+      'query_seq_lengths': jnp.full(len(q), queries, jnp.int32),
+      'key_value_seq_lengths': jnp.full(len(k), keys, jnp.int32),
+    }
+  elif mask is not None:
+    mask = _pad_to_even(_pad_to_even(mask, axis=0), axis=1)
+  out = jax.nn.dot_product_attention(
+    padded,
+    _pad_to_even(k, axis=1),
+    _pad_to_even(v, axis=1),
+    mask=None if mask is None else mask[None, None],
+    implementation=implementation,
+    **lengths,
+  )
+  return out[:, :queries]
+
+
+def _pad_to_even(x: Shaped[Array, '...'], axis: int) -> Shaped[Array, '...']:
+  """Appends a zero along an axis of odd length."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, x.shape[axis] % 2)
+  return jnp.pad(x, widths)
+
+
+def _cudnn_obstacle(q: Float[Array, 'b k h d']) -> str:
   """Says why cuDNN's flash attention cannot compute this; '' if it can."""
   device = jax.devices()[0]
   if device.platform != 'gpu' or 'NVIDIA' not in device.device_kind:
@@ -332,8 +383,6 @@ def _cudnn_obstacle(
     return 'it takes 16 bits'
   if q.shape[-1] % 8 or q.shape[-1] > 128:
     return 'it takes heads of a multiple of 8, up to 128'
-  if mask is not None and (q.shape[1] % 2 or k.shape[1] % 2):
-    return 'under a mask it takes even numbers of queries and of keys'
   return ''
 
 

@@ -138,7 +138,8 @@ class SiT(nn.Module):
     label_dropout: rate at which training replaces labels by the null label.
     dtype: of the blocks' computation; parameters, time features and the
       velocity are float32.
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass computes again: 'none', 'dots' (all but the
+      products with weights) or 'block', see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop.
     attention: implementation, see `layers.Attention`.
   """
@@ -162,7 +163,7 @@ class SiT(nn.Module):
   shift: bool = True
   label_dropout: float = 0.1
   dtype: str = 'float32'
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   attention: str = 'auto'
 
@@ -174,6 +175,8 @@ class SiT(nn.Module):
     """
     for name, choices in CHOICES.items():
       errors.require_choice(f'model.{name}', getattr(self, name), choices)
+    remat = transformer.remat_of(self.remat)
+    errors.require_choice('model.remat', remat, transformer.REMATS)
     for name in (
       *('num_tokens', 'token_dim', 'num_classes'),
       *('width', 'depth', 'heads', 'unroll', 'align_depth', 'projector_width'),
@@ -334,6 +337,7 @@ class SiT(nn.Module):
         end - begin,
         self.remat,
         self.unroll,
+        self.dtype,
         name=transformer.segment_name(begin),
       )(h, condition, angles)
       if end == self.align_depth and self.align_dim:

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from selfboottok_jax import errors
-from selfboottok_jax.models import aligners, decoder, encoder, layers
+from selfboottok_jax.models import (
+  aligners,
+  decoder,
+  encoder,
+  layers,
+  transformer,
+)
 from selfboottok_jax.models import quantizers as quantizers_lib
 
 # Token groups in the order of fusion; group dropout removes them from the end.
@@ -93,7 +99,8 @@ class Tokenizer(nn.Module):
     group_dropout: probability that a training image loses its last one or two
       local groups, so that one model decodes every prefix of the groups.
     attention: implementation, see `layers.Attention`.
-    remat: recompute blocks in the backward pass, to save memory.
+    remat: what the backward pass computes again, to save memory: 'none', 'dots'
+      (all but the products with weights) or 'block', see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loops.
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
@@ -125,7 +132,7 @@ class Tokenizer(nn.Module):
   bootstrap_from: str = 'continuous'
   group_dropout: float = 0.0
   attention: str = 'auto'
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
   dtype: str = 'float32'
 
@@ -201,6 +208,8 @@ class Tokenizer(nn.Module):
     """
     for name, choices in CHOICES.items():
       errors.require_choice(f'model.{name}', getattr(self, name), choices)
+    remat = transformer.remat_of(self.remat)
+    errors.require_choice('model.remat', remat, transformer.REMATS)
     # (name, value, name of a field that must divide it), under the names that a
     # user sets them by.
     multiples = [

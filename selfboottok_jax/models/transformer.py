@@ -7,9 +7,43 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
+from selfboottok_jax import placement
 from selfboottok_jax.models import layers
+
+
+def _keep_products(primitive: Any, *types: Any, **params: Any) -> bool:
+  """Keeps products of activations and weights, and flash attention's results.
+
+  These are most of the arithmetic. What lies between them, as norms and GELUs,
+  is cheaper to compute again than to write to memory and to read back.
+  """
+  if primitive.name == 'dot_product_attention_fwd_wrapper':
+    return True
+  # A product over batches is one of activations alone: the matrix of attention
+  # weights, which is as large as it is cheap.
+  keeps = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return keeps(primitive, *types, **params)
+
+
+# What the backward pass computes again instead of finding it in memory, as
+# policies of `jax.checkpoint`: nothing; all but the products; whole blocks.
+REMATS: dict[str, Callable[..., Any] | None] = {
+  'none': jax.checkpoint_policies.everything_saveable,
+  'dots': _keep_products,
+  'block': None,
+}
+
+
+def remat_of(value: str | bool) -> str:
+  """Returns the key of REMATS that a field `remat` means.
+
+  Runs of earlier versions have True for 'block' and False for 'none'. What is
+  no such value is returned as it is.
+  """
+  names = {'true': 'block', 'false': 'none'}
+  return names.get(str(value).lower(), str(value))
 
 
 class Block(nn.Module):
@@ -60,34 +94,58 @@ class Block(nn.Module):
 class Stack(nn.Module):
   """Applies `depth` blocks in a row by a scan over their parameters.
 
+  On a mesh (`placement`) each device has its share of the images between any
+  two blocks. A block's weights are gathered when it is their turn, once in each
+  pass: no device ever holds those of all blocks.
+
   Attributes:
     block: builds one block, given `name`; its call is (x, *context) -> x. Every
       block gets the same context.
     depth: number of blocks; their parameters are stacked on a first axis.
-    remat: recompute the block in the backward pass instead of keeping its
-      activations.
+    remat: what the backward pass computes again instead of keeping it, see
+      REMATS.
     unroll: blocks per iteration of the compiled loop; `depth` unrolls it all.
+    dtype: in which blocks compute their products. Matrices are gathered in it,
+      as casting them first halves the traffic of a 16-bit type.
   """
 
   block: Callable[..., nn.Module]
   depth: int
-  remat: bool = False
+  remat: str | bool = 'none'
   unroll: int = 1
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b k d'], *context: Any
   ) -> Float[Array, 'b k d']:
+    def call(
+      block: nn.Module, x: Float[Array, 'b k d'], *context: Any
+    ) -> Float[Array, 'b k d']:
+      return block(x, *context)
+
+    gathers = placement.shares_weights()
+    if gathers:
+      call = nn.map_variables(
+        call, 'params', self._gathered, init=self.is_initializing()
+      )
+
     def body(
       block: nn.Module, x: Float[Array, 'b k d'], *context: Any
     ) -> tuple[Float[Array, 'b k d'], None]:
+      x = call(block, placement.split_batch(x), *context)
       # (carry, output per iteration), as a scan wants it.
-      return block(x, *context), None
+      return placement.split_batch(x), None
 
-    if self.remat:
-      # Inside a scan there is nothing for CSE to undo, and preventing it
-      # costs optimisation barriers.
-      body = nn.remat(body, prevent_cse=False)
+    remat = remat_of(self.remat)
+    policy = REMATS[remat]
+    if remat == 'none' and gathers:
+      # Kept too, the gathered weights of all blocks would be in memory at once.
+      policy = _all_but_gathered
+    if remat != 'none' or gathers:
+      # Inside a scan there is nothing for CSE to undo, and preventing it costs
+      # optimisation barriers.
+      body = nn.remat(body, prevent_cse=False, policy=policy)
     # One traced block instead of `depth` copies keeps compilation short. Block
     # i owns row i of every parameter, and is initialised with its own key.
     scan = nn.scan(
@@ -102,13 +160,31 @@ class Stack(nn.Module):
     x, _ = scan(self.block(name='block'), x, *context)
     return x
 
+  def _gathered(self, variables: PyTree) -> PyTree:
+    """A block's variables, its matrices in `dtype`, on every device."""
+    return jax.tree.map(
+      lambda leaf: placement.gather(
+        leaf.astype(self.dtype) if leaf.ndim > 1 else leaf
+      ),
+      variables,
+    )
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+  """Keeps all results for the backward pass that were not just moved."""
+  return primitive.name != 'sharding_constraint'
+
+
+# Names of stacks of blocks begin so.
+SEGMENT = 'blocks_'
+
 
 def segment_name(first: int) -> str:
   """Returns the name of the stack that begins with block `first`.
 
   Checkpoints contain it.
   """
-  return f'blocks_{first}'
+  return f'{SEGMENT}{first}'
 
 
 def segments(depth: int, taps: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -6,9 +6,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import acceleration, sinkhorn
 
 from selfboottok_jax import errors
 
@@ -80,6 +77,12 @@ def sinkhorn_plan(
   Returns:
     The plan, in the cost's dtype; total mass 1 up to the marginals' error.
   """
+  # Here and not above: half of what it takes to import a training is ott, which
+  # sampling, encoding and the generator never use.
+  from ott.geometry import geometry
+  from ott.problems.linear import linear_problem
+  from ott.solvers.linear import acceleration, sinkhorn
+
   options: dict[str, Any] = {}
   if symmetric:
     options['parallel_dual_updates'] = True

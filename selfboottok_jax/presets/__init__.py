@@ -118,6 +118,8 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   config.train.seed = 0
   config.train.ema = 0.9999
   config.train.log_every = 100
+  # Parts of a batch that are computed one after the other, to save memory.
+  config.train.accumulate = 1
 
   config.optimizer = fields_of('training/optim.py', 'build_optimizer')
   config.optimizer.learning_rate = 1e-4

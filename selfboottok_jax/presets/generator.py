@@ -40,6 +40,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.sampling = presets.fields_of('inference/sampling.py', 'Sampling')
   # The tokenizer whose codes it models.
   config.assumed.tokenizer = _tokenizer_of(preset)
+  config.assumed.cached = False  # codes from a cache, in place of images
   presets.choose(PRESETS, preset, 'configs/generator.py')(config)
   return config
 
@@ -98,7 +99,7 @@ def _imagenet256(
   def preset(config: ml_collections.ConfigDict) -> None:
     config.model.update(SIZES[size])
     config.model.dtype = 'bfloat16'
-    config.model.remat = True
+    config.model.remat = 'block'
     config.update_from_flattened_dict(changes or {})
 
   return preset

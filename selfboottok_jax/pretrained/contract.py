@@ -148,13 +148,13 @@ def check_options(
   **numbers: int,
 ) -> None:
   """UserError for an unknown choice or a number below `least`."""
-  for option, value, choices in (
+  for option, choice, choices in (
     ('dtype', dtype, layers.DTYPES),
     ('attention', attention, layers.ATTENTIONS),
   ):
-    if value not in choices:
+    if choice not in choices:
       raise errors.UserError(
-        f'{name}: {option}={value!r}; wanted one of {", ".join(choices)}'
+        f'{name}: {option}={choice!r}; wanted one of {", ".join(choices)}'
       )
   for option, value in numbers.items():
     if value < least:

@@ -126,7 +126,7 @@ class Vit(nn.Module):
     hidden = {0: x.astype(jnp.float32)} if 0 in self.taps else {}
     for begin, end in transformer.segments(self.depth, self.taps):
       name = transformer.segment_name(begin)
-      stack = transformer.Stack(block, end - begin, name=name)
+      stack = transformer.Stack(block, end - begin, dtype=self.dtype, name=name)
       x = stack(x)
       if end in self.taps:
         hidden[end] = x.astype(jnp.float32)

@@ -41,7 +41,8 @@ class _Seconds(NamedTuple):
 
   Attributes:
     model: the compiled step alone.
-    loop: the loop around it, on batches that cost nothing.
+    loop: the loop around it, on batches that cost nothing; empty if it was
+      not wanted.
     data: the pipeline alone; empty without data.
     training: the loop on the pipeline's batches; empty without data.
   """
@@ -72,7 +73,7 @@ class _Clock:
     local = config.data.batch_size // jax.process_count()
     self._batches = [
       {
-        name: _made_up(rng, (local, *leaf.shape[1:]), leaf.dtype)
+        name: made_up(rng, (local, *leaf.shape[1:]), leaf.dtype)
         for name, leaf in step_fn.batch.items()
       }
       for _ in range(_HOST_BATCHES)
@@ -142,7 +143,11 @@ class _Clock:
 
 
 def measure(
-  config: ml_collections.ConfigDict, steps: int, rounds: int
+  config: ml_collections.ConfigDict,
+  steps: int,
+  rounds: int,
+  *,
+  with_loop: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
   """Times the last phase of a training, in which every loss is on.
 
@@ -152,6 +157,7 @@ def measure(
     config: of the training.
     steps: updates in a round.
     rounds: number of rounds; results are medians over them.
+    with_loop: time the loop and the data too, not the step alone.
 
   Returns:
     Everything measured, by name; None where this machine or the configuration
@@ -161,7 +167,7 @@ def measure(
   sharding.check_batch_size(config.data.batch_size, mesh)
   checks.check(config)
   source = None
-  if inputs.has_data(config):
+  if with_loop and inputs.has_data(config):
     source = inputs.open_data(config, 'train')
   sketch = dry_run.abstract_task(config)
   began = time.monotonic()
@@ -182,12 +188,12 @@ def measure(
     if source is not None:
       photos = inputs.train_batches(config, source, start_step=0)
       stack.enter_context(contextlib.closing(photos))
-    seconds = _measure_rounds(clock, state, rounds, photos)
+    seconds = _measure_rounds(clock, state, rounds, photos, with_loop)
   record = _record(config, mesh, card, seconds) | {
     'trace_seconds': trace_seconds
   }
   notes = [f'assumed: {line}' for line in sketch.assumed]
-  if source is None:
+  if with_loop and source is None:
     notes.append('data rates not measured: data.path is empty')
   return record, notes
 
@@ -200,14 +206,16 @@ def _record(
 ) -> dict[str, Any]:
   """All measures by name: medians over the rounds."""
   step_seconds = statistics.median(seconds.model)
+  # No pairs if the loop was not timed.
   overheads = [
     inside / bare - 1
-    for inside, bare in zip(seconds.loop, seconds.model, strict=True)
+    for inside, bare in zip(seconds.loop, seconds.model, strict=False)
   ]
   batch = config.data.batch_size
   memory, memory_of = _peak_memory()
   per_second = card.flops.model * batch / step_seconds
   peak = cost.peak_flops(jax.devices()[0].device_kind)
+  trained = sum(r.flops.model for r in card.rows if r.trained is not False)
   return {
     'task': config.task,
     'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d'),
@@ -227,13 +235,15 @@ def _record(
     'step_seconds_least': min(seconds.model),
     'step_seconds_most': max(seconds.model),
     'images_per_second': batch / step_seconds,
-    'loop_step_seconds': statistics.median(seconds.loop),
-    'loop_overhead': statistics.median(overheads),
+    'loop_step_seconds': _median(seconds.loop),
+    'loop_overhead': _median(overheads),
     'loop_overhead_quartiles': _quartiles(overheads),
     'data_images_per_second': _rate(batch, seconds.data),
     'training_images_per_second': _rate(batch, seconds.training),
     'tflops_per_second': per_second / 1e12,
     'mfu': peak and per_second / (peak * mesh.size),
+    # The frozen networks' share is arithmetic too, but nobody learns from it.
+    'mfu_trained': peak and trained * batch / step_seconds / (peak * mesh.size),
     'mfu_of': peak and f'{peak / 1e12:.0f} TFLOP/s, dense bfloat16',
     'step_memory_bytes': card.memory and card.memory.total,
     'peak_memory_bytes': memory,
@@ -242,7 +252,11 @@ def _record(
 
 
 def _measure_rounds(
-  clock: _Clock, state: TrainState, rounds: int, photos: Batches | None
+  clock: _Clock,
+  state: TrainState,
+  rounds: int,
+  photos: Batches | None,
+  with_loop: bool,
 ) -> _Seconds:
   """Times `rounds` of everything.
 
@@ -251,6 +265,11 @@ def _measure_rounds(
   seconds = _Seconds([], [], [], [])
   # Warm caches and allocators before the clock starts.
   state, _ = clock.model(state)
+  if not with_loop:
+    for _ in range(rounds):
+      state, taken = clock.model(state)
+      seconds.model.append(taken)
+    return seconds
   state, _ = clock.loop(state, clock.made_up())
   for index in range(rounds):
     # Step and loop take turns in going first: a drift of the machine cancels.
@@ -270,7 +289,7 @@ def _measure_rounds(
   return seconds
 
 
-def _made_up(
+def made_up(
   rng: np.random.Generator, shape: tuple[int, ...], dtype: Any
 ) -> np.ndarray:
   """Random numbers in [-1, 1]; zeros for integers, such as labels."""
@@ -287,6 +306,11 @@ class _KeepsNothing:
 
   def wait(self) -> None:
     pass
+
+
+def _median(values: list[float]) -> float | None:
+  """The median; None of nothing."""
+  return statistics.median(values) if values else None
 
 
 def _rate(batch: int, seconds: list[float]) -> float | None:

@@ -27,6 +27,7 @@ LEAST = {
   'evaluation.every': 0,
   'evaluation.num_images': 0,
   'evaluation.num_samples': 0,
+  'train.accumulate': 1,
   'train.log_every': 0,
   'train.seed': 0,
   'train.steps': 1,

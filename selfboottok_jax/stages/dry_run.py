@@ -174,5 +174,8 @@ def _generator_task(
     config, tokenizer, patch_size, abstract=True
   )
   return generator_stage.make_generator_task(
-    config, encoders, num_classes, cached=bool(config.data.cache)
+    config,
+    encoders,
+    num_classes,
+    cached=bool(config.data.cache) or config.assumed.cached,
   )

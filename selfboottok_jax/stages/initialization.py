@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -93,7 +92,7 @@ def fine_tune(
   return dataclasses.replace(
     state,
     params={**state.params, group: taken},
-    ema={**state.ema, group: jax.tree.map(jnp.copy, taken)},
+    ema={**state.ema, group: state_lib.start_mean(state.ema[group], taken)},
   )
 
 
@@ -200,10 +199,11 @@ def start_encoder(
     may_differ=FRESH,
   )
   tokenizer = {**tokenizer, 'encoder': encoder}
+  mean = state_lib.start_mean(state.ema['tokenizer'], tokenizer)
   return dataclasses.replace(
     state,
     params={**state.params, 'tokenizer': tokenizer},
-    ema={**state.ema, 'tokenizer': jax.tree.map(jnp.copy, tokenizer)},
+    ema={**state.ema, 'tokenizer': mean},
   )
 
 

@@ -46,6 +46,9 @@ class TrainPrograms:
       config: gives the optimizer's settings, seed and batch size.
       task: the losses; its frozen parameters may be shapes alone.
       mesh: the devices.
+
+    Raises:
+      ConfigError: the batch does not divide into `train.accumulate` parts.
     """
     self._task, self._mesh = task, mesh
     # The same settings for every group, each with a state of its own.
@@ -54,10 +57,12 @@ class TrainPrograms:
       for group in task.groups
     }
     self._seed, self._ema_limit = config.train.seed, config.train.ema
+    self._accumulate = config.train.accumulate
+    sharding.check_accumulation(config.data.batch_size, self._accumulate, mesh)
     self._batch_size = config.data.batch_size
     abstract = jax.eval_shape(self._init)
-    self.state = sharding.place_abstractly(abstract, mesh)
-    self._shardings = sharding.tree_shardings(abstract, mesh)
+    self.state = state_lib.place_abstractly(abstract, mesh)
+    self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     self.frozen = sharding.place_abstractly(task.frozen, mesh)
     self.batch = abstract_batch(task, config.data.batch_size, mesh)
     with jax.set_mesh(mesh):
@@ -141,6 +146,7 @@ class TrainPrograms:
       self._optimizers,
       seed=self._seed,
       ema_limit=self._ema_limit,
+      accumulate=self._accumulate,
     )
     return jax.jit(
       step,

@@ -105,7 +105,7 @@ def start_from(
       stats[name] = initialization.adopt(
         stats[name], run.stats[name], what=what
       )
-  ema = {'tokenizer': jax.tree.map(jax.numpy.copy, trained)}
+  ema = {'tokenizer': state_lib.start_mean(state.ema['tokenizer'], trained)}
   return dataclasses.replace(
     state, params=params, opt=opt, stats=stats, ema=ema
   )

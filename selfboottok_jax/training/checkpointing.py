@@ -44,6 +44,10 @@ MAY_CHANGE = (
 )
 
 
+# Keys that runs of earlier versions lack, and what they did.
+ADDED = {'train.accumulate': 1}
+
+
 def read_config(
   workdir: str, what: str, *, task: str | None = None
 ) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
   stored, given = (
     {
       key: value
-      for key, value in trees.flatten(content).items()
+      for key, value in (ADDED | trees.flatten(content)).items()
       if not key.startswith(MAY_CHANGE)
     }
     for content in (config_there, json.loads(json.dumps(config)))

@@ -1,50 +1,65 @@
 """Device meshes of axes (data, fsdp), and the placement of arrays on them.
 
-Batches are split over all devices. Parameters and optimiser states are split
-over the fsdp axis and repeated over the data axis, by one rule of their shapes.
+Batches are split over all devices. What computes, trained and frozen
+parameters, is split over the fsdp axis and repeated over the data axis; what
+only remembers, moments and running means, is split over both. One rule of their
+shapes says along which axis.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 
-AXES = ('data', 'fsdp')
+AXES = placement.AXES
 # Parameters with this name in their path belong to a scanned stack: their first
 # axis counts the blocks.
 STACKED = 'blocks'
-# Arrays of fewer elements are repeated on all devices: gathering them would
-# cost more than the memory it saves.
+# Arrays of fewer elements, those of one block in a stack, are repeated on all
+# devices: gathering them would cost more than the memory it saves.
 MIN_SIZE = 2**14
+# Devices that share the parameters if nobody says how many: those of a machine
+# with GPUs, or of a small TPU slice. Between them, a block's weights arrive in
+# less time than its arithmetic takes.
+MOST_SHARING = 8
 
 
 def make_mesh(
   data: int = -1,
-  fsdp: int = 1,
+  fsdp: int = -1,
   devices: Iterable[jax.Device] | None = None,
 ) -> Mesh:
   """Makes a mesh of data x fsdp devices.
 
   Args:
     data: size of the data axis; -1 for as many as `fsdp` leaves.
-    fsdp: size of the axis over which the state is split.
+    fsdp: size of the axis over which parameters are split; 1 gathers no weight
+      while computing. -1 is for as many as `data` leaves or, without that
+      either, for the largest number up to MOST_SHARING that divides all.
     devices: devices to use, in order; all by default.
 
   Raises:
     ConfigError: the product is not the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
+  count = len(devices)
+  if data == fsdp == -1:
+    fsdp = max(n for n in range(1, MOST_SHARING + 1) if count % n == 0)
   if data == -1:
-    data = len(devices) // max(fsdp, 1)
-  if data < 1 or fsdp < 1 or data * fsdp != len(devices):
+    data = count // max(fsdp, 1)
+  elif fsdp == -1:
+    fsdp = count // max(data, 1)
+  if data < 1 or fsdp < 1 or data * fsdp != count:
     raise errors.ConfigError(
-      f'mesh.data={data} x mesh.fsdp={fsdp} is not the {len(devices)} devices '
+      f'mesh.data={data} x mesh.fsdp={fsdp} is not the {count} devices '
       'of this run; set mesh.data=-1, or a product that equals it'
     )
   # Neighbouring devices share an fsdp group, whose traffic is the heaviest.
@@ -53,53 +68,115 @@ def make_mesh(
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shape_rule(path: str, shape: tuple[int, ...], fsdp: int) -> P:
-  """Chooses the axis of a parameter to split over the fsdp axis of a mesh.
+def shape_rule(
+  path: str, shape: tuple[int, ...], parts: int, name: str | tuple = 'fsdp'
+) -> P:
+  """Chooses the axis of an array to split over devices.
 
-  It is the longest axis that divides by `fsdp`, the first of several. Small
+  It is the longest axis that divides by `parts`, the first of several. Small
   arrays, and those without such an axis, are not split.
 
   Args:
-    path: the parameter's path in its tree.
+    path: the array's path in its tree.
     shape: its shape.
-    fsdp: size of the fsdp axis.
+    parts: number of devices that share it.
+    name: the axis of the mesh, or the axes, with that many devices.
   """
-  if fsdp == 1 or math.prod(shape) < MIN_SIZE:
-    return P()
   # A scan slices the axis of blocks: split there, each iteration would have to
   # fetch its block from another device.
   first = 1 if STACKED in path else 0
+  if parts == 1 or math.prod(shape[first:]) < MIN_SIZE:
+    return P()
   # Negative, so that max prefers the earlier of two axes of the same size.
   axes = [
     (size, -axis)
     for axis, size in enumerate(shape)
-    if axis >= first and size % fsdp == 0
+    if axis >= first and size % parts == 0
   ]
   if not axes:
     return P()
   axis = -max(axes)[1]
-  return P(*(None,) * axis, 'fsdp')
+  return P(*(None,) * axis, name)
 
 
-def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Returns the sharding of every leaf of a tree of arrays or their shapes."""
-  fsdp = mesh.shape['fsdp']
+def tree_specs(
+  tree: PyTree, sizes: Mapping[str, int], *, everywhere: bool = False
+) -> PyTree:
+  """Returns how every leaf of a tree of arrays, or their shapes, is split.
+
+  Args:
+    tree: arrays by path.
+    sizes: sizes of the mesh's axes.
+    everywhere: split over all devices where the shape allows it, else over the
+      fsdp axis alone.
+  """
+
+  def spec(path: tuple[Any, ...], leaf: Any) -> P:
+    name, fsdp = jax.tree_util.keystr(path), sizes['fsdp']
+    if everywhere and sizes['data'] > 1:
+      # In this order a device's share lies within its share of the parameter.
+      axes = ('fsdp', 'data')
+      split = shape_rule(name, leaf.shape, fsdp * sizes['data'], axes)
+      if split != P():
+        return split
+    return shape_rule(name, leaf.shape, fsdp)
+
+  return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def tree_shardings(
+  tree: PyTree, mesh: Mesh, *, everywhere: bool = False
+) -> PyTree:
+  """Returns the sharding of every leaf; arguments are those of `tree_specs`."""
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    tree_specs(tree, mesh.shape, everywhere=everywhere),
+  )
+
+
+def split(tree: PyTree) -> PyTree:
+  """Splits arrays over all devices of the mesh in use, while computing.
+
+  Gradients that are split at once are added up share by share.
+  """
+  mesh = placement.mesh_in_use()
+  if mesh is None:
+    return tree
+  return jax.tree.map(
+    jax.lax.with_sharding_constraint,
+    tree,
+    tree_specs(tree, mesh.shape, everywhere=True),
+  )
+
+
+def gather_unstacked(tree: PyTree) -> PyTree:
+  """Gathers the parameters that belong to no scanned stack, while computing.
+
+  Stacks gather their own, block by block. What is left is small.
+  """
+  if not placement.shares_weights():
+    return tree
   return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: NamedSharding(
-      mesh, shape_rule(jax.tree_util.keystr(path), leaf.shape, fsdp)
+    lambda path, leaf: (
+      leaf if STACKED in jax.tree_util.keystr(path) else placement.gather(leaf)
     ),
     tree,
   )
 
 
-def place_abstractly(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Returns the shape, type and sharding of every leaf, without its values."""
+def place_abstractly(
+  tree: PyTree, mesh: Mesh, *, everywhere: bool = False
+) -> PyTree:
+  """Returns the shape, type and sharding of every leaf, without its values.
+
+  Arguments are those of `tree_specs`.
+  """
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=where
     ),
     tree,
-    tree_shardings(tree, mesh),
+    tree_shardings(tree, mesh, everywhere=everywhere),
   )
 
 
@@ -111,6 +188,35 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that repeats an array on every device."""
   return NamedSharding(mesh, P())
+
+
+def cut_batch(batch: PyTree, parts: int) -> PyTree:
+  """Cuts a batch into micro-batches, on a new first axis, while computing.
+
+  Micro-batch i has the images i, i + parts, ...: every device cuts its own
+  share of the batch, and no image moves.
+  """
+
+  def cut(x: jax.Array) -> jax.Array:
+    rows = x.reshape(-1, parts, *x.shape[1:])
+    return placement.split_batch(jnp.swapaxes(rows, 0, 1), axis=1)
+
+  return jax.tree.map(cut, batch)
+
+
+def check_accumulation(batch_size: int, parts: int, mesh: Mesh) -> None:
+  """Checks that the devices can share each of `parts` micro-batches evenly.
+
+  Raises:
+    ConfigError: they cannot, or `parts` is less than 1.
+  """
+  errors.require(parts >= 1, 'train.accumulate', parts, '1 or more')
+  if batch_size % (parts * mesh.size):
+    raise errors.ConfigError(
+      f'data.batch_size={batch_size} does not divide into train.accumulate='
+      f'{parts} micro-batches over {mesh.size} devices; wanted a multiple of '
+      f'{parts * mesh.size}'
+    )
 
 
 def check_batch_size(

@@ -1,5 +1,7 @@
 """The state of a training, and the train step that every task shares."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,9 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from selfboottok_jax.training import optim
+from selfboottok_jax.training import optim, sharding
 
 
 @flax.struct.dataclass
@@ -107,6 +110,33 @@ def init_state(
   )
 
 
+def place_abstractly(state: TrainState, mesh: Mesh) -> TrainState:
+  """Returns the shape, type and sharding of every leaf of a state.
+
+  Moments and running means serve one update a step and no product, so every
+  device has a share of its own of them. Parameters are split over the devices
+  that gather them while computing.
+  """
+  place = functools.partial(sharding.place_abstractly, mesh=mesh)
+  return TrainState(
+    step=place(state.step),
+    params=place(state.params),
+    ema=place(state.ema, everywhere=True),
+    opt=place(state.opt, everywhere=True),
+    stats=place(state.stats),
+  )
+
+
+def start_mean(mean: PyTree, params: PyTree) -> PyTree:
+  """Returns a running mean that starts anew, placed like the old `mean`.
+
+  A copy in any case: the state is donated, one buffer cannot be given up twice.
+  """
+  return jax.tree.map(
+    lambda old, new: jax.device_put(jnp.copy(new), old.sharding), mean, params
+  )
+
+
 def ema_decay(step: Int[Array, ''], limit: float) -> Float[Array, '']:
   """Returns the decay of running means, min(limit, (1 + n) / (10 + n)).
 
@@ -123,6 +153,7 @@ def make_train_step(
   *,
   seed: int,
   ema_limit: float,
+  accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
   """Makes the function step(state, frozen, batch) -> (state, metrics).
 
@@ -134,6 +165,15 @@ def make_train_step(
     optimizers: the optimiser of each trained group.
     seed: seed of all randomness in the step.
     ema_limit: largest decay of the running means, see `ema_decay`.
+    accumulate: micro-batches that a batch is cut into, so that activations of
+      one of them are in memory at a time. The gradient of a group is the mean
+      of theirs, in float32, and there is one update. That is the gradient of
+      the whole batch for a loss that is a mean over images. What couples the
+      images of a batch sees a micro-batch instead: norms and deviations of a
+      discriminator, means of logits, the mean assignment in the entropy of
+      codes, adaptive weights. Statistics pass from one micro-batch to the next,
+      so that they change `accumulate` times a step. Each has a random key of
+      its own; metrics are means.
   """
 
   def step_fn(
@@ -143,20 +183,20 @@ def make_train_step(
     # a checkpoint needs no random state.
     step_key = jax.random.fold_in(jax.random.key(seed), state.step)
     params, opt, stats = dict(state.params), dict(state.opt), state.stats
+    whole = sharding.gather_unstacked(frozen)
     metrics: dict[str, Float[Array, '']] = {}
     carry: dict[str, Array] = {}
     for index, (group, loss) in enumerate(losses.items()):
       inputs = LossInputs(
-        params=params,
-        frozen=frozen,
+        params=sharding.gather_unstacked(params),
+        frozen=whole,
         batch=batch,
         stats=stats,
         carry=carry,
         step=state.step,
         rng=jax.random.fold_in(step_key, index),
       )
-      grad_fn = jax.value_and_grad(loss, has_aux=True)
-      (value, outputs), grads = grad_fn(params[group], inputs)
+      value, outputs, grads = _differentiate(loss, group, inputs, accumulate)
       params[group], opt[group], learning_rate = optim.update(
         optimizers[group], grads, opt[group], params[group], state.step
       )
@@ -181,3 +221,59 @@ def make_train_step(
     return new_state, metrics
 
   return step_fn
+
+
+def _differentiate(
+  loss: Loss, group: str, inputs: LossInputs, accumulate: int
+) -> tuple[Float[Array, ''], LossOutputs, PyTree]:
+  """Returns (value, outputs, gradient) of a loss in its group's parameters.
+
+  With `accumulate` above 1 value and metrics are means over the micro-batches,
+  and `carry` has the arrays of each on a new first axis: the next group takes
+  them apart again.
+  """
+  trained = inputs.params[group]
+  grad_fn = jax.value_and_grad(loss, has_aux=True)
+  if accumulate == 1:
+    (value, outputs), grads = grad_fn(trained, inputs)
+    return value, outputs, sharding.split(grads)
+
+  def add(
+    total: tuple[PyTree, PyTree], part: tuple[Any, ...]
+  ) -> tuple[tuple[PyTree, PyTree], tuple[Any, ...]]:
+    (grads, stats), (index, batch, carry) = total, part
+    (value, outputs), new = grad_fn(
+      trained,
+      dataclasses.replace(
+        inputs,
+        batch=batch,
+        stats=stats,
+        carry=carry,
+        rng=jax.random.fold_in(inputs.rng, index),
+      ),
+    )
+    grads = jax.tree.map(
+      lambda mean, g: mean + g.astype(mean.dtype) / accumulate,
+      grads,
+      sharding.split(new),
+    )
+    return (grads, outputs.stats), (value, outputs.metrics, outputs.carry)
+
+  zeros = jax.tree.map(
+    lambda leaf: jnp.zeros(
+      leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)
+    ),
+    trained,
+  )
+  (grads, stats), (values, metrics, carry) = jax.lax.scan(
+    add,
+    (sharding.split(zeros), inputs.stats),
+    (
+      jnp.arange(accumulate),
+      sharding.cut_batch(inputs.batch, accumulate),
+      inputs.carry,
+    ),
+  )
+  grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained)
+  means = {name: jnp.mean(value) for name, value in metrics.items()}
+  return jnp.mean(values), LossOutputs(means, stats, carry), grads

@@ -50,6 +50,31 @@ def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_suite_checks_and_times_this_machine(server, tmp_path):
+  out = tmp_path / 'suite.json'
+  result = server.run('benchmark', '--suite', '--size=tiny', f'--out={out}')
+  assert result.code == 0, result.out + result.err
+  record = json.loads(result.out.splitlines()[-1])
+  assert json.loads(out.read_text()) == record
+  assert record['ok'] is True
+  rows = {(r['group'], r['name']): r for r in record['entries']}
+  assert not [r for r in rows.values() if 'skipped' in r or 'failed' in r]
+  for stage in ('tokenizer', 'scaling', 'generator'):
+    assert rows['training', f'{stage}_equals_cpu']['ok']
+  assert rows['training', 'repeats_bit_for_bit']['ok']
+  assert all(
+    r['images_per_second'] > 0 and r['compile_seconds'] > 0
+    for (group, _), r in rows.items()
+    if group == 'steps'
+  )
+  (sampling,) = (r for (group, _), r in rows.items() if group == 'sampling')
+  assert sampling['codes_per_second'] >= sampling['images_per_second'] > 0
+  (coding,) = (r for (group, _), r in rows.items() if group == 'encoding')
+  assert coding['encoded_images_per_second'] > 0
+  assert coding['decoded_images_per_second'] > 0
+
+
+@pytest.mark.slow
 def test_without_data_the_model_alone_is_timed(server):
   record, result = _run(server, f'{TINY}generator', '--config.data.source=auto')
   assert 'data rates not measured: data.path is empty' in result.out
@@ -69,8 +94,8 @@ def test_compile_time_is_that_of_compiling(server):
 @pytest.mark.slow
 def test_names_its_configuration_however_it_is_written(server):
   record, _ = _run(
-    server, '--config', f'{TINY[9:]}generator', '--noconfig.model.remat'
+    server, '--config', f'{TINY[9:]}generator', '--noconfig.model.shift'
   )
   assert record['config'] == (
-    'tests/launch/tiny.py:generator config.model.remat=False'
+    'tests/launch/tiny.py:generator config.model.shift=False'
   )

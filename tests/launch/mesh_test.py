@@ -11,7 +11,7 @@ from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import sharding
 from tests.launch import logs
 
-MESHES = [(8, 1), (2, 4)]
+MESHES = [(8, 1), (2, 4), (1, 8)]
 BATCH, STEPS, TOLERANCE = 16, 5, 1e-5
 # Wide enough that the shape rule shards kernels.
 WIDTH = 128
@@ -97,8 +97,14 @@ def _check_frozen(one, other, fsdp):
   split = 0
   for name, spec in TEACHERS.items():
     params = pretrained.load_network(spec, abstract=True, grid=2).params
-    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    large = [size for size in sizes if size >= sharding.MIN_SIZE]
+    specs = sharding.tree_specs(params, {'data': 1, 'fsdp': fsdp})
+    large = [
+      leaf.size
+      for leaf, split in zip(
+        jax.tree.leaves(params), jax.tree.leaves(specs), strict=True
+      )
+      if any(split)
+    ]
     # The tiny autoencoder is of small leaves alone.
     assert bool(large) == (name != 'transport')
     split += sum(large)

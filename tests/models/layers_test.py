@@ -1,4 +1,5 @@
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -6,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax.models import layers
+from selfboottok_jax import errors
+from selfboottok_jax.models import layers, transformer
 
 
 def _normal(*shape, seed=0):
@@ -188,3 +190,91 @@ def test_qk_norm_is_blind_to_the_scale_of_queries_and_keys():
   larger = {k: v for k, v in grown['params'].items() if 'norm' not in k}
   without = _run(ATTENTION, {'params': plain}, x)
   assert np.abs(_run(ATTENTION, {'params': larger}, x) - without).max() > 0.1
+
+
+@pytest.mark.parametrize(('queries', 'keys'), [(5, 7), (6, 5), (5, 6), (6, 8)])
+@pytest.mark.parametrize('masked', [False, True])
+def test_padding_to_even_lengths_changes_nothing(queries, keys, masked):
+  rng = np.random.default_rng(0)
+  q, cotangent = rng.normal(size=(2, 2, queries, 3, 8)).astype(np.float32)
+  k, v = rng.normal(size=(2, 2, keys, 3, 8)).astype(np.float32)
+  mask = None
+  if masked:
+    mask = jnp.asarray(np.tril(np.ones((queries, keys), bool)))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def both(attend, q, k, v):
+    value, pull = jax.vjp(attend, q, k, v)
+    return value, *pull(cotangent)
+
+  plain = both(lambda *a: layers.attend(*a, mask, 'xla'), q, k, v)
+  padded = both(lambda *a: layers._attend_in_pairs(*a, mask, 'xla'), q, k, v)
+  for found, wanted in zip(padded, plain, strict=True):
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+  """Tracing for cuDNN asks for a GPU, and needs none."""
+  kernels = 'jax._src.cudnn.fused_attention_stablehlo'
+  monkeypatch.setattr(f'{kernels}.check_cudnn_version', lambda: 91000)
+  for name in ('check_compute_capability', 'is_cuda_compute_capability_equal'):
+    monkeypatch.setattr(
+      f'{kernels}.{name}', lambda *_, name=name, **__: name.startswith('check')
+    )
+  device = types.SimpleNamespace(
+    platform='gpu',
+    device_kind='NVIDIA H100 80GB HBM3',
+    compute_capability='9.0',
+  )
+  monkeypatch.setattr(layers.jax, 'devices', lambda: [device])
+  return device
+
+
+def _is_fused(heads, width, dtype, *, implementation='auto', masked=False):
+  """Whether cuDNN computes the attention of 65 tokens, and its gradient."""
+
+  def loss(x):
+    q = x.reshape(2, 65, heads, width // heads)
+    mask = jnp.tril(jnp.ones((65, 65), bool)) if masked else None
+    out = layers.attend(q, q, q, mask, implementation)
+    return out.astype(jnp.float32).sum()
+
+  x = jax.ShapeDtypeStruct((2, 65, width), dtype)
+  text = str(jax.make_jaxpr(jax.grad(loss))(x))
+  return 'dot_product_attention_bwd_wrapper' in text
+
+
+def test_auto_takes_flash_attention_wherever_it_can(gpu):
+  for masked in (False, True):
+    assert _is_fused(16, 1152, jnp.bfloat16, masked=masked)
+  assert not _is_fused(16, 1152, jnp.bfloat16, implementation='xla')
+  assert not _is_fused(16, 1152, jnp.float32)
+  assert not _is_fused(1, 512, jnp.bfloat16)
+  assert not _is_fused(2, 24, jnp.bfloat16)
+  gpu.compute_capability = '7.5'
+  assert not _is_fused(16, 1152, jnp.bfloat16)
+
+
+def test_cudnn_says_what_it_cannot(gpu):
+  with pytest.raises(errors.ConfigError, match='float32: it takes 16 bits'):
+    _is_fused(16, 1152, jnp.float32, implementation='cudnn')
+  with pytest.raises(errors.ConfigError, match='heads of 512.*up to 128'):
+    _is_fused(1, 512, jnp.bfloat16, implementation='cudnn')
+  gpu.platform = 'cpu'
+  with pytest.raises(errors.ConfigError, match='needs an NVIDIA GPU'):
+    _is_fused(16, 1152, jnp.bfloat16, implementation='cudnn')
+
+
+def test_cast_layers_compute_the_same_bits():
+  block = transformer.Block(2, dtype='bfloat16')
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 16)), 'bfloat16')
+  params = jax.jit(block.init)(jax.random.key(0), x)['params']
+  cast = layers.cast_dense(params, 'bfloat16')
+  assert cast['attn']['qkv']['kernel'].dtype == jnp.bfloat16
+  assert cast['mlp']['up']['bias'].dtype == jnp.bfloat16
+  assert cast['norm1']['scale'].dtype == jnp.float32
+  apply = jax.jit(block.apply)
+  np.testing.assert_array_equal(
+    apply({'params': params}, x), apply({'params': cast}, x)
+  )

@@ -263,7 +263,7 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
-  plain, other = run(), run(remat=True, unroll=2)
+  plain, other = run(), run(remat='dots', unroll=2)
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -289,6 +289,7 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
     ({'local2d_depth': -1}, 'model.local2d_depth=-1; wanted 0 or more'),
     ({'codebook_size': 0}, 'model.codebook_size=0; wanted 1 or more'),
     ({'unroll': 0}, 'model.unroll=0; wanted 1 or more'),
+    ({'remat': 'all'}, "model.remat='?all'?; .*none, dots, block"),
     ({'mlp_ratio': 0.0}, 'model.mlp_ratio=0.0; wanted a number above 0'),
     ({'tau': 0.0}, 'model.tau=0.0; wanted a number above 0'),
     ({'group_dropout': 2.0}, 'model.group_dropout=2.0; wanted a number from 0'),

@@ -64,7 +64,11 @@ def test_stack_is_its_blocks_in_a_row(params, x):
 
 
 @pytest.mark.parametrize(
-  'fields', [{'remat': True}, {'unroll': 2}, {'unroll': 99, 'remat': True}]
+  'fields',
+  [
+    *({'remat': 'dots'}, {'remat': True}, {'unroll': 2}),
+    {'unroll': 99, 'remat': 'block'},
+  ],
 )
 def test_remat_and_unroll_change_neither_values_nor_gradients(
   params, x, fields
@@ -118,3 +122,17 @@ def test_segments_end_at_taps():
   assert transformer.segments(12, (3, 6, 9, 12)) == four
   assert transformer.segments(4, (0, 1)) == [(0, 1), (1, 4)]
   assert transformer.segments(2, ()) == [(0, 2)]
+
+
+@pytest.mark.parametrize(
+  ('value', 'expected'),
+  [
+    *(('none', 'none'), ('dots', 'dots'), ('block', 'block')),
+    # Of runs and command lines of earlier versions.
+    *((False, 'none'), (True, 'block'), ('False', 'none'), ('true', 'block')),
+    ('all', 'all'),
+  ],
+)
+def test_values_of_remat(value, expected):
+  assert transformer.remat_of(value) == expected
+  assert (expected in transformer.REMATS) == (value != 'all')

@@ -19,15 +19,14 @@ import torch
 from launch import cli
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.flow import path as path_lib
-from selfboottok_jax.models import layers, sit
+from selfboottok_jax.models import sit
 from selfboottok_jax.objectives import velocity
 from selfboottok_jax.presets import generator as generator_config
 from selfboottok_jax.training import optim
 from selfboottok_jax.training import state as state_lib
-from tests.parity import torch_sit
+from tests.parity import torch_sit, torch_steps
 
 BATCH, TOKENS, DIM, CLASSES = 16, 64, 32, 1000
-LEARNING_RATE, CLIP, DECAY = 1e-4, 1.0, 0.9999
 WARM_UP = 2
 
 
@@ -72,7 +71,7 @@ def main(rounds: int) -> None:
 def _jax_step(codes, labels, unroll):
   config = generator_config.get_config('imagenet256_b')
   fields = config.model.to_dict() | {
-    'dtype': 'float32', 'remat': False, 'unroll': unroll,
+    'dtype': 'float32', 'remat': 'none', 'unroll': unroll,
   }  # fmt: skip
   model = sit.SiT(TOKENS, DIM, CLASSES, **fields)
   path = path_lib.PATHS['linear']
@@ -96,15 +95,15 @@ def _jax_step(codes, labels, unroll):
   optimizers = {
     'generator': optim.build_optimizer(
       steps=1000,
-      learning_rate=LEARNING_RATE,
+      learning_rate=torch_steps.LEARNING_RATE,
       schedule='constant',
       warmup=0.0,
-      clip_norm=CLIP,
+      clip_norm=torch_steps.CLIP,
     )
   }
   step = jax.jit(
     state_lib.make_train_step(
-      {'generator': loss}, optimizers, seed=0, ema_limit=DECAY
+      {'generator': loss}, optimizers, seed=0, ema_limit=torch_steps.DECAY
     ),
     donate_argnums=0,
   )
@@ -128,37 +127,19 @@ def _jax_step(codes, labels, unroll):
 
 def _torch_step(codes, labels):
   config = generator_config.get_config('imagenet256_b').model
-  network, mean = (
-    torch_sit.SiT(
-      layers.sincos_1d(TOKENS, config.width),
-      DIM,
-      CLASSES,
-      config.width,
-      config.depth,
-      config.heads,
-    )
-    for _ in range(2)
+  network = torch_sit.SiT(
+    TOKENS, DIM, CLASSES, config.width, config.depth, config.heads
   )
-  optimizer = torch.optim.Adam(
-    network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), fused=True
-  )
+  trained = torch_steps.Trained(network, beta2=0.999)
   x = torch.from_numpy(codes)
   y = torch.from_numpy(labels).long()
 
   def run():
-    t, noise = torch.rand(BATCH), torch.randn_like(x)
-    kept = torch.rand(BATCH) >= config.label_dropout
-    mixed = (1 - t)[:, None, None] * x + t[:, None, None] * noise
-    dropped = torch.where(kept, y, CLASSES)
-    loss = (network(mixed, t, dropped) - (noise - x)).square().mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-    optimizer.step()
-    with torch.no_grad():
-      torch._foreach_lerp_(
-        list(mean.parameters()), list(network.parameters()), 1 - DECAY
+    trained.update(
+      torch_steps.generator_loss(
+        network, x, y, label_dropout=config.label_dropout
       )
+    )
 
   return run
 

@@ -15,11 +15,11 @@ def test_medians_need_something_to_measure():
 
 def test_made_up_batches_are_images_and_labels():
   rng = np.random.default_rng(0)
-  images = benchmark._made_up(rng, (2, 4, 4, 3), np.float32)
+  images = benchmark.made_up(rng, (2, 4, 4, 3), np.float32)
   assert images.dtype == np.float32
   assert np.ptp(images) > 1
   assert np.abs(images).max() <= 1
-  labels = benchmark._made_up(rng, (2,), np.int32)
+  labels = benchmark.made_up(rng, (2,), np.int32)
   np.testing.assert_array_equal(labels, [0, 0])
 
 

@@ -84,6 +84,13 @@ def test_another_configuration_is_refused_and_nothing_written(begun):
   assert not list(begun.glob('*.partial'))
 
 
+def test_a_key_that_older_runs_lack_is_what_they_did(begun):
+  with pytest.raises(
+    errors.CheckpointError, match='train.accumulate: 1 there, 2 given'
+  ):
+    checkpointing.write_config(str(begun), _with(train__accumulate=2))
+
+
 def test_many_changes_are_counted(begun):
   other = CONFIG | {'model': dict.fromkeys('pqrstu', 1)}
   with pytest.raises(errors.CheckpointError, match='and 4 more'):
@@ -99,6 +106,8 @@ def test_many_changes_are_counted(begun):
     {'mesh__fsdp': 4},
     {'checkpoint__every': 7},
     {'evaluation__every': 7},
+    # Older runs lack the key.
+    {'train__accumulate': 1},
   ],
 )
 def test_what_a_continued_run_may_change(begun, changes):

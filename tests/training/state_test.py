@@ -160,3 +160,75 @@ def test_randomness_is_a_function_of_seed_step_and_group(
     np.testing.assert_allclose(values[name], expected, rtol=1e-5)
   drawn = [float(m[name]) for m in metrics for name in ('noise', 'other_noise')]
   assert len(set(drawn)) == 2 * STEPS
+
+
+PARTS = 4
+
+
+def _mean_of_images(trained, inputs):
+  """A mean over images; hands on each one's error, and counts its calls."""
+  error = inputs.batch['x'] @ trained['w'] - inputs.batch['y']
+  noise = jax.random.normal(inputs.rng)
+  return jnp.mean(error**2), state_lib.LossOutputs(
+    metrics={'error': jnp.mean(error), 'noise': noise},
+    stats={'last': error[-1], 'calls': inputs.stats['calls'] + 1},
+    carry={'error': error},
+  )
+
+
+def _mean_of_errors(trained, inputs):
+  """Fits the errors that the first group hands on to the same images."""
+  gap = inputs.batch['x'] @ trained['v'] - inputs.carry['error']
+  return jnp.mean(gap**2), state_lib.LossOutputs(
+    metrics={}, stats=inputs.stats, carry={}
+  )
+
+
+def _after_images(parts):
+  """State and metrics after a step on 8 images in so many parts."""
+  rng = np.random.default_rng(0)
+  batch = {
+    'x': rng.normal(size=(8, 3)).astype(np.float32),
+    'y': rng.normal(size=8).astype(np.float32),
+  }
+  state = state_lib.init_state(
+    {'first': {'w': jnp.ones(3)}, 'second': {'v': jnp.ones(3)}},
+    {'last': jnp.zeros(()), 'calls': jnp.zeros((), jnp.int32)},
+    OPTIMIZERS,
+    (),
+  )
+  losses = {'first': _mean_of_images, 'second': _mean_of_errors}
+  step = state_lib.make_train_step(
+    losses, OPTIMIZERS, seed=SEED, ema_limit=LIMIT, accumulate=parts
+  )
+  return (*jax.jit(step)(state, {}, batch), batch)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole():
+  (whole, expected, batch), (cut, metrics, _) = (
+    _after_images(parts) for parts in (1, PARTS)
+  )
+  for group in ('first', 'second'):
+    for new, old in zip(
+      jax.tree.leaves(cut.params[group]),
+      jax.tree.leaves(whole.params[group]),
+      strict=True,
+    ):
+      np.testing.assert_allclose(new, old, rtol=1e-6)
+  for name in ('loss', 'second_loss', 'error', 'first_grad_norm'):
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+  # One update, but statistics have seen one part after the other.
+  assert int(cut.step) == 1
+  assert int(cut.stats['calls']) == PARTS * int(whole.stats['calls']) == PARTS
+  error = batch['x'] @ np.ones(3, np.float32) - batch['y']
+  np.testing.assert_allclose(cut.stats['last'], error[-1], rtol=1e-5)
+
+
+def test_every_micro_batch_draws_for_itself():
+  _, metrics, _ = _after_images(PARTS)
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), 0), 0)
+  drawn = [
+    jax.random.normal(jax.random.fold_in(key, part)) for part in range(PARTS)
+  ]
+  assert len({float(value) for value in drawn}) == PARTS
+  np.testing.assert_allclose(metrics['noise'], np.mean(drawn), rtol=1e-5)
