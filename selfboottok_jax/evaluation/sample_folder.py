@@ -35,7 +35,7 @@ from PIL import Image
 
 from selfboottok_jax import errors, files, inference, trees
 from selfboottok_jax.evaluation import evaluate, pictures
-from selfboottok_jax.flow import noise
+from selfboottok_jax.flow import samplers
 from selfboottok_jax.training import processes
 
 SETTINGS = 'sampling.json'
@@ -480,7 +480,7 @@ def make_labels(
     return evaluate.balanced_labels(count, num_classes)
   if list(given) == ['random']:
     indices = jnp.asarray(np.arange(count))
-    return np.asarray(noise.sample_labels(seed, indices, num_classes))
+    return np.asarray(samplers.sample_labels(seed, indices, num_classes))
   last = num_classes - 1
   for label in given:
     if not label.isdecimal() or int(label) > last:

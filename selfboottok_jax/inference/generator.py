@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from selfboottok_jax import errors, pixels
-from selfboottok_jax.flow import guidance
-from selfboottok_jax.flow import noise as noise_lib
+from selfboottok_jax.flow import guidance, samplers
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference.tokenizer import Tokenizer
@@ -334,7 +333,7 @@ def make_codes(
   if model.cls_dim:
     shapes['cls'] = (model.cls_dim,)
     scale['cls'] = scales[1]
-  start, noise = noise_lib.make_noise(seed, indices, shapes)
+  start, noise = samplers.make_noise(seed, indices, shapes)
 
   module: Any = model
   # Once, before the loop over the steps: each block would do it at each step.

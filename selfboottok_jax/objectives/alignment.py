@@ -88,10 +88,7 @@ def make_targets(
     ConfigError: as `alignment_loss`.
   """
   n = patches.shape[1]
-  if mode not in ALIGNMENTS:
-    raise errors.ConfigError(
-      f'alignment mode {mode!r} is unknown; choose one of {sorted(ALIGNMENTS)}'
-    )
+  errors.require_choice('alignment mode', mode, ALIGNMENTS)
   if mode != 'global' and n % k and k % n:
     raise errors.ConfigError(
       f'alignment {mode!r} got {n} patches and {k} tokens, which do not divide '

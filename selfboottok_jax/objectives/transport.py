@@ -56,8 +56,7 @@ def sinkhorn_plan(
   cost: Float[Array, 'b n k'],
   epsilon: Float[Array, ' b'],
   *,
-  num_iterations: int = 50,
-  threshold: float = 0.0,
+  num_iterations: int,
   symmetric: bool = False,
 ) -> Float[Array, 'b n k']:
   """P* of Eq. (12) for uniform marginals, by log-domain Sinkhorn; no gradient.
@@ -68,9 +67,7 @@ def sinkhorn_plan(
   Args:
     cost: C.
     epsilon: strength of the entropy, in units of the cost, per batch element.
-    num_iterations: how many, or with a threshold the most.
-    threshold: stop once the L1 error of a marginal is below it; 0 always runs
-      `num_iterations`. 1e-12 wants float64 and thousands of iterations.
+    num_iterations: how many are run, however small the error is before.
     symmetric: `cost` is a symmetric matrix; averaged updates then keep the plan
       symmetric and converge in fewer iterations.
 
@@ -95,9 +92,9 @@ def sinkhorn_plan(
   # differentiated here; through the plan it can meet a singular operator.
   solver = sinkhorn.Sinkhorn(
     lse_mode=True,
-    threshold=threshold,
-    inner_iterations=10 if threshold > 0 else num_iterations,
-    min_iterations=0 if threshold > 0 else num_iterations,
+    threshold=0.0,
+    inner_iterations=num_iterations,
+    min_iterations=num_iterations,
     max_iterations=num_iterations,
     implicit_diff=None,
     **options,
@@ -122,29 +119,13 @@ def transport_cost(
   return jnp.sum(plan * cost, axis=(1, 2))
 
 
-def _transport(
-  patches: Float[Array, 'b n e'],
-  tokens: Float[Array, 'b k e'],
-  cost: Float[Array, 'b n k'],
-  epsilon: Float[Array, ' b'],
-  plan: Float[Array, 'b n k'],
-  **options: Any,
-) -> Float[Array, ' b']:
-  """Returns <P*, C>, whose gradient is that of the optimum of Eq. (12).
-
-  This is the envelope theorem: the plan is optimal, so it may stay constant.
-  """
-  del patches, tokens, epsilon, options
-  return transport_cost(plan, cost)
-
-
 def _debiased(
   patches: Float[Array, 'b n e'],
   tokens: Float[Array, 'b k e'],
   cost: Float[Array, 'b n k'],
   epsilon: Float[Array, ' b'],
   plan: Float[Array, 'b n k'],
-  **options: Any,
+  num_iterations: int,
 ) -> Float[Array, ' b']:
   """Computes the Sinkhorn divergence: cross term minus half of each self term.
 
@@ -156,7 +137,9 @@ def _debiased(
   total = _regularised(plan, cost, epsilon)
   for points in (patches, tokens):
     own_cost = squared_cost(points, points)
-    own = sinkhorn_plan(own_cost, epsilon, symmetric=True, **options)
+    own = sinkhorn_plan(
+      own_cost, epsilon, num_iterations=num_iterations, symmetric=True
+    )
     total = total - 0.5 * _regularised(own, own_cost, epsilon)
   return total
 
@@ -174,7 +157,7 @@ def _regularised(
   return transport_cost(plan, cost) + epsilon * relative_entropy
 
 
-OT_LOSSES = {'transport': _transport, 'debiased': _debiased}
+OT_LOSSES = ('transport', 'debiased')
 
 
 def transport_loss(
@@ -184,7 +167,6 @@ def transport_loss(
   ot_loss: str = 'transport',
   relative_epsilon: float | Float[Array, ''] = 0.05,
   num_iterations: int = 50,
-  threshold: float = 0.0,
 ) -> Transport:
   """L_OT of Eq. (13) with the plan of Eq. (12), image by image.
 
@@ -196,12 +178,11 @@ def transport_loss(
   Args:
     patches: X, latents of a 2D autoencoder, one vector per patch.
     tokens: z_L2 before quantisation, of the same width.
-    ot_loss: a key of OT_LOSSES.
+    ot_loss: one of OT_LOSSES.
     relative_epsilon: epsilon / mean(C), per image; stays constant in the
       gradient. At 1 all tokens collapse to one point, at 0.25 many do, up to
       0.05 they keep their spread; far below, 50 iterations are too few.
-    num_iterations: Sinkhorn iterations, or with a threshold the most.
-    threshold: see `sinkhorn_plan`.
+    num_iterations: Sinkhorn iterations.
 
   Returns:
     Transport, in float32 or wider.
@@ -209,10 +190,7 @@ def transport_loss(
   Raises:
     ConfigError: `ot_loss` is unknown or the widths differ.
   """
-  if ot_loss not in OT_LOSSES:
-    raise errors.ConfigError(
-      f'ot_loss {ot_loss!r} is unknown; choose one of {sorted(OT_LOSSES)}'
-    )
+  errors.require_choice('loss.ot_loss', ot_loss, OT_LOSSES)
   if patches.shape[2] != tokens.shape[2]:
     raise errors.ConfigError(
       f'tokens of width {tokens.shape[2]} cannot be transported to latents of '
@@ -221,18 +199,18 @@ def transport_loss(
   dtype = jnp.promote_types(tokens.dtype, jnp.float32)
   patches = jax.lax.stop_gradient(patches.astype(dtype))
   tokens = tokens.astype(dtype)
-  options: dict[str, Any] = {
-    'num_iterations': num_iterations,
-    'threshold': threshold,
-  }
   cost = squared_cost(patches, tokens)
   # Floored: with all points in one place the mean cost is 0.
   epsilon = jnp.maximum(
     relative_epsilon * jax.lax.stop_gradient(jnp.mean(cost, axis=(1, 2))),
     jnp.finfo(dtype).eps,
   )
-  plan = sinkhorn_plan(cost, epsilon, **options)
-  losses = OT_LOSSES[ot_loss](patches, tokens, cost, epsilon, plan, **options)
+  plan = sinkhorn_plan(cost, epsilon, num_iterations=num_iterations)
+  # Its gradient is that of the optimum of Eq. (12), by the envelope theorem:
+  # the plan is optimal, so it may stay constant.
+  losses = transport_cost(plan, cost)
+  if ot_loss == 'debiased':
+    losses = _debiased(patches, tokens, cost, epsilon, plan, num_iterations)
   return Transport(
     loss=jnp.mean(losses),
     marginal_error=jnp.mean(marginal_error(plan)),

@@ -236,7 +236,9 @@ def code_statistics(
       made, mask = encode(params, sharding.put_batch(batch, mesh))
       yield np.asarray(made)[np.asarray(mask)]
 
-  return measure_codes(codes(), kind)
+  # As in a training, so that models split their activations over the mesh.
+  with jax.set_mesh(mesh):
+    return measure_codes(codes(), kind)
 
 
 def measure_codes(

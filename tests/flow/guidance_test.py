@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.flow import guidance, noise, samplers
+from selfboottok_jax.flow import guidance, samplers
 from selfboottok_jax.flow import path as path_lib
 
 NULL = 9
@@ -183,7 +183,7 @@ def test_states_of_a_traced_interval_cannot_be_recorded():
 def test_samples_depend_on_no_split_into_batches_or_devices():
   @jax.jit
   def run(indices):
-    x, steps = noise.make_noise(11, indices, (2, 4))
+    x, steps = samplers.make_noise(11, indices, (2, 4))
     return guidance.sample(
       velocity,
       x,

@@ -110,7 +110,7 @@ def test_low_precision_gives_float32():
     ((1, 9, 3), (1, 4, 3), 'repeat', '9 patches and 4 tokens'),
     ((1, 9, 3), (1, 4, 3), 'pool', '9 patches and 4 tokens'),
     ((1, 4, 3), (1, 4, 2), 'repeat', 'project the tokens to 3'),
-    ((1, 4, 3), (1, 4, 3), 'nearest', "'nearest' is unknown"),
+    ((1, 4, 3), (1, 4, 3), 'nearest', "mode='nearest'"),
   ],
 )
 def test_what_cannot_align(patches, tokens, mode, message):

@@ -170,14 +170,6 @@ def test_too_few_iterations_show_in_the_marginal_error(patches, tokens):
   assert many.marginal_error < few.marginal_error / 10
 
 
-def test_threshold_stops_early_and_converges(patches, tokens):
-  early, _ = solver(threshold=1e-3, num_iterations=5000)(patches, tokens)
-  assert early.marginal_error < 2e-3
-  full, _ = solver(num_iterations=1000)(patches, tokens)
-  assert full.marginal_error < early.marginal_error
-  np.testing.assert_allclose(early.loss, full.loss, rtol=1e-2)
-
-
 @pytest.mark.parametrize('ot_loss', LOSSES)
 def test_degenerate_points_are_finite(patches, ot_loss):
   zeros = jnp.zeros((B, K, E))
@@ -204,5 +196,5 @@ def test_low_precision_gives_float32(patches, tokens):
 def test_what_cannot_be_transported(patches, tokens):
   with pytest.raises(errors.ConfigError, match='project the tokens to 4'):
     transport.transport_loss(patches, tokens[..., :3])
-  with pytest.raises(errors.ConfigError, match="'exact' is unknown"):
+  with pytest.raises(errors.ConfigError, match="ot_loss='exact'"):
     transport.transport_loss(patches, tokens, ot_loss='exact')
