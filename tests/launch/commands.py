@@ -116,16 +116,20 @@ class Server:
     self._context.set_forkserver_preload(_PRELOAD)
 
   def run(self, module: str, *arguments: str, **variables: str) -> Result:
-    """`python -m launch.MODULE ARGUMENTS`, with tiny quickstart presets."""
+    """`python -m launch.MODULE ARGUMENTS`, with tiny quickstart presets.
+
+    A module with a dot in its name is not one of `launch`.
+    """
     return self.finish(self.start(module, *arguments, **variables))
 
   def start(self, module: str, *arguments: str, **variables: str):
     """Starts a command without waiting for it; `finish` waits."""
     self._count += 1
     output = self._folder / str(self._count)
+    module = module if '.' in module else f'launch.{module}'
     process = self._context.Process(
       target=_child,
-      args=(f'launch.{module}', arguments, variables, str(output)),
+      args=(module, arguments, variables, str(output)),
     )
     process.start()
     return process, output

@@ -1,0 +1,86 @@
+"""Makes the four runs of a quickstart without compiling their trainings.
+
+  python -m tests.launch.untrained WORKDIR
+"""
+
+import pathlib
+import sys
+import zlib
+
+import jax
+import numpy as np
+
+from launch import quickstart
+from selfboottok_jax.stages import programs, train
+from tests.launch import tiny
+
+
+def main() -> None:
+  """Trains the four, each from its own configuration."""
+  tiny.shrink()
+  do_not_compile_training()
+  workdir = pathlib.Path(sys.argv[1])
+  for name, config in quickstart._make_configs(workdir, 1.0).items():
+    train.train(config, str(workdir / quickstart.FOLDERS[name]))
+
+
+def do_not_compile_training() -> None:
+  """Makes trainings of this process add noise instead of gradients.
+
+  The first state and the train step take half a minute to compile, and most
+  tests only need what a training leaves behind. All else is real: each step is
+  traced, so what does not fit together is found, and states, metrics and cards
+  have their true names and shapes.
+  """
+  def init(self):
+    return jax.tree.map_with_path(_first, self.state)
+
+  def compile_(self, first):
+    names = self._traced[first].out_info[1]
+
+    def step_fn(state, frozen, batch):
+      step = int(state.step) + 1
+      moved = state.replace(
+        step=jax.device_put(np.int32(step), self.state.step.sharding),
+        # Not those of a base, which stays as it is.
+        params=state.params
+        | {group: _moved(state.params[group]) for group in state.opt},
+        ema={group: _moved(tree) for group, tree in state.ema.items()},
+      )
+      return moved, {name: np.float32(1 / step) for name in names}
+
+    return step_fn
+
+  programs.TrainPrograms.init = init
+  programs.TrainPrograms.compile = compile_
+
+
+def _first(path, leaf):
+  """Noise for parameters, as large as it needs to be; 0 for all others."""
+  names = [str(getattr(key, 'key', getattr(key, 'name', key))) for key in path]
+  value = np.zeros(leaf.shape)
+  if names[0] in ('params', 'ema'):
+    rng = np.random.default_rng(zlib.crc32('/'.join(names[1:]).encode()))
+    match names[-1]:
+      case 'bias':
+        pass
+      case 'scale':
+        value += 1
+      case 'kernel':
+        value = rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2])
+      case _:
+        value = rng.normal(size=leaf.shape)
+  return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+
+def _moved(tree):
+  def move(leaf):
+    noise = np.random.default_rng(leaf.size).normal(size=leaf.shape)
+    moved = np.asarray(leaf) + 0.01 * noise
+    return jax.device_put(moved.astype(leaf.dtype), leaf.sharding)
+
+  return jax.tree.map(move, tree)
+
+
+if __name__ == '__main__':
+  main()
