@@ -51,7 +51,8 @@ from tests.launch import commands, pictures
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+# Single operations too: both workers need them, and so do commands.
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # A background job of a shell ignores interrupts, and so would every command

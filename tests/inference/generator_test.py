@@ -287,15 +287,20 @@ def test_indices_of_no_samples(indices):
 
 K, E, CHANNELS, CLASSES = 4, 6, 3, 5
 MODEL = sit.SiT(K, E, CLASSES, width=8, depth=1, heads=2, cls_dim=3)
-PARAMS = tiny.awake(
-  MODEL.init(
+
+
+@functools.cache
+def _params():
+  return tiny.noise_for(
+    MODEL.init,
     jax.random.key(0),
     jnp.zeros((1, K, E)),
     jnp.zeros(1),
     jnp.zeros(1, jnp.int32),
     jnp.zeros((1, 3)),
   )['params']
-)
+
+
 STATISTICS = {'mean': jnp.zeros(E), 'std': jnp.ones(E)}
 
 
@@ -307,7 +312,7 @@ def _made_codes(scales=(3.0, 3.0), statistics=STATISTICS, **settings):
   return generator_lib.make_codes(
     MODEL,
     sampling,
-    PARAMS,
+    _params(),
     statistics,
     jnp.array([1, 4]),
     jnp.array([0, 7]),

@@ -2,6 +2,9 @@ import json
 
 import pytest
 
+# Each compiles a train step at the least.
+pytestmark = pytest.mark.slow
+
 TINY = '--config=tests/launch/tiny.py:'
 RATES = ('data_images_per_second', 'training_images_per_second')
 
@@ -12,15 +15,7 @@ def _run(server, *arguments):
   return json.loads(result.out.splitlines()[-1]), result
 
 
-# The others have a critic: three programs to compile.
-@pytest.mark.parametrize(
-  'task',
-  [
-    pytest.param('tokenizer', marks=pytest.mark.slow),
-    pytest.param('scaling', marks=pytest.mark.slow),
-    'generator',
-  ],
-)
+@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
 def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
   # Its critic starts on the way: the phase with it is timed.
   start = [] if task == 'generator' else ['--config.loss.adversarial_start=0.5']
@@ -49,7 +44,6 @@ def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
     assert plain['gflops_per_image'] < record['gflops_per_image']
 
 
-@pytest.mark.slow
 def test_without_data_the_model_alone_is_timed(server):
   record, result = _run(server, f'{TINY}generator', '--config.data.source=auto')
   assert 'data rates not measured: data.path is empty' in result.out
@@ -57,7 +51,6 @@ def test_without_data_the_model_alone_is_timed(server):
   assert record['loop_step_seconds'] > 0
 
 
-@pytest.mark.slow
 def test_compile_time_is_that_of_compiling(server):
   # The second time the program lies in the cache of compiled ones.
   first, second = (
@@ -66,7 +59,6 @@ def test_compile_time_is_that_of_compiling(server):
   assert second > first / 5
 
 
-@pytest.mark.slow
 def test_names_its_configuration_however_it_is_written(server):
   record, _ = _run(
     server, '--config', f'{TINY[9:]}generator', '--noconfig.model.remat'

@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
   """Environment of a command: this process's, on one CPU device."""
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
   }
 
@@ -151,7 +151,7 @@ def _child(module, arguments, variables, output) -> None:
       os.dup2(file.fileno(), stream.fileno())
   os.chdir(ROOT)
   # The server read its environment when it imported JAX.
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   tiny.shrink()
   sys.argv = [module, *arguments]

@@ -1,17 +1,17 @@
 """Makes the four runs of a quickstart without compiling their trainings.
 
-  python -m tests.launch.untrained WORKDIR
+python -m tests.launch.untrained WORKDIR
 """
 
 import pathlib
 import sys
-import zlib
 
 import jax
 import numpy as np
 
 from launch import quickstart
 from selfboottok_jax.stages import programs, train
+from tests import tiny as models
 from tests.launch import tiny
 
 
@@ -32,6 +32,7 @@ def do_not_compile_training() -> None:
   traced, so what does not fit together is found, and states, metrics and cards
   have their true names and shapes.
   """
+
   def init(self):
     return jax.tree.map_with_path(_first, self.state)
 
@@ -56,21 +57,11 @@ def do_not_compile_training() -> None:
 
 
 def _first(path, leaf):
-  """Noise for parameters, as large as it needs to be; 0 for all others."""
-  names = [str(getattr(key, 'key', getattr(key, 'name', key))) for key in path]
-  value = np.zeros(leaf.shape)
-  if names[0] in ('params', 'ema'):
-    rng = np.random.default_rng(zlib.crc32('/'.join(names[1:]).encode()))
-    match names[-1]:
-      case 'bias':
-        pass
-      case 'scale':
-        value += 1
-      case 'kernel':
-        value = rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2])
-      case _:
-        value = rng.normal(size=leaf.shape)
-  return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+  """Noise for parameters, the same for their means; 0 for all others."""
+  value = np.zeros(leaf.shape, leaf.dtype)
+  if path[0].name in ('params', 'ema'):
+    value = models.noise(path[1:], leaf)
+  return jax.device_put(value, leaf.sharding)
 
 
 def _moved(tree):

@@ -20,7 +20,9 @@ def _local2d(**fields):
 
 @pytest.fixture(scope='module')
 def params(z):
-  return tiny.awake(jax.jit(_local2d().init)(jax.random.key(1), z)['params'])
+  return tiny.awake(
+    tiny.noise_for(_local2d().init, jax.random.key(1), z)['params']
+  )
 
 
 def test_projector_works_token_by_token(z):

@@ -19,7 +19,7 @@ PLAIN = {'augment': 0.0, 'consistency': 0.0}
 def _make(kind, **weights):
   goal = objective.Objective(**weights)
   critic = tokenizers.make_critic(kind, goal)
-  params, stats = jax.jit(critic.init)(jax.random.key(0), REAL[:1])
+  params, stats = tiny.noise_for(critic.init, jax.random.key(0), REAL[:1])
   inputs = state_lib.LossInputs(
     params={critic_lib.GROUP: params},
     frozen=critic.frozen,

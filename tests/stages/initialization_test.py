@@ -28,7 +28,7 @@ NETWORK = vit.Vit(
 
 @pytest.fixture(scope='module')
 def params():
-  fresh = jax.jit(NETWORK.init)(jax.random.key(0), tiny.images(1))
+  fresh = tiny.noise_for(NETWORK.init, jax.random.key(0), tiny.images(1))
   return tiny.awake(fresh['params'])
 
 
