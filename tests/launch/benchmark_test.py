@@ -15,7 +15,13 @@ def _run(server, *arguments):
   return json.loads(result.out.splitlines()[-1]), result
 
 
-@pytest.mark.parametrize('task', ['tokenizer', 'scaling', 'generator'])
+@pytest.mark.parametrize(
+  'task',
+  [
+    pytest.param('tokenizer', marks=pytest.mark.long),
+    *('scaling', 'generator'),
+  ],
+)
 def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
   # Its critic starts on the way: the phase with it is timed.
   start = [] if task == 'generator' else ['--config.loss.adversarial_start=0.5']
