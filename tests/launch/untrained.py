@@ -34,7 +34,11 @@ def do_not_compile_training() -> None:
   """
 
   def init(self):
-    return jax.tree.map_with_path(_first, self.state)
+    # The four differ, as what was trained differs.
+    seed = len(jax.tree.leaves(self.state))
+    return jax.tree.map_with_path(
+      lambda path, leaf: _first(path, leaf, seed), self.state
+    )
 
   def compile_(self, first):
     names = self._traced[first].out_info[1]
@@ -56,11 +60,11 @@ def do_not_compile_training() -> None:
   programs.TrainPrograms.compile = compile_
 
 
-def _first(path, leaf):
+def _first(path, leaf, seed):
   """Noise for parameters, the same for their means; 0 for all others."""
   value = np.zeros(leaf.shape, leaf.dtype)
   if path[0].name in ('params', 'ema'):
-    value = models.noise(path[1:], leaf)
+    value = models.noise(path[1:], leaf, seed)
   return jax.device_put(value, leaf.sharding)
 
 
