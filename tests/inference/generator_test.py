@@ -88,7 +88,9 @@ def _in_batches(generator, size):
 
 
 @pytest.mark.parametrize('size', [32, 16, 7, 3, 1])
-@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize(
+  'devices', [1, pytest.param(2, marks=pytest.mark.slow), 8]
+)
 def test_the_same_bits_in_any_batch_on_any_devices(generator, devices, size):
   wanted = _reference(_on(generator, 1))
   found = _in_batches(_on(generator, devices), size)
@@ -131,7 +133,14 @@ def _sampling_flops(generator, **changes):
   return flops.count(traced.jaxpr, ())[flops.OTHER].total
 
 
-@pytest.mark.parametrize('sampler', ['sde', 'ode', 'heun'])
+@pytest.mark.parametrize(
+  'sampler',
+  [
+    'sde',
+    pytest.param('ode', marks=pytest.mark.slow),
+    pytest.param('heun', marks=pytest.mark.slow),
+  ],
+)
 def test_an_unguided_interval_costs_half(generator, sampler):
   one = _on(generator, 1)
   options = {'sampler': sampler, 'guidance_scale': 2.0}

@@ -118,7 +118,9 @@ def small():
   return inference.ImageTokenizer(model, params['params'])
 
 
-@pytest.fixture(params=['encode', 'decode'])
+@pytest.fixture(
+  params=['encode', pytest.param('decode', marks=pytest.mark.slow)]
+)
 def call(request, small):
   """A method of a tokenizer, and two inputs for it."""
   images = tiny.images(2)

@@ -89,6 +89,7 @@ def test_output_is_float32_of_the_input_shape(params, z):
   assert 0 < np.abs(narrow - wide).max() < 0.2
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_nothing(params, z):
   base, other = (
     jax.jit(

@@ -76,13 +76,8 @@ def _baseline_params(params):
   return plain(kept)
 
 
-@pytest.mark.parametrize(
-  'fields',
-  [
-    pytest.param({}, marks=pytest.mark.slow, id='full'),
-    pytest.param(ONE_LOCAL, id='one_local'),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('fields', [{}, ONE_LOCAL], ids=['full', 'one_local'])
 def test_fresh_model_is_the_softvq_baseline(fields):
   images, params = tiny.images(B), _fresh(**fields)
   base = _baseline_params(params)

@@ -64,7 +64,12 @@ def test_stack_is_its_blocks_in_a_row(params, x):
 
 
 @pytest.mark.parametrize(
-  'fields', [{'remat': True}, {'unroll': 2}, {'unroll': 99, 'remat': True}]
+  'fields',
+  [
+    pytest.param({'remat': True}, marks=pytest.mark.slow),
+    pytest.param({'unroll': 2}, marks=pytest.mark.slow),
+    {'unroll': 99, 'remat': True},
+  ],
 )
 def test_remat_and_unroll_change_neither_values_nor_gradients(
   params, x, fields

@@ -71,6 +71,7 @@ def test_a_folded_patch_is_row_column_channel():
   )
 
 
+@pytest.mark.slow
 def test_16_bits_are_near(small):
   network, params = small
   half = autoencoders.build('vavae_tiny', grid=2, dtype='bfloat16')
@@ -79,6 +80,7 @@ def test_16_bits_are_near(small):
   assert 0 < float(jnp.abs(one - other).max()) < 0.1 * float(jnp.std(one) + 1)
 
 
+@pytest.mark.slow
 def test_what_decodes_has_the_decoder_and_undoes_the_normalisation():
   network = autoencoders.build('vavae_tiny', grid=2, decodes=True)
   params = _some_params(network)

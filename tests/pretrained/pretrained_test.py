@@ -112,7 +112,7 @@ def test_network_has_finite_gradients(name, kind):
   [
     pytest.param(
       name,
-      marks=pytest.mark.slow if name in ('lpips_vgg', 'lpips_squeeze') else (),
+      marks=pytest.mark.slow if name.startswith('lpips') else (),
     )
     for name in pretrained.PERCEPTUALS
   ],

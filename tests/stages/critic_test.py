@@ -36,7 +36,12 @@ def _loss(critic, params, inputs):
   return jax.jit(critic.loss)(params, inputs)
 
 
-@pytest.fixture(params=tokenizers.KINDS)
+@pytest.fixture(
+  params=[
+    pytest.param(k, marks=pytest.mark.slow if k == 'dino' else ())
+    for k in tokenizers.KINDS
+  ]
+)
 def kind(request):
   return request.param
 

@@ -141,8 +141,19 @@ def _loss(task):
   return lambda seed: loss(jax.random.key(seed), task.frozen, _batch(task))
 
 
-@pytest.mark.parametrize('times', list(path_lib.TIMES))
-@pytest.mark.parametrize('path', list(path_lib.PATHS))
+@pytest.mark.parametrize(
+  ('path', 'times'),
+  [
+    pytest.param(
+      path,
+      times,
+      # Each path and each distribution of times once.
+      marks=pytest.mark.slow if times == 'uniform' and path != 'linear' else (),
+    )
+    for path in path_lib.PATHS
+    for times in path_lib.TIMES
+  ],
+)
 def test_loss_is_finite_on_every_path(tokenizer_params, path, times):
   task = generators.plain_task(
     tokenizer_params, path=path, times=times, velocity_cosine=1.0
@@ -171,9 +182,12 @@ def test_reg_is_the_weighted_sum_of_its_terms(tokenizer_params):
   ('mode', 'terms'),
   [
     ('repeat', {'velocity', 'cls', 'alignment'}),
-    ('pool', {'velocity', 'cls', 'alignment'}),
-    ('global', {'velocity', 'cls', 'alignment'}),
-    ('cls_only', {'velocity', 'cls', 'alignment'}),
+    *(
+      pytest.param(
+        mode, {'velocity', 'cls', 'alignment'}, marks=pytest.mark.slow
+      )
+      for mode in ('pool', 'global', 'cls_only')
+    ),
     ('off', {'velocity', 'cls'}),
   ],
 )
@@ -215,7 +229,9 @@ def test_streams_share_times_and_have_noise_of_their_own(tokenizer_params):
   assert len(np.unique(one)) == one.size
 
 
-@pytest.mark.parametrize('mode', ['repeat', 'global'])
+@pytest.mark.parametrize(
+  'mode', ['repeat', pytest.param('global', marks=pytest.mark.slow)]
+)
 def test_cached_batches_give_the_same_loss(tokenizer_params, mode):
   online = generators.make_task(tokenizer_params, align_mode=mode)
   cached = generators.make_task(tokenizer_params, align_mode=mode, cached=True)
