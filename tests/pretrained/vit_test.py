@@ -5,7 +5,6 @@ import pytest
 
 from selfboottok_jax import errors
 from selfboottok_jax.pretrained import vit
-from tests import tiny
 
 FIELDS = {'grid': (2, 3), 'patch_size': 4, 'width': 16, 'depth': 3}
 MORE = {'heads': 2, 'hidden': 32}
@@ -14,7 +13,7 @@ IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3), minval=-1)
 
 def _run(**fields):
   network = vit.Vit(**FIELDS | MORE | fields)
-  params = tiny.noise_for(network.init, jax.random.key(1), IMAGES)
+  params = jax.jit(network.init)(jax.random.key(1), IMAGES)
   return network.apply(params, IMAGES), params
 
 
