@@ -29,7 +29,7 @@ test: $(VENV)/ready-test
 	$(PYTEST) -m "not slow and not faults" --ignore=tests/parity $(PYTEST_FLAGS)
 
 # Whatever compiles for more than ten seconds: meshes, two processes, commands that
-# train, the packages.
+# train, the packages. .ci/run leaves out what is marked `long` too.
 test-slow: $(VENV)/ready-test
 	$(PYTEST) -m slow --ignore=tests/parity $(PYTEST_FLAGS)
 

@@ -1,6 +1,6 @@
 """Eight fake devices, checked types and shapes, one compilation cache.
 
-And tiny runs of every task, trained once for all tests that read them.
+And a tiny run of every task, made once for all tests that read them.
 """
 
 import ctypes
@@ -51,7 +51,8 @@ from tests.launch import commands, pictures
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+# Single operations too: both workers need them, and so do commands.
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # A background job of a shell ignores interrupts, and so would every command
@@ -134,29 +135,22 @@ def server(tmp_path_factory) -> commands.Server:
 
 
 @pytest.fixture(scope='session')
-def quickstart(
-  server, tmp_path_factory
-) -> tuple[pathlib.Path, commands.Result]:
-  """A whole quickstart of tiny presets: its workdir, and how it ended.
+def runs(server, tmp_path_factory) -> pathlib.Path:
+  """This worker's own softvq, tokenizer, scaled and generator.
 
-  Under xdist the first worker that asks makes it, and the others wait for it.
+  They were not trained, see `tests/launch/untrained.py`. Under xdist the first
+  worker that asks makes them, and the others wait for it and take a copy.
   """
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
     folder = folder.parent
-  workdir, ended = folder / 'quickstart', folder / 'quickstart.json'
-  with (folder / 'quickstart.lock').open('w') as lock:
+  workdir, ended = folder / 'untrained', folder / 'untrained.json'
+  with (folder / 'untrained.lock').open('w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not ended.exists():
-      result = server.run('quickstart', f'--workdir={workdir}')
+      result = server.run('tests.launch.untrained', str(workdir))
       ended.write_text(json.dumps(dataclasses.asdict(result)))
-  return workdir, commands.Result(**json.loads(ended.read_text()))
-
-
-@pytest.fixture(scope='session')
-def runs(quickstart, tmp_path_factory) -> pathlib.Path:
-  """A copy, of this worker's own: softvq, tokenizer, scaled and generator."""
-  workdir, result = quickstart
+  result = commands.Result(**json.loads(ended.read_text()))
   assert result.code == 0, result.err
   copy = tmp_path_factory.mktemp('runs') / 'quickstart'
   return shutil.copytree(workdir, copy)

@@ -1,6 +1,9 @@
 """The smallest models that still have every part."""
 
+import zlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from selfboottok_jax.models import tokenizer
@@ -28,8 +31,10 @@ def make_tokenizer(**fields) -> tokenizer.Tokenizer:
 
 
 def images(batch: int, seed: int = 0):
+  # From numpy: nothing is compiled.
   shape = (batch, TOKENIZER['image_size'], TOKENIZER['image_size'], 3)
-  return jax.random.uniform(jax.random.key(seed), shape, minval=-1)
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.uniform(-1, 1, shape).astype(np.float32))
 
 
 def padded_batches(classes: int) -> list[dict[str, np.ndarray]]:
@@ -43,6 +48,34 @@ def padded_batches(classes: int) -> list[dict[str, np.ndarray]]:
     {'image': pictures[s], 'label': label[s], 'mask': mask[s]}
     for s in (slice(8), slice(8, 16))
   ]
+
+
+def noise_for(init, key, *args, **kwargs):
+  """What `init(key, ...)` returns, made of noise: nothing is compiled.
+
+  For tests that need some parameters, and not those of a first step, whose
+  program takes seconds to compile.
+  """
+  seed = int(jax.random.key_data(key)[-1])
+  return jax.tree.map_with_path(
+    lambda path, leaf: jnp.asarray(noise(path, leaf, seed)),
+    jax.eval_shape(init, key, *args, **kwargs),
+  )
+
+
+def noise(path, leaf, seed: int = 0) -> np.ndarray:
+  """Values for a leaf, as large as its name lets it be."""
+  names = [str(getattr(key, 'key', getattr(key, 'name', key))) for key in path]
+  rng = np.random.default_rng([seed, zlib.crc32('/'.join(names).encode())])
+  value = rng.normal(size=leaf.shape)
+  match names[-1]:
+    case 'kernel':
+      value = value / np.sqrt(leaf.shape[-2])
+    case 'scale' | 'std' | 'var':
+      value = 1 + 0.1 * np.clip(value, -5, 5)
+    case 'bias' | 'mean':
+      value = 0.1 * value
+  return value.astype(leaf.dtype)
 
 
 def awake(params, scale: float = 0.2):

@@ -28,7 +28,9 @@ def batches():
 @pytest.fixture(scope='module')
 def tokenizer():
   model = tiny.make_tokenizer()
-  params = jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+  params = tiny.noise_for(model.init, jax.random.key(0), tiny.images(1))[
+    'params'
+  ]
   return inference.ImageTokenizer(model, tiny.awake(params), step=7)
 
 
@@ -43,8 +45,8 @@ def generator(tokenizer):
     heads=2,
   )
   codes = jnp.zeros((1, tokenizer.num_tokens, tokenizer.token_dim))
-  params = jax.jit(model.init)(
-    jax.random.key(0), codes, jnp.zeros(1), jnp.zeros(1, jnp.int32)
+  params = tiny.noise_for(
+    model.init, jax.random.key(0), codes, jnp.zeros(1), jnp.zeros(1, jnp.int32)
   )['params']
   latents = {name: jnp.ones(tokenizer.token_dim) for name in ('mean', 'std')}
   return inference.ImageGenerator(

@@ -21,7 +21,7 @@ def batches():
 def params():
   model = tiny.make_tokenizer()
   return tiny.awake(
-    jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+    tiny.noise_for(model.init, jax.random.key(0), tiny.images(1))['params']
   )
 
 

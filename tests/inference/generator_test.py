@@ -88,7 +88,9 @@ def _in_batches(generator, size):
 
 
 @pytest.mark.parametrize('size', [32, 16, 7, 3, 1])
-@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize(
+  'devices', [1, pytest.param(2, marks=pytest.mark.slow), 8]
+)
 def test_the_same_bits_in_any_batch_on_any_devices(generator, devices, size):
   wanted = _reference(_on(generator, 1))
   found = _in_batches(_on(generator, devices), size)
@@ -131,7 +133,14 @@ def _sampling_flops(generator, **changes):
   return flops.count(traced.jaxpr, ())[flops.OTHER].total
 
 
-@pytest.mark.parametrize('sampler', ['sde', 'ode', 'heun'])
+@pytest.mark.parametrize(
+  'sampler',
+  [
+    'sde',
+    pytest.param('ode', marks=pytest.mark.slow),
+    pytest.param('heun', marks=pytest.mark.slow),
+  ],
+)
 def test_an_unguided_interval_costs_half(generator, sampler):
   one = _on(generator, 1)
   options = {'sampler': sampler, 'guidance_scale': 2.0}
@@ -287,15 +296,20 @@ def test_indices_of_no_samples(indices):
 
 K, E, CHANNELS, CLASSES = 4, 6, 3, 5
 MODEL = sit.SiT(K, E, CLASSES, width=8, depth=1, heads=2, cls_dim=3)
-PARAMS = tiny.awake(
-  MODEL.init(
+
+
+@functools.cache
+def _params():
+  return tiny.noise_for(
+    MODEL.init,
     jax.random.key(0),
     jnp.zeros((1, K, E)),
     jnp.zeros(1),
     jnp.zeros(1, jnp.int32),
     jnp.zeros((1, 3)),
   )['params']
-)
+
+
 STATISTICS = {'mean': jnp.zeros(E), 'std': jnp.ones(E)}
 
 
@@ -307,7 +321,7 @@ def _made_codes(scales=(3.0, 3.0), statistics=STATISTICS, **settings):
   return generator_lib.make_codes(
     MODEL,
     sampling,
-    PARAMS,
+    _params(),
     statistics,
     jnp.array([1, 4]),
     jnp.array([0, 7]),

@@ -114,11 +114,13 @@ def test_a_run_of_another_task_is_refused(runs):
 def small():
   """The tiny model with parameters that no part of it ignores."""
   model = tiny.make_tokenizer()
-  params = jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
-  return inference.ImageTokenizer(model, tiny.awake(params))
+  params = tiny.noise_for(model.init, jax.random.key(0), tiny.images(1))
+  return inference.ImageTokenizer(model, params['params'])
 
 
-@pytest.fixture(params=['encode', 'decode'])
+@pytest.fixture(
+  params=['encode', pytest.param('decode', marks=pytest.mark.slow)]
+)
 def call(request, small):
   """A method of a tokenizer, and two inputs for it."""
   images = tiny.images(2)

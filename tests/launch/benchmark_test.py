@@ -2,6 +2,9 @@ import json
 
 import pytest
 
+# Each compiles a train step at the least.
+pytestmark = pytest.mark.slow
+
 TINY = '--config=tests/launch/tiny.py:'
 RATES = ('data_images_per_second', 'training_images_per_second')
 
@@ -12,13 +15,11 @@ def _run(server, *arguments):
   return json.loads(result.out.splitlines()[-1]), result
 
 
-# The others have a critic: three programs to compile.
 @pytest.mark.parametrize(
   'task',
   [
-    pytest.param('tokenizer', marks=pytest.mark.slow),
-    pytest.param('scaling', marks=pytest.mark.slow),
-    'generator',
+    pytest.param('tokenizer', marks=pytest.mark.long),
+    *('scaling', 'generator'),
   ],
 )
 def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
@@ -74,7 +75,6 @@ def test_the_suite_checks_and_times_this_machine(server, tmp_path):
   assert coding['decoded_images_per_second'] > 0
 
 
-@pytest.mark.slow
 def test_without_data_the_model_alone_is_timed(server):
   record, result = _run(server, f'{TINY}generator', '--config.data.source=auto')
   assert 'data rates not measured: data.path is empty' in result.out
@@ -82,7 +82,6 @@ def test_without_data_the_model_alone_is_timed(server):
   assert record['loop_step_seconds'] > 0
 
 
-@pytest.mark.slow
 def test_compile_time_is_that_of_compiling(server):
   # The second time the program lies in the cache of compiled ones.
   first, second = (
@@ -91,7 +90,6 @@ def test_compile_time_is_that_of_compiling(server):
   assert second > first / 5
 
 
-@pytest.mark.slow
 def test_names_its_configuration_however_it_is_written(server):
   record, _ = _run(
     server, '--config', f'{TINY[9:]}generator', '--noconfig.model.shift'

@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
   """Environment of a command: this process's, on one CPU device."""
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
   }
 
@@ -116,16 +116,20 @@ class Server:
     self._context.set_forkserver_preload(_PRELOAD)
 
   def run(self, module: str, *arguments: str, **variables: str) -> Result:
-    """`python -m launch.MODULE ARGUMENTS`, with tiny quickstart presets."""
+    """`python -m launch.MODULE ARGUMENTS`, with tiny quickstart presets.
+
+    A module with a dot in its name is not one of `launch`.
+    """
     return self.finish(self.start(module, *arguments, **variables))
 
   def start(self, module: str, *arguments: str, **variables: str):
     """Starts a command without waiting for it; `finish` waits."""
     self._count += 1
     output = self._folder / str(self._count)
+    module = module if '.' in module else f'launch.{module}'
     process = self._context.Process(
       target=_child,
-      args=(f'launch.{module}', arguments, variables, str(output)),
+      args=(module, arguments, variables, str(output)),
     )
     process.start()
     return process, output
@@ -147,7 +151,7 @@ def _child(module, arguments, variables, output) -> None:
       os.dup2(file.fileno(), stream.fileno())
   os.chdir(ROOT)
   # The server read its environment when it imported JAX.
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   tiny.shrink()
   sys.argv = [module, *arguments]

@@ -87,7 +87,9 @@ NETWORKS = SHARED | {'repa_global', 'repa_local'}
   ('config', 'parameters'),
   [
     ('tokenizer.py:imagenet256', 1_254.6e6),
-    ('scaling.py:imagenet256_600m', 895.8e6),
+    pytest.param(
+      'scaling.py:imagenet256_600m', 895.8e6, marks=pytest.mark.long
+    ),
     ('generator.py:imagenet256_xl', 857.5e6),
   ],
 )

@@ -10,6 +10,7 @@ from selfboottok_jax import data, errors
 from tests.launch import commands, encodes, pictures
 
 
+@pytest.mark.slow
 def test_splits_may_come_one_after_the_other(server, runs, photos, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   encodes.encode(server, runs, photos, whole, '--splits=val,train')

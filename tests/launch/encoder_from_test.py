@@ -37,7 +37,7 @@ def loads(monkeypatch):
     if abstract:
       return network, None
     image = jnp.zeros((1, *(side * patch_size for side in grid), 3))
-    params = jax.jit(network.init)(jax.random.key(7), image)['params']
+    params = models.noise_for(network.init, jax.random.key(7), image)['params']
     given.append((spec, network, models.awake(params)))
     return network, given[-1][-1]
 
@@ -51,7 +51,7 @@ def _build(config) -> tokenizer_stage.TokenizerStage:
 
 
 def _fresh(built, seed=0):
-  params, stats = jax.jit(built.task.init)(jax.random.key(seed))
+  params, stats = models.noise_for(built.task.init, jax.random.key(seed))
   return state_lib.init_state(params, stats, {}, built.task.ema_groups)
 
 

@@ -72,8 +72,13 @@ DINO = (
 @pytest.mark.faults
 @pytest.mark.parametrize(
   ('task', 'more'),
-  [('tokenizer', ()), ('tokenizer', DINO), ('scaling', ()), ('generator', ())],
-  ids=['tokenizer', 'dino', 'scaling', 'generator'],
+  [
+    # The next two have its stage and its critic.
+    pytest.param('tokenizer', (), id='tokenizer', marks=pytest.mark.long),
+    pytest.param('tokenizer', DINO, id='dino'),
+    pytest.param('scaling', (), id='scaling'),
+    pytest.param('generator', (), id='generator'),
+  ],
 )
 def test_killed_training_is_the_uninterrupted_one(
   task, more, server, runs, tmp_path

@@ -70,7 +70,17 @@ def _losses(server, workdir, kind, stage1, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', list(KINDS))
+@pytest.mark.parametrize(
+  'kind',
+  [
+    pytest.param(
+      kind,
+      # Two minutes and more; the others have their parts but the networks.
+      marks=pytest.mark.long if kind in ('scaling', 'dino', 'teachers') else (),
+    )
+    for kind in KINDS
+  ],
+)
 def test_losses_are_those_of_one_device(kind, server, request, tmp_path):
   stage1 = None
   if KINDS[kind][0] != 'tokenizer':

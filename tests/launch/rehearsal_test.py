@@ -26,6 +26,7 @@ def _data() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_term_learns_and_the_discriminator_starts_where_it_should(
   tmp_path,
 ):

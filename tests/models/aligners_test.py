@@ -20,7 +20,9 @@ def _local2d(**fields):
 
 @pytest.fixture(scope='module')
 def params(z):
-  return tiny.awake(jax.jit(_local2d().init)(jax.random.key(1), z)['params'])
+  return tiny.awake(
+    tiny.noise_for(_local2d().init, jax.random.key(1), z)['params']
+  )
 
 
 def test_projector_works_token_by_token(z):
@@ -87,6 +89,7 @@ def test_output_is_float32_of_the_input_shape(params, z):
   assert 0 < np.abs(narrow - wide).max() < 0.2
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_nothing(params, z):
   base, other = (
     jax.jit(

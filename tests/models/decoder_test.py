@@ -82,8 +82,8 @@ def test_an_open_gate_lets_the_kept_contexts_in(block):
 def model():
   module = decoder.Decoder(16, 4, 16, 2, 2)
   fused, context = _groups(2)
-  params = jax.jit(module.init)(
-    jax.random.key(3), fused, [context], [jnp.ones(B)]
+  params = tiny.noise_for(
+    module.init, jax.random.key(3), fused, [context], [jnp.ones(B)]
   )
   return module, tiny.awake(params), fused, context
 

@@ -95,7 +95,7 @@ def test_two_stacks_compute_what_one_does():
 )
 def test_options_change_the_network(fields):
   plain, changed = (
-    {k: v.shape for k, v in _flat(sits.params(**f)).items()}
+    {k: v.shape for k, v in _flat(sits.awake(**f)).items()}
     for f in ({}, fields)
   )
   same_shapes = fields.keys() <= {'rope', 'positions', 'heads'}
@@ -116,7 +116,7 @@ def _flat(tree):
 
 def test_rotary_positions_leave_the_class_token_alone():
   model = sit.SiT(**sits.SMALL | REG | {'rope': True})
-  angles = model.bind(sits.params(**REG))._angles()
+  angles = model.bind(sits.awake(**REG))._angles()
   assert angles.shape == (
     sits.SMALL['num_tokens'] + 1,
     sits.SMALL['width'] // 4,

@@ -96,6 +96,7 @@ def test_label_dropout_has_its_rate():
   assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fields', [{'remat': 'dots'}, {'unroll': 3}])
 def test_remat_and_unroll_change_no_values(fields):
   x, t, labels = sits.inputs()

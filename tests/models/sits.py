@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfboottok_jax.models import sit
+from tests import tiny
 
 SMALL = {
   'num_tokens': 4,
@@ -20,12 +21,16 @@ B = 6
 
 
 def inputs(cls_dim=0):
-  keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (B, SMALL['num_tokens'], SMALL['token_dim']))
-  inputs = x, jax.random.uniform(keys[1], (B,)), jnp.arange(B)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(B, SMALL['num_tokens'], SMALL['token_dim']))
+  inputs = (
+    jnp.asarray(x, jnp.float32),
+    jnp.asarray(rng.uniform(size=B), jnp.float32),
+    jnp.arange(B),
+  )
   if not cls_dim:
     return inputs
-  return (*inputs, jax.random.normal(keys[2], (B, cls_dim)))
+  return (*inputs, jnp.asarray(rng.normal(size=(B, cls_dim)), jnp.float32))
 
 
 @functools.cache
@@ -37,11 +42,9 @@ def params(**fields):
 @functools.cache
 def awake(**fields):
   """Parameters away from the zeros of the first step."""
-  leaves, tree = jax.tree.flatten(params(**fields))
-  rng = np.random.default_rng(1)
-  return tree.unflatten(
-    [a + 0.2 * rng.normal(size=a.shape).astype(np.float32) for a in leaves]
-  )
+  given = inputs(fields.get('cls_dim', 0))
+  init = sit.SiT(**SMALL | fields).init
+  return tiny.noise_for(init, jax.random.key(0), *given)
 
 
 @functools.cache

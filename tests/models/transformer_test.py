@@ -66,7 +66,9 @@ def test_stack_is_its_blocks_in_a_row(params, x):
 @pytest.mark.parametrize(
   'fields',
   [
-    *({'remat': 'dots'}, {'remat': True}, {'unroll': 2}),
+    pytest.param({'remat': 'dots'}, marks=pytest.mark.slow),
+    pytest.param({'remat': True}, marks=pytest.mark.slow),
+    pytest.param({'unroll': 2}, marks=pytest.mark.slow),
     {'unroll': 99, 'remat': 'block'},
   ],
 )
@@ -101,7 +103,7 @@ def test_prefix_never_sees_the_queries(params, x, causal):
 def test_layer_scale_is_the_gain_of_each_branch(x):
   block = functools.partial(transformer.Block, 2, layer_scale=1e-5)
   stack = _stack(block)
-  params = jax.jit(stack.init)(jax.random.key(1), x)
+  params = tiny.noise_for(stack.init, jax.random.key(1), x)
   np.testing.assert_array_equal(
     params['params']['block']['scale1'], np.full((DEPTH, 8), 1e-5, np.float32)
   )

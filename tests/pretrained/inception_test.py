@@ -215,6 +215,7 @@ def test_keeps_the_contracts(network):
   assert network.grid(64) == network.grid(256) == (8, 8)
 
 
+@pytest.mark.slow
 def test_features_of_any_image(network, params):
   features = jax.jit(network.__call__)(params, _images(2, 20, 31))
   assert features.patches.shape == (2, 64, network.dim)

@@ -41,6 +41,7 @@ def test_sizes_of_the_whole_network(name):
     assert sides == SIDES[name] if size == 64 else min(sides) >= 1
 
 
+@pytest.mark.slow
 def test_a_distance_of_each_backbone_is_zero_at_equality(tmp_path):
   rng = np.random.default_rng(0)
   a, b = (

@@ -5,6 +5,7 @@ import pytest
 
 from selfboottok_jax import errors, trees
 from selfboottok_jax.pretrained import vae
+from tests import tiny
 
 # The published networks, and their sizes in millions.
 PUBLISHED = {
@@ -38,7 +39,7 @@ def test_sizes_of_the_published_networks(name):
 def test_log_variance_is_bounded():
   network = vae.Autoencoder((8, 8), 1, 2, groups=4)
   image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
-  params = network.init(jax.random.key(1), image)
+  params = tiny.noise_for(network.init, jax.random.key(1), image)
   far = jax.tree.map(lambda leaf: 1e3 * leaf, params)
   _, log_variance = network.apply(far, image, method='encode')
   assert -30 <= float(log_variance.min()) <= float(log_variance.max()) <= 20
@@ -50,7 +51,7 @@ NETWORK = vae.Autoencoder((8, 16), 1, 2, groups=4)
 def _state_dict():
   """NETWORK's parameters under latent diffusion's names."""
   images = jnp.zeros((1, 4, 4, 3))
-  params = NETWORK.init(jax.random.key(0), images)['params']
+  params = tiny.noise_for(NETWORK.init, jax.random.key(0), images)['params']
   arrays = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = vae._name([entry.key for entry in path])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax.pretrained import vision
+from tests import tiny
 
 IMAGES = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
 PUBLISHED = [name for name, v in vision.TEACHERS.items() if v.published]
@@ -36,7 +37,7 @@ def test_any_grid_and_image_size(name):
 @pytest.mark.parametrize('name', TINY)
 def test_images_are_resized_and_normalised_as_in_its_training(name):
   network = vision.build(name, grid=2)
-  params = jax.jit(network.init)(jax.random.key(1))
+  params = tiny.noise_for(network.init, jax.random.key(1))
   side = 2 * network.vit.patch_size
   images = jax.random.uniform(jax.random.key(2), (2, side, side, 3))
   mean, deviation = (np.array(s) for s in network.family.statistics)
@@ -53,7 +54,7 @@ def test_images_are_resized_and_normalised_as_in_its_training(name):
 
 def test_blocks_of_a_random_network_count():
   network = vision.build('dinov2_tiny', grid=2)
-  params = jax.jit(network.init)(jax.random.key(1))
+  params = tiny.noise_for(network.init, jax.random.key(1))
   without = jax.tree_util.tree_map_with_path(
     lambda path, leaf: leaf * (path[-1].key not in ('scale1', 'scale2')), params
   )
@@ -63,7 +64,7 @@ def test_blocks_of_a_random_network_count():
 
 def test_the_computation_may_be_in_16_bits():
   network = vision.build('siglip2_tiny', grid=2)
-  params = jax.jit(network.init)(jax.random.key(1))
+  params = tiny.noise_for(network.init, jax.random.key(1))
   half = vision.build('siglip2_tiny', grid=2, dtype='bfloat16')
   one, other = (jax.jit(n)(params, IMAGES) for n in (network, half))
   assert other.patches.dtype == other.cls.dtype == jnp.float32

@@ -13,7 +13,7 @@ IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3), minval=-1)
 
 def _run(**fields):
   network = vit.Vit(**FIELDS | MORE | fields)
-  params = network.init(jax.random.key(1), IMAGES)
+  params = jax.jit(network.init)(jax.random.key(1), IMAGES)
   return network.apply(params, IMAGES), params
 
 

@@ -19,7 +19,7 @@ PLAIN = {'augment': 0.0, 'consistency': 0.0}
 def _make(kind, **weights):
   goal = objective.Objective(**weights)
   critic = tokenizers.make_critic(kind, goal)
-  params, stats = jax.jit(critic.init)(jax.random.key(0), REAL[:1])
+  params, stats = tiny.noise_for(critic.init, jax.random.key(0), REAL[:1])
   inputs = state_lib.LossInputs(
     params={critic_lib.GROUP: params},
     frozen=critic.frozen,
@@ -36,7 +36,12 @@ def _loss(critic, params, inputs):
   return jax.jit(critic.loss)(params, inputs)
 
 
-@pytest.fixture(params=tokenizers.KINDS)
+@pytest.fixture(
+  params=[
+    pytest.param(k, marks=pytest.mark.slow if k == 'dino' else ())
+    for k in tokenizers.KINDS
+  ]
+)
 def kind(request):
   return request.param
 

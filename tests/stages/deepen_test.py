@@ -4,12 +4,13 @@ import numpy as np
 
 from selfboottok_jax.models import aligners
 from selfboottok_jax.stages import scaling
+from tests import tiny
 
 
 def _local2d(width, depth, seed):
   model = aligners.Local2D(width, depth, heads=2)
   z = jax.random.normal(jax.random.key(9), (2, 4, 6))
-  params = jax.jit(model.init)(jax.random.key(seed), z)['params']
+  params = tiny.noise_for(model.init, jax.random.key(seed), z)['params']
   return jax.jit(model.apply), params, z
 
 

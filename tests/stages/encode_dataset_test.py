@@ -71,6 +71,7 @@ def test_what_fails_in_the_writing_thread_ends_the_command(
   assert sorted(path.name for path in tmp_path.iterdir()) == ['cache.json']
 
 
+@pytest.mark.slow
 def test_rates_of_writing_and_of_the_encoder_are_compared(
   server, runs, photos, tmp_path
 ):

@@ -28,7 +28,7 @@ def batches():
 def params():
   model = tiny.make_tokenizer()
   return tiny.awake(
-    jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+    tiny.noise_for(model.init, jax.random.key(0), tiny.images(1))['params']
   )
 
 
@@ -134,7 +134,7 @@ def parts():
 
 
 def _task_state(task, seed):
-  params, stats = jax.jit(task.init)(jax.random.key(seed))
+  params, stats = tiny.noise_for(task.init, jax.random.key(seed))
   params = {'generator': tiny.awake(params['generator'])}
   return state_lib.TrainState(
     step=np.int32(0), params=params, ema=params, opt={}, stats=stats

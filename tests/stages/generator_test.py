@@ -118,15 +118,14 @@ def _batch(task, count=8):
   return batch
 
 
-def _loss(task, params=None):
+def _loss(task):
   """The loss and its metrics, by key."""
-  state = tokenizers.init_state(task)
-  params = params or state.params
+  state = tokenizers.make_up_state(task)
 
   @jax.jit
   def loss(rng, frozen, batch):
     inputs = state_lib.LossInputs(
-      params=params,
+      params=state.params,
       frozen=frozen,
       batch=batch,
       stats=state.stats,
@@ -134,14 +133,27 @@ def _loss(task, params=None):
       step=jnp.int32(0),
       rng=rng,
     )
-    value, outputs = task.losses(0)['generator'](params['generator'], inputs)
+    value, outputs = task.losses(0)['generator'](
+      state.params['generator'], inputs
+    )
     return value, outputs.metrics
 
   return lambda seed: loss(jax.random.key(seed), task.frozen, _batch(task))
 
 
-@pytest.mark.parametrize('times', list(path_lib.TIMES))
-@pytest.mark.parametrize('path', list(path_lib.PATHS))
+@pytest.mark.parametrize(
+  ('path', 'times'),
+  [
+    pytest.param(
+      path,
+      times,
+      # Each path and each distribution of times once.
+      marks=pytest.mark.slow if times == 'uniform' and path != 'linear' else (),
+    )
+    for path in path_lib.PATHS
+    for times in path_lib.TIMES
+  ],
+)
 def test_loss_is_finite_on_every_path(tokenizer_params, path, times):
   task = generators.plain_task(
     tokenizer_params, path=path, times=times, velocity_cosine=1.0
@@ -156,9 +168,7 @@ def test_reg_is_the_weighted_sum_of_its_terms(tokenizer_params):
   task = generators.make_task(
     tokenizer_params, cls=0.3, align=0.7, velocity_cosine=0.2
   )
-  params = {'generator': tiny.awake(tokenizers.init_state(task).params)}
-  params = params['generator']
-  value, terms = _loss(task, params)(0)
+  value, terms = _loss(task)(0)
   assert set(terms) == {'velocity', 'cosine', 'cls', 'alignment'}
   weights = {'velocity': 1, 'cosine': 0.2, 'cls': 0.3, 'alignment': 0.7}
   np.testing.assert_allclose(
@@ -172,9 +182,12 @@ def test_reg_is_the_weighted_sum_of_its_terms(tokenizer_params):
   ('mode', 'terms'),
   [
     ('repeat', {'velocity', 'cls', 'alignment'}),
-    ('pool', {'velocity', 'cls', 'alignment'}),
-    ('global', {'velocity', 'cls', 'alignment'}),
-    ('cls_only', {'velocity', 'cls', 'alignment'}),
+    *(
+      pytest.param(
+        mode, {'velocity', 'cls', 'alignment'}, marks=pytest.mark.slow
+      )
+      for mode in ('pool', 'global', 'cls_only')
+    ),
     ('off', {'velocity', 'cls'}),
   ],
 )
@@ -198,7 +211,7 @@ def test_streams_share_times_and_have_noise_of_their_own(tokenizer_params):
   task.path = types.SimpleNamespace(
     interpolate=interpolate, velocity=path_lib.PATHS['linear'].velocity
   )
-  params, stats = jax.jit(task.init)(jax.random.key(0))
+  params, stats = tiny.noise_for(task.init, jax.random.key(0))
   task.terms(
     params['generator'],
     jax.jit(task.encode)(task.frozen, _batch(task)),
@@ -216,7 +229,9 @@ def test_streams_share_times_and_have_noise_of_their_own(tokenizer_params):
   assert len(np.unique(one)) == one.size
 
 
-@pytest.mark.parametrize('mode', ['repeat', 'global'])
+@pytest.mark.parametrize(
+  'mode', ['repeat', pytest.param('global', marks=pytest.mark.slow)]
+)
 def test_cached_batches_give_the_same_loss(tokenizer_params, mode):
   online = generators.make_task(tokenizer_params, align_mode=mode)
   cached = generators.make_task(tokenizer_params, align_mode=mode, cached=True)
@@ -231,7 +246,7 @@ def test_cached_batches_give_the_same_loss(tokenizer_params, mode):
 
 def test_frozen_networks_are_components(tokenizer_params):
   task = generators.make_task(tokenizer_params)
-  params = jax.jit(task.init)(jax.random.key(0))[0]
+  params = tiny.noise_for(task.init, jax.random.key(0))[0]
   frozen = [c.name for c in task.components(params) if not c.trained]
   assert frozen == ['tokenizer', 'teacher']
 
@@ -248,7 +263,7 @@ def test_blocks_are_cut_where_the_model_has_them(tokenizer_params):
   plain = generators.plain_task(tokenizer_params, model=model)
   reg = generators.make_task(tokenizer_params, model=model)
   params, wanted = (
-    jax.device_get(jax.jit(task.init)(jax.random.key(0))[0]['generator'])
+    jax.device_get(tiny.noise_for(task.init, jax.random.key(0))[0]['generator'])
     for task in (plain, reg)
   )
   cut = generator.cut_blocks(params, reg.model)

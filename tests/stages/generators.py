@@ -62,5 +62,5 @@ def plain_task(tokenizer_params, **options):
 
 def tokenizer_params():
   """Of tiny.make_tokenizer()."""
-  model = tiny.make_tokenizer()
-  return jax.jit(model.init)(jax.random.key(0), tiny.images(1))['params']
+  init = tiny.make_tokenizer().init
+  return tiny.noise_for(init, jax.random.key(0), tiny.images(1))['params']

@@ -28,7 +28,7 @@ NETWORK = vit.Vit(
 
 @pytest.fixture(scope='module')
 def params():
-  fresh = jax.jit(NETWORK.init)(jax.random.key(0), tiny.images(1))
+  fresh = tiny.noise_for(NETWORK.init, jax.random.key(0), tiny.images(1))
   return tiny.awake(fresh['params'])
 
 
@@ -63,7 +63,7 @@ def test_encoder_is_the_transformer_with_queries_for_registers(params):
   np.testing.assert_allclose(codes, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize('fsdp', [1, 4])
+@pytest.mark.parametrize('fsdp', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_fresh_state_takes_all_but_queries_and_codes(params, fsdp, monkeypatch):
   monkeypatch.setattr(sharding, 'MIN_SIZE', 1)
   mesh = sharding.make_mesh(data=-1, fsdp=fsdp)

@@ -10,6 +10,7 @@ from selfboottok_jax import errors, presets
 from selfboottok_jax.stages import dry_run, programs
 from selfboottok_jax.training import optim, sharding
 from selfboottok_jax.training import state as state_lib
+from tests import tiny as models
 from tests.launch import tiny
 
 
@@ -27,7 +28,7 @@ def _programs(task, **fields):
 
 def test_recomputation_is_no_part_of_the_model():
   plain, dots, block = (
-    _programs('tokenizer', decoder_depth=3, remat=remat)[1].card()
+    _programs('generator', depth=3, remat=remat)[1].card()
     for remat in ('none', 'dots', 'block')
   )
   assert plain.flops.model == dots.flops.model == block.flops.model
@@ -36,21 +37,26 @@ def test_recomputation_is_no_part_of_the_model():
   assert 0 < dots.flops.recompute < block.flops.recompute / 2
 
 
-@pytest.fixture(scope='module')
-def of_tokenizer():
-  return _programs('tokenizer')
+def _zeros(like):
+  """A batch of zeros on its devices."""
+  return jax.tree.map(
+    lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), like
+  )
+
+
+def _noise(like):
+  """A state, or frozen parameters, on its devices; nothing is compiled."""
+  return jax.tree.map_with_path(
+    lambda path, x: jax.device_put(models.noise(path, x), x.sharding), like
+  )
 
 
 @pytest.mark.slow
-def test_each_phase_is_compiled_when_it_begins(of_tokenizer):
-  config, step_fn = of_tokenizer
+def test_each_phase_is_compiled_when_it_begins():
+  config, step_fn = _programs('tokenizer')
   cards = []
   step_fn.on_compile = lambda: cards.append(step_fn.card())
-  state = step_fn.init()
-  batch = jax.tree.map(
-    lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding),
-    step_fn.batch,
-  )
+  state, batch = step_fn.init(), _zeros(step_fn.batch)
   assert not step_fn.compile_seconds
   for step in range(config.train.steps):
     state, metrics = step_fn(state, step_fn.frozen, batch, step)
@@ -65,21 +71,26 @@ def test_each_phase_is_compiled_when_it_begins(of_tokenizer):
     assert card.devices == '8 x cpu (mesh: data 1 x fsdp 8)'
 
 
-def test_no_phase_is_traced_twice(monkeypatch):
+@pytest.fixture(scope='module')
+def of_generator():
+  """Its programs, whose step may be traced once, and frozen parameters."""
   make = state_lib.make_train_step
   chex.clear_trace_counter()
-  monkeypatch.setattr(
-    state_lib,
-    'make_train_step',
-    lambda *args, **kwargs: chex.assert_max_traces(make(*args, **kwargs), n=1),
-  )
-  _, step_fn = _programs('generator')
-  state = step_fn.init()
-  batch = jax.tree.map(
-    lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding),
-    step_fn.batch,
-  )
-  frozen = dry_run.materialise(step_fn.frozen, sharding.make_mesh())
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      state_lib,
+      'make_train_step',
+      lambda *args, **kwargs: chex.assert_max_traces(
+        make(*args, **kwargs), n=1
+      ),
+    )
+    _, step_fn = _programs('generator')
+  return step_fn, _noise(step_fn.frozen)
+
+
+def test_no_phase_is_traced_twice(of_generator):
+  step_fn, frozen = of_generator
+  state, batch = step_fn.init(), _zeros(step_fn.batch)
   for step in range(3):
     state, _ = step_fn(state, frozen, batch, step)
   assert int(state.step) == 3
@@ -102,22 +113,19 @@ def test_compile_time_is_not_that_of_reading_a_cache():
   assert last.compile_seconds == {0: None}
 
 
-def test_other_shapes_are_an_error_not_another_program(of_tokenizer):
-  _, step_fn = of_tokenizer
+def test_other_shapes_are_an_error_not_another_program(of_generator):
+  step_fn, frozen = of_generator
   batch = jax.tree.map(lambda x: jnp.zeros((16, *x.shape[1:])), step_fn.batch)
   with pytest.raises(TypeError, match='compiled'):
-    step_fn(step_fn.init(), step_fn.frozen, batch, 0)
+    step_fn(_noise(step_fn.state), frozen, batch, 0)
 
 
-def test_a_hidden_transfer_is_an_error_from_the_second_call_on(of_tokenizer):
-  _, step_fn = of_tokenizer
+def test_a_hidden_transfer_is_an_error_from_the_second_call_on(of_generator):
+  step_fn, frozen = of_generator
   on_host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), step_fn.batch)
-  placed = jax.tree.map(
-    lambda x, like: jax.device_put(x, like.sharding), on_host, step_fn.batch
-  )
-  state, _ = step_fn(step_fn.init(), step_fn.frozen, placed, 0)
+  state, _ = step_fn(_noise(step_fn.state), frozen, _zeros(step_fn.batch), 0)
   with pytest.raises(Exception, match='Disallowed host-to-device'):
-    step_fn(state, step_fn.frozen, on_host, 0)
+    step_fn(state, frozen, on_host, 0)
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -42,7 +42,13 @@ def _scaling_task(trainable=TRAINABLE, **options):
   )
 
 
-@pytest.fixture(scope='module', params=tokenizers.KINDS)
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(k, marks=pytest.mark.long if k == 'dino' else ())
+    for k in tokenizers.KINDS
+  ],
+)
 def kind(request):
   return request.param
 

@@ -24,14 +24,12 @@ WEIGHTED = (
 )
 
 
-# A step with DINO's critic compiles for a minute.
-@pytest.fixture(
-  scope='module',
-  params=[
-    pytest.param(k, marks=pytest.mark.slow if k == 'dino' else ())
-    for k in tokenizers.KINDS
-  ],
-)
+# Two steps with a critic compile for a minute. tests/stages/train_test.py makes
+# one of them.
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module', params=tokenizers.KINDS)
 def task(request):
   return tokenizers.make_task(
     steps=STEPS,
@@ -135,7 +133,7 @@ def test_every_module_learns(history):
 
 
 def test_handed_on_reconstruction_carries_no_gradient(task):
-  state = tokenizers.init_state(task)
+  state = tokenizers.make_up_state(task)
 
   def carried(params):
     inputs = state_lib.LossInputs(

@@ -36,7 +36,7 @@ def trunk() -> dino.DinoTrunk:
   network = vit.Vit((2, 2), 4, 8, 2, 2, 16, taps=(0, 1, 2), gelu='tanh')
   empty = dino.DinoTrunk('tiny', network, None)
   return dataclasses.replace(
-    empty, params=jax.jit(empty.init)(jax.random.key(0))
+    empty, params=tiny.noise_for(empty.init, jax.random.key(0))
   )
 
 
@@ -90,6 +90,12 @@ def make_init(task, steps=10, seed=0):
 
 def init_state(*args, **kwargs):
   return jax.jit(make_init(*args, **kwargs))()
+
+
+def make_up_state(task, steps=10):
+  """A state of noise, whose program need not be compiled."""
+  init = make_init(task, steps)
+  return tiny.noise_for(lambda _: init(), jax.random.key(0))
 
 
 def make_step(task, steps=10, phase=0):

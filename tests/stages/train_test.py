@@ -6,7 +6,7 @@ import pytest
 import selfboottok_jax as sbt
 from selfboottok_jax import errors
 from selfboottok_jax.stages import train
-from tests.launch import tiny
+from tests.launch import logs, tiny
 
 
 def test_trains_from_python_and_the_run_is_loaded(tmp_path):
@@ -14,10 +14,30 @@ def test_trains_from_python_and_the_run_is_loaded(tmp_path):
   config.data.batch_size = config.evaluation.batch_size = 8
   state = sbt.train(config, tmp_path / 'tok')
   assert int(state.step) == config.train.steps
+  _check_log(tmp_path / 'tok', config)
   tokenizer = sbt.load_tokenizer(tmp_path / 'tok')
   codes = tokenizer.encode(np.zeros((2, 16, 16, 3), np.uint8))
   assert codes.shape == (2, tokenizer.num_tokens, tokenizer.token_dim)
   assert tokenizer.decode(codes).shape == (2, 16, 16, 3)
+
+
+def _check_log(workdir, config):
+  """Every term is there, and they add up to the loss."""
+  weights = dict(config.loss)
+  for name in ('repa_global', 'repa_local', 'transport'):
+    weights[name] *= config.loss.align
+  terms = ('pixel', 'perceptual', 'adversarial', 'kl')
+  terms += ('repa_global', 'repa_local', 'transport')
+  updates = [r for r in logs.read(workdir) if 'loss' in r]
+  assert [r['step'] for r in updates] == [1, 2]
+  for values in updates:
+    critic = {'discriminator_loss', 'logits_real', 'logits_fake', 'consistency'}
+    assert {*terms, *critic, 'fusion_alpha', 'transport_spread'} <= set(values)
+    assert all(np.isfinite(v) for v in values.values())
+    total = sum(weights[name] * values[name] for name in terms)
+    np.testing.assert_allclose(values['loss'], total, rtol=1e-4)
+  # The critic has learnt something of the first batch.
+  assert updates[0]['adversarial'] != updates[1]['adversarial']
 
 
 def test_nothing_is_written_where_a_value_is_wrong(tmp_path):

@@ -1,3 +1,5 @@
+import pytest
+
 from selfboottok_jax import trees
 from selfboottok_jax.presets import generator, scaling, tokenizer
 from selfboottok_jax.stages import checks
@@ -220,8 +222,14 @@ CASES = {
 }  # fmt: skip
 
 
-def test_values(refused):
-  refused(CASES)
+# Each takes a process. tests/stages/checks_test.py has more without one.
+@pytest.mark.parametrize(
+  'first',
+  [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 4))],
+)
+def test_values(refused, first):
+  names = list(CASES)[first::4]
+  refused({name: CASES[name] for name in names})
 
 
 def test_batch_that_devices_cannot_share(server, tmp_path):
