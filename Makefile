@@ -22,6 +22,8 @@ quickstart: $(VENV)/ready
 	  --budget=$(BUDGET)
 
 # Checks and times a GPU (or, with ACCELERATOR=tpu, a TPU) in eight minutes.
+# Torch's steps of the same networks are a command of their own, see
+# tests/parity/torch_steps.py.
 gpu: $(VENV)/ready-$(ACCELERATOR)
 	$(BIN)/python -m launch.benchmark --suite --out=runs/suite.json
 

@@ -130,7 +130,8 @@ class SiT(nn.Module):
     positions: fixed sin-cos table of a sequence ('1d'), or of a square grid in
       raster order ('2d'). The class token has no position.
     norm: 'layer' without parameters, or 'rms' with a gain; also of `qk_norm`.
-    mlp: 'gelu' (tanh), or 'swiglu' of as many parameters.
+    mlp: 'gelu' (tanh), or 'swiglu', at a width that gives it as many
+      parameters.
     qk_norm: apply an affine norm to the queries and keys of each head.
     rope: turn queries and keys by their positions too, but not those of the
       class token.

@@ -280,7 +280,7 @@ def load_latents(
 def load_autoencoder(
   spec: str, image_size: int = 256
 ) -> autoencoders.ImageAutoencoder:
-  """Loads an autoencoder as a tokenizer; arguments as of `load_latents`."""
+  """Loads an autoencoder as a tokenizer; see `load_latents`."""
   return autoencoders.ImageAutoencoder(load_latents(spec, image_size))
 
 

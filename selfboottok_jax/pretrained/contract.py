@@ -114,7 +114,11 @@ class Weighted(Protocol):
     ...
 
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
-    """Parameters from the arrays of a file; WeightsError if they differ."""
+    """Parameters from the arrays of a file.
+
+    Raises:
+      WeightsError: names or shapes are not this network's.
+    """
     ...
 
 

@@ -125,7 +125,11 @@ class DinoTrunk:
     return [jnp.zeros(shape) for _ in self.vit.taps]
 
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
-    """Parameters from a published state dict; WeightsError if it differs."""
+    """Parameters from a published state dict.
+
+    Raises:
+      WeightsError: names or shapes are not this network's.
+    """
     return vit.read(arrays, self.vit, vit.NAMINGS['timm'], source)
 
 
@@ -190,7 +194,7 @@ def build(
     spec.heads,
     4 * spec.width,
     taps=spec.taps,
-    # The tanh form is what the heads' authors trained on.
+    # The tanh approximation, with which the heads' authors (StyleGAN-T) trained.
     gelu='tanh',
     attention=attention,
     dtype=dtype,

@@ -191,7 +191,11 @@ class VisionTransformer:
     return _with_gains(params) if self.vit.layer_scale else params
 
   def read(self, arrays: Mapping[str, np.ndarray], source: str) -> PyTree:
-    """Parameters from a published state dict; WeightsError if it differs."""
+    """Parameters from a published state dict.
+
+    Raises:
+      WeightsError: names or shapes are not this network's.
+    """
     prefix, side = self.family.prefix, self.family.grid
     kept = {n: array for n, array in arrays.items() if n.startswith(prefix)}
     # Most families are published in both ways.

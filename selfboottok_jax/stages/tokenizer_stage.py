@@ -166,7 +166,7 @@ def make_scaling_task(
   Args:
     config: of stage 2.
     stage1: the configuration of stage 1's run.
-    abstract: as of `make_tokenizer_task`.
+    abstract: see `make_tokenizer_task`.
   """
   parts = _parts(config, scaled_fields(config, stage1), abstract)
   if 'local2d' not in parts[0].groups:
