@@ -194,7 +194,7 @@ def build(
     spec.heads,
     4 * spec.width,
     taps=spec.taps,
-    # The tanh approximation, with which the heads' authors (StyleGAN-T) trained.
+    # The tanh approximation: StyleGAN-T's heads were trained on it.
     gelu='tanh',
     attention=attention,
     dtype=dtype,
