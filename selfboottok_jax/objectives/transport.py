@@ -76,9 +76,12 @@ def sinkhorn_plan(
   """
   # Here and not above: half of what it takes to import a training is ott, which
   # sampling, encoding and the generator never use.
-  from ott.geometry import geometry
-  from ott.problems.linear import linear_problem
-  from ott.solvers.linear import acceleration, sinkhorn
+  # Evaluated at once: arrays that a module makes for itself would otherwise
+  # belong to the trace that happens to import it.
+  with jax.ensure_compile_time_eval():
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import acceleration, sinkhorn
 
   options: dict[str, Any] = {}
   if symmetric:
