@@ -43,7 +43,11 @@ def test_cache_holds_what_a_training_would_compute(split, cache, runs, photos):
     source.statistics.std, wanted['codes'][:, 0].std(), rtol=1e-4
   )
   source.check(
-    tokenizer.fingerprint, config.networks.teacher, 'float32', encoding
+    tokenizer.fingerprint,
+    config.networks.teacher,
+    'float32',
+    encoding.shapes,
+    encoding.align_mode,
   )
   assert source.index.made_by == frozen_encoders.made_by(
     config, encoding, tokenizer.fingerprint
