@@ -47,7 +47,10 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
 
 
 def _tokenizer_of(preset: str) -> str:
-  """A preset of configs/tokenizer.py, or a released autoencoder."""
+  """Names the tokenizer to assume where a generator is given none.
+
+  It is a preset of configs/tokenizer.py, or a released autoencoder.
+  """
   family = preset.split('_')[0]
   return {
     'softvq': 'imagenet256_softvq',

@@ -120,19 +120,19 @@ def entries(size: str) -> Iterator[Entry]:
     name, preset, changes = row
     measure = functools.partial(_time_step, preset, changes)
     yield Entry('steps', name, measure)
-  preset, batches, num_steps = _SAMPLING[size]
+  preset, changes, batches, num_steps = _SAMPLING[size]
   for batch in batches:
     yield Entry(
       'sampling',
       f'{preset}_batch{batch}',
-      functools.partial(_time_sampling, preset, batch, num_steps),
+      functools.partial(_time_sampling, preset, changes, batch, num_steps),
     )
-  preset, batches = _ENCODING[size]
+  preset, changes, batches = _ENCODING[size]
   for batch in batches:
     yield Entry(
       'encoding',
       f'{preset}_batch{batch}',
-      functools.partial(_time_encoding, preset, batch),
+      functools.partial(_time_encoding, preset, changes, batch),
     )
   # Last, because the CPU takes long to compile its side of the comparison.
   yield Entry('training', 'repeats_bit_for_bit', _check_repeats)
@@ -261,10 +261,8 @@ _CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def _small(stage: str) -> ml_collections.ConfigDict:
   """The quickstart's training, in its last phase from the first step on."""
-  config = copy.deepcopy(presets.get_config(f'{stage}:quickstart'))
+  config = _changed(f'{stage}:quickstart', _ROLLED)
   config.data.batch_size = 8 * jax.device_count()
-  # Unrolled blocks take minutes to compile, and compute the same.
-  config.model.unroll = 1
   if stage != 'generator':
     config.loss.adversarial = 0.005
     config.loss.adversarial_start = 0.0
@@ -330,10 +328,16 @@ class _Steps:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _time_step(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
-  """Times a train step; MFU of all networks, and of the trained ones."""
+def _changed(preset: str, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The configuration of a preset, with changes by key."""
   config = copy.deepcopy(presets.get_config(preset))
   config.update_from_flattened_dict(changes)
+  return config
+
+
+def _time_step(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
+  """Times a train step; MFU of all networks, and of the trained ones."""
+  config = _changed(preset, changes)
   record, _ = benchmark.measure(config, steps=5, rounds=4, with_loop=False)
   kept = (
     *('batch_size', 'dtype', 'attention', 'remat', 'unroll'),
@@ -348,6 +352,8 @@ def _time_step(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
 _Row = tuple[str, str, dict[str, Any]]
 _XL = {'assumed.cache': True, 'data.batch_size': 256, 'model.remat': 'dots'}
 _TOKENIZER = {'data.batch_size': 64, 'model.remat': 'dots'}
+# Unrolled blocks would take minutes to compile.
+_ROLLED = {'model.unroll': 1}
 _STEP_ROWS: dict[str, list[_Row]] = {
   'full': [
     ('xl_cached', 'generator:imagenet256_xl', _XL),
@@ -386,26 +392,26 @@ _STEP_ROWS: dict[str, list[_Row]] = {
     ),
   ],
   'tiny': [
-    ('generator', 'generator:quickstart', {'data.batch_size': 8}),
-    ('tokenizer', 'tokenizer:quickstart', {'data.batch_size': 8}),
+    ('generator', 'generator:quickstart', {**_ROLLED, 'data.batch_size': 8}),
+    ('tokenizer', 'tokenizer:quickstart', {**_ROLLED, 'data.batch_size': 8}),
   ],
 }
-# Preset, samples that a device computes at a time, steps of the sampler.
-_SAMPLING: dict[str, tuple[str, tuple[int, ...], int]] = {
-  'full': ('generator:imagenet256_xl', (256, 64, 32), 250),
-  'tiny': ('generator:quickstart', (4,), 5),
+# Preset, changes, samples that a device computes at a time, steps of a sample.
+_SAMPLING: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
+  'full': ('generator:imagenet256_xl', {}, (256, 64, 32), 250),
+  'tiny': ('generator:quickstart', _ROLLED, (4,), 5),
 }
-_ENCODING: dict[str, tuple[str, tuple[int, ...]]] = {
-  'full': ('tokenizer:imagenet256', (256, 32)),
-  'tiny': ('tokenizer:quickstart', (4,)),
+_ENCODING: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+  'full': ('tokenizer:imagenet256', {}, (256, 32)),
+  'tiny': ('tokenizer:quickstart', _ROLLED, (4,)),
 }
 
 
 def _time_sampling(
-  preset: str, device_batch: int, num_steps: int
+  preset: str, changes: dict[str, Any], device_batch: int, num_steps: int
 ) -> dict[str, Any]:
   """Times sampling with guidance, and decoding, with random weights."""
-  config = copy.deepcopy(presets.get_config(preset))
+  config = _changed(preset, changes)
   generator = _generator(config, device_batch)
   labels = np.arange(generator.round_size) % generator.num_classes
   settings: Any = {'num_steps': num_steps}
@@ -437,7 +443,10 @@ def _generator(
 ) -> inference.ImageGenerator:
   """A generator with random weights, and its tokenizer."""
   task: Any = dry_run.abstract_task(config).task
-  stage1 = presets.get_config(f'tokenizer:{config.assumed.tokenizer}')
+  stage1 = _changed(
+    f'tokenizer:{config.assumed.tokenizer}',
+    {'model.unroll': config.model.unroll},
+  )
   mesh = sharding.make_mesh()
   frozen = dry_run.materialise(
     jax.eval_shape(lambda: task.init(jax.random.key(0))[0]), mesh
@@ -466,10 +475,11 @@ def _tokenizer(config: ml_collections.ConfigDict) -> inference.ImageTokenizer:
   return inference.ImageTokenizer(model, variables['params'])
 
 
-def _time_encoding(preset: str, batch: int) -> dict[str, Any]:
+def _time_encoding(
+  preset: str, changes: dict[str, Any], batch: int
+) -> dict[str, Any]:
   """Times encoding and decoding, with random weights."""
-  config = presets.get_config(preset)
-  tokenizer = _tokenizer(config)
+  tokenizer = _tokenizer(_changed(preset, changes))
   rng = np.random.default_rng(0)
   size = tokenizer.image_size
   images = jnp.asarray(rng.integers(0, 256, (batch, size, size, 3)), jnp.uint8)

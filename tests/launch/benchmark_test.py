@@ -53,7 +53,9 @@ def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
 @pytest.mark.slow
 def test_the_suite_checks_and_times_this_machine(server, tmp_path):
   out = tmp_path / 'suite.json'
-  result = server.run('benchmark', '--suite', '--size=tiny', f'--out={out}')
+  result = server.run(
+    'benchmark', '--suite', '--size=tiny', '--seconds=3000', f'--out={out}'
+  )
   assert result.code == 0, result.out + result.err
   record = json.loads(result.out.splitlines()[-1])
   assert json.loads(out.read_text()) == record
