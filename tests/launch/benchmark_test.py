@@ -50,6 +50,24 @@ def test_times_every_task_without_its_tokenizer(task, server, tmp_path):
     assert plain['gflops_per_image'] < record['gflops_per_image']
 
 
+def test_the_suite_checks_this_machine(server, tmp_path):
+  out = tmp_path / 'suite.json'
+  result = server.run(
+    'benchmark', '--suite', '--only=correctness', f'--out={out}'
+  )
+  assert result.code == 0, result.out + result.err
+  *lines, last = result.out.splitlines()
+  record = json.loads(last)
+  assert json.loads(out.read_text()) == record
+  assert (record['ok'], record['size']) == (True, 'tiny')
+  names = [entry['name'] for entry in record['entries']]
+  assert [line.split(':')[0] for line in lines] == [
+    f'correctness {name}' for name in names
+  ]
+  assert 'float32_products' in names
+
+
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_suite_checks_and_times_this_machine(server, tmp_path):
   out = tmp_path / 'suite.json'
