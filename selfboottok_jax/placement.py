@@ -1,4 +1,4 @@
-"""Where values lie while a program computes on a mesh of (data, fsdp).
+"""Placement of values on the mesh of (data, fsdp) while a program computes.
 
 Images of a batch are split over all devices, and so is every activation.
 Weights that devices share are gathered where they are used, one layer at a

@@ -14,7 +14,8 @@ GIB = 2.0**30
 NODE = 8
 # The part of a GPU's memory that JAX takes by default.
 GPU_SHARE = 0.75
-# Of a float32 product: what `jax.lax.Precision` names DEFAULT, HIGH, HIGHEST.
+# Types of float32 products, at the DEFAULT, HIGH and HIGHEST of
+# `jax.lax.Precision`.
 FLOAT32 = ('float32', 'float32 high', 'float32 highest')
 
 

@@ -79,7 +79,7 @@ class Instruction:
   attributes: str
 
   def attribute(self, pattern: str) -> str | None:
-    """The first group of a regular expression in its attributes, or None."""
+    """Finds a pattern in the attributes; returns its first group or None."""
     match = re.search(pattern, self.attributes)
     return match[1] if match else None
 
@@ -307,7 +307,7 @@ class Program:
     return self.computations[fusion.attribute(r'calls=%?([\w.\-#]+)') or '']
 
   def _caller_of(self, step: Step) -> str:
-    """Where the fusion stands that a step belongs to; else its computation."""
+    """Names the computation that contains a step, or the step's fusion."""
     name = step.computation.name
     while name in self._fused_in:
       name = self._fused_in[name]
@@ -324,7 +324,7 @@ class Program:
     }
 
   def trips(self, loop: Instruction, computation: Computation) -> int | None:
-    """How often a loop runs; None if that is not written in the program."""
+    """Counts the iterations of a loop; None if the program does not fix it."""
     known = loop.attribute(r'known_trip_count[^}]*?"n":"(\d+)"')
     if known:
       return int(known)
@@ -392,7 +392,7 @@ class Program:
     return int(first.literal) if first.opcode == 'constant' else None
 
   def _increment(self, body: Computation, index: int) -> int | None:
-    """What a loop's body adds to its counter."""
+    """Reads the constant that a loop adds to its counter; None if none."""
     root = _source(body, body.root)
     if root.opcode != 'tuple':
       return None
@@ -454,7 +454,7 @@ def _element(found: Mapping[str, Instruction], name: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the bracket is closed that opens at `start`."""
+  """Finds the bracket that closes the one at `start`."""
   depth = 0
   for at in range(start, len(text)):
     depth += {'(': 1, ')': -1}.get(text[at], 0)
@@ -472,7 +472,7 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def _source(computation: Computation, name: str) -> Instruction:
-  """The instruction that made a value, which others only handed on."""
+  """Finds the instruction that computed a value, through copies of it."""
   instruction = computation.instructions[name]
   while instruction.opcode in _SAME:
     instruction = computation.instructions[instruction.operands[0]]
@@ -553,7 +553,7 @@ def _axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _is_scattered(step: Step, size: int) -> bool:
-  """Whether every reader of an all-reduce takes one device's part of it."""
+  """True if a device reads only its own share of an all-reduce's result."""
   readers = [(step.instruction, step.instruction.shapes[0])]
   parts: list[tuple[Instruction, Shape]] = []
   while readers:

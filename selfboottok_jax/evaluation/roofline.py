@@ -37,7 +37,7 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What an instruction of a program does on one device, in a whole step.
+  """Arithmetic and memory traffic of an instruction on one device, per step.
 
   Attributes:
     scope: where it was traced.
@@ -77,7 +77,7 @@ class Roofline:
 
   @property
   def bound_by(self) -> str:
-    """What takes most of it: 'arithmetic', 'memory' or 'links'."""
+    """Names the longest part: 'arithmetic', 'memory' or 'links'."""
     if self.links >= self.seconds:
       return 'links'
     if self.fetches >= self.seconds or self.memory > self.arithmetic:
@@ -232,8 +232,9 @@ def link_seconds(
   group = math.prod(mesh[axis] for axis in moved.axes)
   if near == group:
     return seconds
-  # Of what a device receives, this share lies in other machines, and `near`
-  # devices share the fetching of what they all want.
+  # Only members of the group in other machines are reached over the network.
+  # The devices of one machine want the same bytes and fetch them once, each a
+  # share of 1 / near.
   beyond = moved.bytes * (group - near) / max(group - 1, 1)
   return max(seconds, beyond / near / chip.network)
 

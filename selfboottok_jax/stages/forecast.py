@@ -35,7 +35,7 @@ _NEEDED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Memory of a step on each chip, in bytes.
+  """Memory that a step needs on each chip, in bytes.
 
   Attributes:
     state: parameters, running means, moments of the optimiser.
@@ -55,16 +55,16 @@ class Memory:
 
   @property
   def total(self) -> float | int:
-    """All of it."""
+    """Sum of all parts."""
     return sum(dataclasses.astuple(self))
 
   @property
   def fixed(self) -> float | int:
-    """What no batch changes."""
+    """Part that does not depend on the batch."""
     return self.state + self.frozen + self.program
 
   def per_image(self, batch_size: int) -> float:
-    """The rest over the images of the batch."""
+    """Part that grows with the batch, for one image of it."""
     return (self.total - self.fixed) / batch_size
 
 
@@ -89,7 +89,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """What the trace of a train step tells, whatever the hardware.
+  """Facts of a traced train step that hold on any hardware.
 
   Attributes:
     rows: the last phase by component; operations are per image.
@@ -112,7 +112,7 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-  """What a training would need on named hardware.
+  """Needs of a training on hardware that a topology names.
 
   Attributes:
     where: the hardware.
@@ -172,7 +172,7 @@ class Forecast:
 
   @property
   def fits(self) -> bool:
-    """Whether a chip has room for the step."""
+    """True if a chip has room for the step."""
     return not self.refused and (
       self.program.memory.total <= self.where.chip.usable
     )
@@ -351,7 +351,12 @@ def _measure(
   mesh = sharding.make_mesh(**config.mesh, devices=where.devices())
   sharding.check_batch_size(config.data.batch_size, mesh)
   notes = []
-  if config.model.attention == 'cudnn':
+  is_fused = config.model.attention == 'cudnn' or (
+    config.model.attention == 'auto'
+    and not where.chip.is_tpu
+    and config.model.dtype == 'bfloat16'
+  )
+  if is_fused:
     # Its kernels are traced on a GPU only.
     config.model.attention = 'xla'
     notes.append('attention of xla in place of cudnn, which keeps no weights')

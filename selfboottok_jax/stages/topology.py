@@ -171,7 +171,10 @@ def answer() -> None:
 
 
 class _Dump:
-  """Where XLA writes programs in this process; '' for nowhere."""
+  """Holds the folder that XLA dumps the programs of this process to.
+
+  It is empty where XLA dumps none: in every process that `call` did not start.
+  """
 
   folder = ''
 
@@ -183,8 +186,8 @@ def partitioned() -> Iterator[list[str]]:
   Only in a process that `call` started for emulated devices.
 
   Yields:
-    A list that has the program's text after the block. It is empty for one
-    device, whose program needs no partition.
+    A list that holds the program's text once the block has ended. It stays
+    empty for a single device, whose program is not partitioned.
   """
   found: list[str] = []
   yield found
