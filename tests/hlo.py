@@ -5,7 +5,7 @@ import re
 
 import jax
 
-from selfboottok_jax.training import sharding
+from selfboottok_jax import placement
 
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
@@ -66,7 +66,7 @@ def shared_weights(tree) -> set[tuple[int, ...]]:
   shapes = set()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if not leaf.sharding.is_fully_replicated:
-      first = 1 if sharding.STACKED in jax.tree_util.keystr(path) else 0
+      first = 1 if placement.STACKED in jax.tree_util.keystr(path) else 0
       shapes.add(_long(leaf.shape[first:]))
   return shapes
 

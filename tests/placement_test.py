@@ -114,10 +114,60 @@ def test_weights_are_gathered_but_not_their_gradients(mesh):
   where = jax.NamedSharding(mesh, P('fsdp'))
   with jax.set_mesh(mesh):
     whole = jax.jit(placement.gather)(jax.device_put(weight, where))
-    # One place is said: that of the weight.
-    program = _program(jax.grad(lambda w: jnp.sum(placement.gather(w))), weight)
   assert whole.sharding.is_fully_replicated
-  assert program.count(SAID) <= 1
+
+
+@pytest.mark.parametrize('size', [placement.MIN_SIZE, 8])
+def test_a_device_gets_the_gradient_of_its_share_of_a_weight(mesh, size):
+  weight = np.ones((8, size // 8), np.float32)
+  wanted = placement.shape_rule('', weight.shape, 4)
+  with jax.set_mesh(mesh):
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(placement.gather(w) ** 2)))
+    found = gradient(jax.device_put(weight, jax.NamedSharding(mesh, wanted)))
+  assert found.sharding.is_equivalent_to(jax.NamedSharding(mesh, wanted), 2)
+  np.testing.assert_array_equal(found, 2 * weight)
+
+
+def test_the_platform_is_that_of_the_mesh_or_assumed(mesh):
+  assert placement.platform() == 'cpu'
+  with jax.set_mesh(mesh):
+    assert placement.platform() == 'cpu'
+    with placement.assume_platform('tpu'):
+      assert placement.platform() == 'tpu'
+  described = jax.sharding.AbstractMesh(
+    (2, 4),
+    placement.AXES,
+    abstract_device=jax.sharding.AbstractDevice('TPU v5', 1, 'tpu'),
+  )
+  with jax.sharding.use_abstract_mesh(described):
+    assert placement.platform() == 'tpu'
+  assert placement.platform() == 'cpu'
+
+
+def test_a_kernel_sees_the_images_of_its_device(mesh):
+  seen = []
+
+  def kernel(x, y):
+    seen.append((x.shape, y.shape))
+    return x + y.sum(-1, keepdims=True)
+
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(16, 3)), rng.normal(size=(16, 2))
+  with jax.set_mesh(mesh):
+    assert placement.maps_images(16)
+    assert not placement.maps_images(12)
+    out = jax.jit(functools.partial(placement.map_images, kernel))(x, y)
+  assert seen == [((2, 3), (2, 2))]
+  assert out.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 2)
+  np.testing.assert_allclose(out, x + y.sum(-1, keepdims=True), rtol=1e-5)
+
+
+def test_a_kernel_is_not_split_without_a_mesh():
+  x = jnp.ones((3, 2))
+  out = placement.map_images(lambda x: x * 2, x)
+  np.testing.assert_array_equal(out, 2 * x)
+  # There are eight devices, and what is placed on them is not known.
+  assert not placement.maps_images(8)
 
 
 @pytest.mark.parametrize(

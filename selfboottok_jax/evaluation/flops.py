@@ -12,8 +12,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+
+from selfboottok_jax.models import layers
 
 OTHER = 'other'
 # Marks of rematerialisation and reverse mode in an equation's name stack.
@@ -139,6 +142,9 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[_Product]:
     # An inner program's stack begins where it was called.
     stack = f'{outer}/{equation.source_info.name_stack}'
     kind, parameters = equation.primitive.name, equation.params
+    if kind == 'pallas_call' and _kernel(stack):
+      yield _of_kernel(equation, stack)
+      continue
     if kind in _OPAQUE:
       raise ValueError(
         f'a {kind} in {stack} does not show what it multiplies; wanted code '
@@ -266,6 +272,37 @@ def _attention(products: int) -> Callable[[core.JaxprEqn], float]:
   return count_products
 
 
+def _kernel(stack: str) -> str:
+  """The known kernel that a pallas_call runs; '' for any other."""
+  return next((name for name in KERNELS if name in stack), '')
+
+
+def _of_kernel(equation: core.JaxprEqn, stack: str) -> _Product:
+  """The products of a kernel of flash attention.
+
+  Its scope says how many queries and keys there are without padding.
+  """
+  # Before q [b, h, k, d] there are tables of integers that describe the mask.
+  floats: list[Any] = [
+    variable.aval
+    for variable in equation.invars
+    if jnp.issubdtype(variable.aval.dtype, jnp.floating)
+  ]
+  *images, _, width = floats[0].shape
+  lengths = re.findall(layers.TILED.format(r'(\d+)', r'(\d+)'), stack)[-1]
+  products = 2 if 'fwd' in _kernel(stack) else 4
+  amount = 2.0 * products * math.prod(images) * width
+  return _Product(
+    stack,
+    amount * math.prod(int(length) for length in lengths),
+    floats[0].dtype.name,
+  )
+
+
+# Kernels of JAX's flash attention for TPUs, by the beginning of their names,
+# with the products that each computes: the logits and the weighted sum; both
+# gradients of each, and the logits again.
+KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5}
 _COUNTED = {
   'dot_general': _dot_general,
   'conv_general_dilated': _convolution,

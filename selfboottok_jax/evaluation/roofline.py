@@ -274,6 +274,8 @@ def _inside(
 
 def _of_product(step: hlo.Step) -> dict[str, float | int]:
   instruction = step.instruction
+  if instruction.opcode == 'custom-call':
+    return _of_kernel(step)
   if instruction.opcode not in ('dot', 'convolution'):
     return {}
   left, right = (operand.shapes[0] for operand in step.operands[:2])
@@ -285,6 +287,24 @@ def _of_product(step: hlo.Step) -> dict[str, float | int]:
   else:
     operations = _convolution(instruction, left, right, out)
   return {_type(instruction, left, right): operations}
+
+
+def _of_kernel(step: hlo.Step) -> dict[str, float | int]:
+  """Operations of a TPU's flash attention, padding included."""
+  products = next(
+    (n for name, n in flops.KERNELS.items() if name in step.instruction.name),
+    0,
+  )
+  if not products:
+    return {}
+  # q, k and v [b, h, length, width] come after tables that describe the mask.
+  q, k = [
+    operand.shapes[0]
+    for operand in step.operands
+    if operand.shapes[0].dtype in _SHORT
+  ][:2]
+  operations = 2.0 * products * math.prod(q.dims) * k.dims[-2]
+  return {_SHORT[q.dtype]: operations}
 
 
 def _type(instruction: hlo.Instruction, *factors: hlo.Shape) -> str:

@@ -50,7 +50,8 @@ class Local2D(nn.Module):
     causal: queries see only earlier queries (Table 3, "C"), instead of all.
     attention: implementation, see `layers.Attention`.
     remat: what the backward pass computes again, see `transformer.REMATS`.
-    unroll: blocks per iteration of the compiled loop.
+    unroll: blocks per iteration of the compiled loop, see `transformer.Stack`.
+    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
     dtype: of the blocks' computation; parameters and output are float32.
   """
 
@@ -60,23 +61,25 @@ class Local2D(nn.Module):
   causal: bool = True
   attention: str = 'auto'
   remat: str | bool = 'none'
-  unroll: int = 1
+  unroll: int = 0
+  residual_dtype: str = ''
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, z: Float[Array, 'b k e']) -> Float[Array, 'b k e']:
     b, k, e = z.shape
-    x = layers.dense(self.width, self.dtype, name='embed')(z)
+    stream = self.residual_dtype or self.dtype
+    x = layers.dense(self.width, self.dtype, name='embed')(z).astype(stream)
     positions = layers.sincos_1d(k, self.width)
     x = x + layers.position_table(self, 'prefix_positions', positions).astype(
-      self.dtype
+      stream
     )
     # Prefix and queries start with the same table, so query i begins at the
     # position of global token i; each then learns a table of its own.
     queries = self.param(
       'queries', nn.initializers.normal(0.02), (1, k, self.width)
     ) + layers.position_table(self, 'query_positions', positions)
-    queries = jnp.broadcast_to(queries.astype(self.dtype), x.shape)
+    queries = jnp.broadcast_to(queries.astype(stream), x.shape)
     x = jnp.concatenate([x, queries], axis=1)
     mask = transformer.prefix_causal_mask(k, k, causal=self.causal)
     block = functools.partial(

@@ -104,7 +104,8 @@ class Decoder(nn.Module):
     layer_scale: initial gain of residual branches; 0 leaves the gains out.
     attention: implementation, see `layers.Attention`.
     remat: what the backward pass computes again, see `transformer.REMATS`.
-    unroll: blocks per iteration of the compiled loop.
+    unroll: blocks per iteration of the compiled loop, see `transformer.Stack`.
+    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
     dtype: of the blocks' computation; parameters and pixels are float32.
   """
 
@@ -117,7 +118,8 @@ class Decoder(nn.Module):
   layer_scale: float = 0.0
   attention: str = 'auto'
   remat: str | bool = 'none'
-  unroll: int = 1
+  unroll: int = 0
+  residual_dtype: str = ''
   dtype: str = 'float32'
 
   @nn.compact
@@ -128,6 +130,7 @@ class Decoder(nn.Module):
     keep: Sequence[Float[Array, ' b']] = (),
   ) -> Float[Array, 'b h w 3']:
     b, m, _ = fused.shape
+    stream = self.residual_dtype or self.dtype
     side = self.image_size // self.patch_size
     normal = nn.initializers.normal(0.02)
     # One vector for all patches: their positions alone tell them apart.
@@ -136,7 +139,7 @@ class Decoder(nn.Module):
       self, 'patch_positions', layers.sincos_2d(side, self.width)
     )
     cls = self.param('cls', normal, (1, 1, self.width))
-    start = jnp.concatenate([cls, patches], axis=1).astype(self.dtype)
+    start = jnp.concatenate([cls, patches], axis=1).astype(stream)
     # Codes lie in the unit ball. Weights of unit variance bring them to the
     # size of the position tables; Xavier's would leave them at a tenth of it,
     # and attention would hardly notice them.
@@ -148,7 +151,8 @@ class Decoder(nn.Module):
       kernel_init=nn.initializers.normal(1.0),
     )
     token_positions = self.param('token_positions', normal, (1, m, self.width))
-    tokens = embed(name='from_code')(fused) + token_positions.astype(self.dtype)
+    tokens = embed(name='from_code')(fused).astype(stream)
+    tokens = tokens + token_positions.astype(stream)
     # Everything before the codes is the same for all images.
     x = jnp.concatenate(
       [jnp.broadcast_to(start, (b, *start.shape[1:])), tokens], axis=1

@@ -26,7 +26,8 @@ class Encoder(nn.Module):
     layer_scale: initial gain of residual branches; 0 leaves the gains out.
     attention: implementation, see `layers.Attention`.
     remat: what the backward pass computes again, see `transformer.REMATS`.
-    unroll: blocks per iteration of the compiled loop.
+    unroll: blocks per iteration of the compiled loop, see `transformer.Stack`.
+    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
 
@@ -40,7 +41,8 @@ class Encoder(nn.Module):
   layer_scale: float = 0.0
   attention: str = 'auto'
   remat: str | bool = 'none'
-  unroll: int = 1
+  unroll: int = 0
+  residual_dtype: str = ''
   dtype: str = 'float32'
 
   @nn.compact
@@ -48,12 +50,13 @@ class Encoder(nn.Module):
     b = images.shape[0]
     side = images.shape[1] // self.patch_size
     x = layers.patchify(images.astype(self.dtype), self.patch_size)
+    stream = self.residual_dtype or self.dtype
     x = layers.dense(self.width, self.dtype, name='patch_embed')(x)
     # Learned, but from the 2D sin-cos table: a short training cannot discover
     # the geometry of the grid.
-    x = x + layers.position_table(
+    x = x.astype(stream) + layers.position_table(
       self, 'patch_positions', layers.sincos_2d(side, self.width)
-    ).astype(self.dtype)
+    ).astype(stream)
     normal = nn.initializers.normal(0.02)
     cls = self.param('cls', normal, (1, 1, self.width))
     # Small, so that what attention adds to them dominates. Large fixed tables
@@ -63,10 +66,10 @@ class Encoder(nn.Module):
     )
     x = jnp.concatenate(
       [
-        jnp.broadcast_to(cls.astype(self.dtype), (b, 1, self.width)),
+        jnp.broadcast_to(cls.astype(stream), (b, 1, self.width)),
         x,
         jnp.broadcast_to(
-          queries.astype(self.dtype), (b, self.num_tokens, self.width)
+          queries.astype(stream), (b, self.num_tokens, self.width)
         ),
       ],
       axis=1,

@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 
 LAYER_NORM_EPSILON = 1e-6
 # Accepted values of every module field called `attention` or `dtype`.
-ATTENTIONS = ('auto', 'xla', 'cudnn')
+ATTENTIONS = ('auto', 'xla', 'cudnn', 'splash')
 DTYPES = ('float32', 'bfloat16')
+# And of those called `residual_dtype`: '' is that of the blocks. With float32
+# and blocks in bfloat16, what the blocks add up keeps 24 bits instead of 8, as
+# under torch's autocast; it takes twice the memory.
+RESIDUAL_DTYPES = ('', 'float32')
 # Released checkpoints differ in which of the two they were trained with.
 GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'exact': lambda x: nn.gelu(x, approximate=False),
@@ -249,7 +253,9 @@ class Attention(nn.Module):
       for none.
     implementation: 'xla' runs anywhere and keeps the matrix of weights in
       memory; 'cudnn' is flash attention, on NVIDIA GPUs with a 16-bit `dtype`;
-      'auto' takes cudnn wherever it can.
+      'splash' is that of TPUs, where there is no mask and each device has whole
+      images (xla elsewhere); 'auto' takes cudnn wherever it can, and splash for
+      long sequences.
     dtype: type of the computation; parameters are float32.
   """
 
@@ -308,27 +314,55 @@ def attend(
     implementation: one of ATTENTIONS, see `Attention`.
 
   Raises:
-    ConfigError: cuDNN is asked for, and cannot compute this.
+    ConfigError: an implementation is asked for that cannot compute this.
   """
-  obstacle = '' if implementation == 'xla' else _cudnn_obstacle(q)
-  if implementation == 'cudnn' and obstacle:
-    raise errors.ConfigError(
-      f'attention=cudnn for {q.shape[1]} queries and {k.shape[1]} keys of '
-      f'heads of {q.shape[-1]} in {q.dtype}: {obstacle}; wanted auto or xla'
+  chosen = _choose(implementation, q, k)
+  if chosen == 'cudnn':
+    return _attend_in_pairs(q, k, v, mask, 'cudnn')
+  # The kernel's masks are constants, not arrays, and our masked sequences are
+  # too short for it.
+  if chosen == 'splash' and mask is None and placement.maps_images(len(q)):
+    return placement.map_images(_attend_in_tiles, q, k, v)
+  # The function has no argument for it.
+  exact = 'highest' if precision(q.dtype) else None
+  with jax.default_matmul_precision(exact):
+    return jax.nn.dot_product_attention(
+      q,
+      k,
+      v,
+      # One mask for all images and heads.
+      mask=None if mask is None else mask[None, None],
+      implementation='xla',
     )
-  if implementation == 'xla' or obstacle:
-    # The function has no argument for it.
-    exact = 'highest' if precision(q.dtype) else None
-    with jax.default_matmul_precision(exact):
-      return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        # One mask for all images and heads.
-        mask=None if mask is None else mask[None, None],
-        implementation='xla',
-      )
-  return _attend_in_pairs(q, k, v, mask, 'cudnn')
+
+
+def _choose(
+  implementation: str,
+  q: Float[Array, 'b k h d'],
+  k: Float[Array, 'b m h d'],
+) -> str:
+  """Decides what computes attention: 'xla', 'cudnn' or 'splash'.
+
+  Raises:
+    ConfigError: see `attend`.
+  """
+  if implementation == 'auto':
+    if not _cudnn_obstacle(q):
+      return 'cudnn'
+    is_long = min(q.shape[1], k.shape[1]) >= _LONG
+    return 'splash' if is_long and not _splash_obstacle() else 'xla'
+  obstacle = ''
+  if implementation == 'cudnn':
+    obstacle = _cudnn_obstacle(q)
+  elif implementation == 'splash':
+    obstacle = _splash_obstacle()
+  if obstacle:
+    raise errors.ConfigError(
+      f'attention={implementation} for {q.shape[1]} queries and {k.shape[1]} '
+      f'keys of heads of {q.shape[-1]} in {q.dtype}: {obstacle}; wanted auto '
+      'or xla'
+    )
+  return implementation
 
 
 def _attend_in_pairs(
@@ -370,10 +404,97 @@ def _pad_to_even(x: Shaped[Array, '...'], axis: int) -> Shaped[Array, '...']:
   return jnp.pad(x, widths)
 
 
+# Rows and columns of a TPU's matrix unit. Kernels see multiples of it.
+_TILE = 128
+# The longest side of a block of attention weights, which is in a core's memory.
+_MOST_TILES = 4
+# Shorter sequences are mostly padding in tiles, and XLA keeps their weights in
+# a core's memory anyway.
+_LONG = 256
+# Name under which rematerialisation finds flash attention's results on TPUs.
+KEPT = 'attention'
+# Name of its scope: it says how many queries and keys there are in the tiles.
+TILED = 'attention_{}x{}'
+
+
+def _attend_in_tiles(
+  q: Float[Array, 'b k h d'],
+  k: Float[Array, 'b m h d'],
+  v: Float[Array, 'b m h d'],
+  *,
+  interpret: bool = False,
+) -> Float[Array, 'b k h d']:
+  """Computes flash attention on a TPU, as `attend` without a mask.
+
+  The kernel takes lengths of whole tiles. What is padded is seen by no query of
+  an image, and cut off.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    interpret: compute the kernel's steps one by one, on any machine.
+  """
+  # Imported where it is used: it brings the compiler of kernels.
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  queries, keys, heads = q.shape[1], k.shape[1], q.shape[2]
+  length, key_length = (-(-n // _TILE) * _TILE for n in (queries, keys))
+  # Padded queries see padded keys: a row that sees nothing has no softmax.
+  visible = np.ones((length, key_length), bool)
+  visible[:queries, keys:] = False
+  block, key_block = _block(length), _block(key_length)
+  kernel = splash.make_splash_mha(
+    np.broadcast_to(visible, (heads, length, key_length)),
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=splash.BlockSizes(
+      block_q=block,
+      block_kv=key_block,
+      block_kv_compute=key_block,
+      block_q_dkv=block,
+      block_kv_dkv=key_block,
+      block_kv_dkv_compute=key_block,
+      # Logits are computed again once, not once for each gradient.
+      use_fused_bwd_kernel=True,
+    ),
+    residual_checkpoint_name=KEPT,
+    interpret=interpret,
+  )
+  # It scales nothing itself, and has heads before positions.
+  scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+  padded = (
+    jnp.moveaxis(_pad_to(x, size), 2, 1)
+    for x, size in ((scaled, length), (k, key_length), (v, key_length))
+  )
+  with jax.named_scope(TILED.format(queries, keys)):
+    out = jax.vmap(kernel)(*padded)
+  return jnp.moveaxis(out, 1, 2)[:, :queries]
+
+
+def _block(length: int) -> int:
+  """The largest side of a block that divides a length of whole tiles."""
+  sides = range(_TILE, _MOST_TILES * _TILE + 1, _TILE)
+  return max(side for side in sides if length % side == 0)
+
+
+def _pad_to(x: Shaped[Array, 'b k ...'], length: int) -> Shaped[Array, '...']:
+  """Appends zeros along the second axis."""
+  widths = [(0, 0)] * x.ndim
+  widths[1] = (0, length - x.shape[1])
+  return jnp.pad(x, widths)
+
+
+def _splash_obstacle() -> str:
+  """Says why a TPU's flash attention cannot compute this; '' if it can."""
+  return '' if placement.platform() == 'tpu' else 'this needs a TPU'
+
+
 def _cudnn_obstacle(q: Float[Array, 'b k h d']) -> str:
   """Says why cuDNN's flash attention cannot compute this; '' if it can."""
   device = jax.devices()[0]
-  if device.platform != 'gpu' or 'NVIDIA' not in device.device_kind:
+  known = device.platform == placement.platform() == 'gpu'
+  if not known or 'NVIDIA' not in device.device_kind:
     return 'this needs an NVIDIA GPU'
   # Ampere, 8.0, is the first that it knows.
   if float(device.compute_capability) < 8:

@@ -34,6 +34,7 @@ CHOICES = {
   'mlp': tuple(MLPS),
   'norm': NORMS,
   'positions': ('1d', '2d'),
+  'residual_dtype': layers.RESIDUAL_DTYPES,
 }
 
 
@@ -141,7 +142,8 @@ class SiT(nn.Module):
       velocity are float32.
     remat: what the backward pass computes again: 'none', 'dots' (all but the
       products with weights) or 'block', see `transformer.REMATS`.
-    unroll: blocks per iteration of the compiled loop.
+    unroll: blocks per iteration of the compiled loop, see `transformer.Stack`.
+    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
     attention: implementation, see `layers.Attention`.
   """
 
@@ -165,7 +167,8 @@ class SiT(nn.Module):
   label_dropout: float = 0.1
   dtype: str = 'float32'
   remat: str | bool = 'none'
-  unroll: int = 1
+  unroll: int = 0
+  residual_dtype: str = ''
   attention: str = 'auto'
 
   def check(self) -> None:
@@ -180,12 +183,13 @@ class SiT(nn.Module):
     errors.require_choice('model.remat', remat, transformer.REMATS)
     for name in (
       *('num_tokens', 'token_dim', 'num_classes'),
-      *('width', 'depth', 'heads', 'unroll', 'align_depth', 'projector_width'),
+      *('width', 'depth', 'heads', 'align_depth', 'projector_width'),
     ):
       value = getattr(self, name)
       errors.require(value >= 1, f'model.{name}', value, '1 or more')
     ratio, rate = self.mlp_ratio, self.label_dropout
     errors.require(ratio > 0, 'model.mlp_ratio', ratio, 'a number above 0')
+    errors.require(self.unroll >= 0, 'model.unroll', self.unroll, '0 or more')
     share = 'a number from 0 to 1'
     errors.require(0 <= rate <= 1, 'model.label_dropout', rate, share)
     if self.align_dim:
@@ -286,6 +290,7 @@ class SiT(nn.Module):
   ) -> Float[Array, 'b m d']:
     """Embeds [class token, tokens]; m = k + 1 with a class token, else k."""
     h = layers.dense(self.width, self.dtype, name='token_embed')(x)
+    h = h.astype(self.residual_dtype or self.dtype)
     h = h + jnp.asarray(self._positions(), h.dtype)[None]
     if not self.cls_dim:
       return h

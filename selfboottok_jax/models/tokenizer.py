@@ -31,6 +31,7 @@ PROJECTOR = 'project_'
 CHOICES = {
   'attention': layers.ATTENTIONS,
   'dtype': layers.DTYPES,
+  'residual_dtype': layers.RESIDUAL_DTYPES,
   'assignment': tuple(quantizers_lib.ASSIGNMENTS),
   'bootstrap_from': ('continuous', 'quantized'),
   'cross_attend': ('locals', 'all'),
@@ -101,7 +102,8 @@ class Tokenizer(nn.Module):
     attention: implementation, see `layers.Attention`.
     remat: what the backward pass computes again, to save memory: 'none', 'dots'
       (all but the products with weights) or 'block', see `transformer.REMATS`.
-    unroll: blocks per iteration of the compiled loops.
+    unroll: blocks per iteration of the compiled loops, see `transformer.Stack`.
+    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
 
@@ -133,7 +135,8 @@ class Tokenizer(nn.Module):
   group_dropout: float = 0.0
   attention: str = 'auto'
   remat: str | bool = 'none'
-  unroll: int = 1
+  unroll: int = 0
+  residual_dtype: str = ''
   dtype: str = 'float32'
 
   def setup(self) -> None:
@@ -144,6 +147,7 @@ class Tokenizer(nn.Module):
       'attention': self.attention,
       'remat': self.remat,
       'unroll': self.unroll,
+      'residual_dtype': self.residual_dtype,
       'dtype': self.dtype,
     }
     vit: dict[str, Any] = {
@@ -240,7 +244,7 @@ class Tokenizer(nn.Module):
       ('local2d_depth', self.local2d_depth >= 0, '0 or more'),
       ('token_dim', self.token_dim >= 1, '1 or more'),
       ('codebook_size', self.codebook_size >= 1, '1 or more'),
-      ('unroll', self.unroll >= 1, '1 or more'),
+      ('unroll', self.unroll >= 0, '0 or more'),
       ('quantizer_chunk', chunk_fits, divisor),
       ('mlp_ratio', self.mlp_ratio > 0, 'a number above 0'),
       ('tau', self.tau > 0, 'a number above 0'),

@@ -81,7 +81,6 @@ def photos64(config: ml_collections.ConfigDict) -> None:
   config.model.heads = 6
   config.model.align_depth = 2
   config.model.projector_width = 256
-  config.model.unroll = 16
   config.loss.statistics_images = 2_048
   config.networks.teacher = 'hog'
   config.optimizer.learning_rate = 1e-3

@@ -6,7 +6,7 @@ from selfboottok_jax import presets
 from selfboottok_jax.presets import tokenizer
 
 # How a model is computed, which is no part of what stage 1 has fixed.
-HOW = ('attention', 'remat', 'unroll', 'dtype')
+HOW = ('attention', 'remat', 'unroll', 'dtype', 'residual_dtype')
 
 
 def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
@@ -38,7 +38,6 @@ def quickstart(config: ml_collections.ConfigDict) -> None:
   """Four times the depth of stage 1's aligner, which it starts from."""
   config.model.local2d_width = 64
   config.model.local2d_depth = 8
-  config.model.unroll = 16
   config.train.steps = 450
   config.optimizer.learning_rate = 5e-4
   # In so short a training the aligner alone would trade pixels for the critic:

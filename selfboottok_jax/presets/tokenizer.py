@@ -72,7 +72,6 @@ def small(config: ml_collections.ConfigDict) -> None:
   config.model.local1d_width = 256
   config.model.local2d_width = 64
   config.model.local2d_depth = 2
-  config.model.unroll = 16
   config.loss.adversarial_start = 0.5
   config.loss.projector_width = 256
   config.loss.perceptual = 0.05

@@ -5,10 +5,9 @@ the model, a weight by the objective, a rate by the optimizer. Here stand the
 keys of the run itself, and what depends on the machine.
 """
 
-import jax
 import ml_collections
 
-from selfboottok_jax import errors, inference, trees
+from selfboottok_jax import errors, inference, placement, trees
 from selfboottok_jax.stages import generator, objective
 from selfboottok_jax.training import checkpointing
 
@@ -59,11 +58,15 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _check_attention(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError for an implementation that cannot run here."""
-  if config.model.attention != 'cudnn':
-    return
-  if jax.default_backend() != 'gpu' or config.model.dtype == 'float32':
+  attention, dtype = config.model.attention, config.model.dtype
+  platform = placement.platform()
+  wanted = ''
+  if attention == 'cudnn' and (platform != 'gpu' or dtype == 'float32'):
+    wanted = 'a GPU and bfloat16'
+  elif attention == 'splash' and platform != 'tpu':
+    wanted = 'a TPU'
+  if wanted:
     raise errors.ConfigError(
-      f'model.attention=cudnn on {jax.default_backend()} with model.dtype='
-      f'{config.model.dtype}; wanted a GPU and bfloat16, or '
-      '--config.model.attention=xla'
+      f'model.attention={attention} on {platform} with model.dtype={dtype}; '
+      f'wanted {wanted}, or --config.model.attention=auto'
     )

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 from selfboottok_jax.evaluation import (
   cost,
   flops,
@@ -348,6 +348,13 @@ def _measure(
   config: ml_collections.ConfigDict, where: topology.Topology, twice: bool
 ) -> Forecast:
   """Traces and compiles, in a process that has the devices."""
+  with placement.assume_platform('tpu' if where.chip.is_tpu else 'gpu'):
+    return _measure_here(config, where, twice)
+
+
+def _measure_here(
+  config: ml_collections.ConfigDict, where: topology.Topology, twice: bool
+) -> Forecast:
   mesh = sharding.make_mesh(**config.mesh, devices=where.devices())
   sharding.check_batch_size(config.data.batch_size, mesh)
   notes = []

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import critic, initialization, tokenizer
 from selfboottok_jax.stages import objective as objective_lib
-from selfboottok_jax.training import checkpointing, sharding
+from selfboottok_jax.training import checkpointing
 from selfboottok_jax.training import state as state_lib
 
 # The last layers of a block's two residual branches, by path.
@@ -150,7 +150,7 @@ def deepen(fresh: PyTree, stored: PyTree) -> PyTree:
 
 def _in_blocks(path: Any) -> bool:
   """True for a leaf with a leading layer axis."""
-  return sharding.STACKED in jax.tree_util.keystr(path)
+  return placement.STACKED in jax.tree_util.keystr(path)
 
 
 def _like(fresh: PyTree, stored: PyTree) -> PyTree:

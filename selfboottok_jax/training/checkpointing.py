@@ -45,7 +45,7 @@ MAY_CHANGE = (
 
 
 # Keys that runs of earlier versions lack, and what they did.
-ADDED = {'train.accumulate': 1}
+ADDED = {'train.accumulate': 1, 'model.residual_dtype': ''}
 
 
 def read_config(

@@ -6,7 +6,6 @@ only remembers, moments and running means, is split over both. One rule of their
 shapes says along which axis.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,12 +19,6 @@ from jaxtyping import PyTree
 from selfboottok_jax import errors, placement
 
 AXES = placement.AXES
-# Parameters with this name in their path belong to a scanned stack: their first
-# axis counts the blocks.
-STACKED = 'blocks'
-# Arrays of fewer elements, those of one block in a stack, are repeated on all
-# devices: gathering them would cost more than the memory it saves.
-MIN_SIZE = 2**14
 # Devices that share the parameters if nobody says how many: those of a machine
 # with GPUs, or of a small TPU slice. Between them, a block's weights arrive in
 # less time than its arithmetic takes.
@@ -68,37 +61,6 @@ def make_mesh(
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shape_rule(
-  path: str, shape: tuple[int, ...], parts: int, name: str | tuple = 'fsdp'
-) -> P:
-  """Chooses the axis of an array to split over devices.
-
-  It is the longest axis that divides by `parts`, the first of several. Small
-  arrays, and those without such an axis, are not split.
-
-  Args:
-    path: the array's path in its tree.
-    shape: its shape.
-    parts: number of devices that share it.
-    name: the axis of the mesh, or the axes, with that many devices.
-  """
-  # A scan slices the axis of blocks: split there, each iteration would have to
-  # fetch its block from another device.
-  first = 1 if STACKED in path else 0
-  if parts == 1 or math.prod(shape[first:]) < MIN_SIZE:
-    return P()
-  # Negative, so that max prefers the earlier of two axes of the same size.
-  axes = [
-    (size, -axis)
-    for axis, size in enumerate(shape)
-    if axis >= first and size % parts == 0
-  ]
-  if not axes:
-    return P()
-  axis = -max(axes)[1]
-  return P(*(None,) * axis, name)
-
-
 def tree_specs(
   tree: PyTree, sizes: Mapping[str, int], *, everywhere: bool = False
 ) -> PyTree:
@@ -116,10 +78,10 @@ def tree_specs(
     if everywhere and sizes['data'] > 1:
       # In this order a device's share lies within its share of the parameter.
       axes = ('fsdp', 'data')
-      split = shape_rule(name, leaf.shape, fsdp * sizes['data'], axes)
+      split = placement.shape_rule(name, leaf.shape, fsdp * sizes['data'], axes)
       if split != P():
         return split
-    return shape_rule(name, leaf.shape, fsdp)
+    return placement.shape_rule(name, leaf.shape, fsdp)
 
   return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -158,7 +120,9 @@ def gather_unstacked(tree: PyTree) -> PyTree:
     return tree
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: (
-      leaf if STACKED in jax.tree_util.keystr(path) else placement.gather(leaf)
+      leaf
+      if placement.STACKED in jax.tree_util.keystr(path)
+      else placement.gather(leaf)
     ),
     tree,
   )

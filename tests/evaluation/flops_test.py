@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from selfboottok_jax import placement
 from selfboottok_jax.evaluation import flops
-from selfboottok_jax.models import sit, transformer
+from selfboottok_jax.models import layers, sit, transformer
+from selfboottok_jax.training import sharding
 from tests import tiny
 
 M, K, N = 3, 5, 7
@@ -231,6 +233,34 @@ def test_fused_attention_counts_as_the_plain_one(monkeypatch):
     counted[implementation] = _count(gradients, q, k, k)[flops.OTHER]
   assert counted['cudnn'] == counted['xla']
   assert counted['xla'].forward == 2 * 2 * (2 * 4 * 64 * 128 * 32)
+
+
+def test_attention_in_tiles_counts_without_its_padding():
+  counted = {}
+  for implementation in ('xla', 'splash'):
+
+    def loss(q, k, v, implementation=implementation):
+      mixed = layers.attend(q, k, v, implementation=implementation)
+      return mixed.astype(jnp.float32).sum()
+
+    q, k = (
+      jax.ShapeDtypeStruct((8, tokens, 4, 32), jnp.bfloat16)
+      for tokens in (65, 130)
+    )
+    gradients = jax.value_and_grad(loss, (0, 1, 2))
+    with (
+      placement.assume_platform('tpu'),
+      jax.set_mesh(sharding.make_mesh()),
+    ):
+      counted[implementation] = _count(gradients, q, k, k)[flops.OTHER]
+  assert counted['splash'].forward == counted['xla'].forward
+  # The kernel's gradient begins with the products of each result and its own
+  # gradient, which XLA's does not multiply.
+  assert counted['splash'].recompute == counted['xla'].recompute == 0
+  assert counted['splash'].backward == pytest.approx(
+    counted['xla'].backward, rel=5e-3
+  )
+  assert counted['xla'].forward == 2 * 2 * (8 * 4 * 65 * 130 * 32)
 
 
 def test_a_kernel_that_shows_nothing_is_refused():

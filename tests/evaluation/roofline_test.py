@@ -151,6 +151,29 @@ def test_a_fusion_moves_only_the_slices_that_it_touches():
   assert [one.bytes for one in work] == [number, row + index + row]
 
 
+KERNELS = """
+HloModule kernels
+ENTRY %main (q: bf16[2,3,384,64], k: bf16[2,3,128,64]) -> bf16[2,3,384,64] {
+  %q = bf16[2,3,384,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,3,128,64]{3,2,1,0} parameter(1)
+  %m = s8[1,1,1]{2,1,0} constant({ { {1} } })
+  %splash_mha_fwd_residuals.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
+  %other.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%q, %k), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dkv_no_residuals.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_attention_in_tiles_multiplies_its_padding_too():
+  work = roofline.compiled_work(hlo.Program(KERNELS))
+  product = 2 * 2 * 3 * 384 * 128 * 64
+  assert [one.flops for one in work] == [
+    {'bfloat16': 2 * product},
+    {},
+    {'bfloat16': 5 * product},
+  ]
+
+
 AHEAD = """
 HloModule ahead
 ENTRY %main (p: f32[64]) -> f32[64] {

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from selfboottok_jax import pretrained
+from selfboottok_jax import placement, pretrained
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import sharding
 from tests.launch import logs
@@ -15,7 +15,7 @@ MESHES = [(8, 1), (2, 4), (1, 8)]
 BATCH, STEPS, TOLERANCE = 16, 5, 1e-5
 # Wide enough that the shape rule shards kernels.
 WIDTH = 128
-assert WIDTH * WIDTH >= sharding.MIN_SIZE
+assert WIDTH * WIDTH >= placement.MIN_SIZE
 FIELDS = {
   'tokenizer': ('encoder_width', 'decoder_width'),
   'scaling': ('local2d_width',),

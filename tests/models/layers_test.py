@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 from selfboottok_jax.models import layers, transformer
+from selfboottok_jax.training import sharding
 
 
 def _normal(*shape, seed=0):
@@ -228,7 +229,8 @@ def gpu(monkeypatch):
     compute_capability='9.0',
   )
   monkeypatch.setattr(layers.jax, 'devices', lambda: [device])
-  return device
+  with placement.assume_platform('gpu'):
+    yield device
 
 
 def _is_fused(heads, width, dtype, *, implementation='auto', masked=False):
@@ -264,6 +266,59 @@ def test_cudnn_says_what_it_cannot(gpu):
   gpu.platform = 'cpu'
   with pytest.raises(errors.ConfigError, match='needs an NVIDIA GPU'):
     _is_fused(16, 1152, jnp.bfloat16, implementation='cudnn')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('queries', 'keys'),
+  [(130, 70), pytest.param(321, 321, marks=pytest.mark.long)],
+)
+def test_attention_in_tiles_is_that_of_xla(queries, keys):
+  rng = np.random.default_rng(0)
+  q, cotangent = rng.normal(size=(2, 2, queries, 1, 24)).astype(np.float32)
+  k, v = rng.normal(size=(2, 2, keys, 1, 24)).astype(np.float32)
+
+  def both(attend):
+    value, pull = jax.vjp(attend, q, k, v)
+    return value, *pull(cotangent)
+
+  tiles = functools.partial(layers._attend_in_tiles, interpret=True)
+  xla = functools.partial(layers.attend, implementation='xla')
+  for found, wanted in zip(both(tiles), both(xla), strict=True):
+    np.testing.assert_allclose(found, wanted, atol=3e-6)
+
+
+def _is_tiled(length, *, implementation='auto', masked=False, batch=8):
+  """Whether a TPU's flash attention computes this, and its gradient."""
+  mask = jnp.tril(jnp.ones((length, length), bool)) if masked else None
+
+  def loss(q):
+    out = layers.attend(q, q, q, mask, implementation)
+    return out.astype(jnp.float32).sum()
+
+  q = jax.ShapeDtypeStruct((batch, length, 2, 64), jnp.bfloat16)
+  with placement.assume_platform('tpu'):
+    text = str(jax.make_jaxpr(jax.grad(loss))(q))
+  return 'splash_mha_dkv' in text
+
+
+def test_tpus_attend_to_long_sequences_in_tiles():
+  with jax.set_mesh(sharding.make_mesh()):
+    assert _is_tiled(257)
+    assert not _is_tiled(257, implementation='xla')
+    # Mostly padding.
+    assert not _is_tiled(65)
+    assert _is_tiled(65, implementation='splash')
+    assert not _is_tiled(257, implementation='splash', masked=True)
+    # A single image, as at initialisation, is on all devices.
+    assert not _is_tiled(257, implementation='splash', batch=1)
+  assert not _is_tiled(257, implementation='splash')
+
+
+def test_splash_needs_a_tpu():
+  q = jnp.zeros((1, 4, 2, 8))
+  with pytest.raises(errors.ConfigError, match=r'splash for 4 .*needs a TPU'):
+    layers.attend(q, q, q, implementation='splash')
 
 
 def test_cast_layers_compute_the_same_bits():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import placement
 from selfboottok_jax.models import transformer
 from tests import tiny
 
@@ -85,9 +86,30 @@ def test_remat_and_unroll_change_neither_values_nor_gradients(
       )
     )(params)
 
-  plain, other = run({}), run(fields)
+  plain, other = run({'unroll': 1}), run(fields)
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('unroll', 'depth', 'on_cpu', 'elsewhere'),
+  [(0, 12, 12, 1), (0, 16, 16, 1), (0, 28, 1, 1), (4, 28, 4, 4), (9, 2, 2, 2)],
+)
+def test_blocks_per_iteration_depend_on_the_platform(
+  unroll, depth, on_cpu, elsewhere
+):
+  assert transformer.blocks_per_iteration(unroll, depth) == on_cpu
+  for name in ('gpu', 'tpu'):
+    with placement.assume_platform(name):
+      found = transformer.blocks_per_iteration(unroll, depth)
+    assert found == elsewhere
+
+
+def test_a_stack_keeps_the_type_of_its_residual_stream(params, x):
+  stack = _stack(functools.partial(BLOCK, dtype='bfloat16'), dtype='bfloat16')
+  for dtype in ('bfloat16', 'float32'):
+    out = jax.eval_shape(stack.apply, params, x.astype(dtype))
+    assert out.dtype == dtype
 
 
 @pytest.mark.parametrize('causal', [True, False])

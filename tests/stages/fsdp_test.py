@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from selfboottok_jax import placement
 from selfboottok_jax.stages import dry_run, programs
 from selfboottok_jax.training import sharding
 from tests import hlo
@@ -56,5 +57,5 @@ def test_weights_travel_and_activations_do_not(task, mesh):
   # What is added up whole are means over the batch, and small gradients.
   added = {c.shape for c in found if c.kind == 'all-reduce'}
   assert not added & weights
-  large = {c.kind for c in found if np.prod(c.shape) >= sharding.MIN_SIZE}
+  large = {c.kind for c in found if np.prod(c.shape) >= placement.MIN_SIZE}
   assert large <= {'all-gather', 'all-reduce', 'reduce-scatter'}

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 from selfboottok_jax.models import encoder
 from selfboottok_jax.pretrained import vit
 from selfboottok_jax.stages import initialization
@@ -65,7 +65,7 @@ def test_encoder_is_the_transformer_with_queries_for_registers(params):
 
 @pytest.mark.parametrize('fsdp', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_fresh_state_takes_all_but_queries_and_codes(params, fsdp, monkeypatch):
-  monkeypatch.setattr(sharding, 'MIN_SIZE', 1)
+  monkeypatch.setattr(placement, 'MIN_SIZE', 1)
   mesh = sharding.make_mesh(data=-1, fsdp=fsdp)
 
   def init():

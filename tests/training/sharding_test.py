@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 from selfboottok_jax.training import sharding
 from tests import hlo
 
@@ -75,7 +75,7 @@ def test_a_mesh_of_chosen_devices():
   ],
 )
 def test_shape_rule(path, shape, fsdp, expected):
-  assert sharding.shape_rule(path, shape, fsdp) == expected
+  assert placement.shape_rule(path, shape, fsdp) == expected
 
 
 def test_the_rule_reaches_every_leaf_of_a_state():
