@@ -283,9 +283,10 @@ def _of_kernel(equation: core.JaxprEqn, stack: str) -> _Product:
   Its scope says how many queries and keys there are without padding.
   """
   # Before q [b, h, k, d] there are tables of integers that describe the mask.
-  floats: list[Any] = [
+  inputs: Sequence[Any] = equation.invars
+  floats = [
     variable.aval
-    for variable in equation.invars
+    for variable in inputs
     if jnp.issubdtype(variable.aval.dtype, jnp.floating)
   ]
   *images, _, width = floats[0].shape

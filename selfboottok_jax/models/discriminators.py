@@ -59,7 +59,7 @@ class SpectralNorm(nn.Module):
       v.value = _unit(_product(fixed, u.value))
       u.value = _unit(_product(v.value, fixed))
     # The new vectors, as in torch: sigma = v' W u is differentiated in W alone.
-    return kernel / jnp.vdot(_product(v.value, matrix), u.value)
+    return kernel / _product(_product(v.value, matrix), u.value)
 
   def _random_unit(self, size: int) -> Float[Array, ' n']:
     """Draws a vector of length 1 to start the power iteration from."""
@@ -420,7 +420,7 @@ def _conv(
 
 def _unit(x: Float[Array, ' n']) -> Float[Array, ' n']:
   # The bound is that of torch's `normalize`, against a division by zero.
-  return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+  return x / jnp.maximum(jnp.sqrt(_product(x, x)), 1e-12)
 
 
 def _product(a: Float[Array, '...'], b: Float[Array, '...']) -> Array:

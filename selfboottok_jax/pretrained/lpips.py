@@ -305,7 +305,9 @@ class Lpips:
     for i, (from_a, from_b) in enumerate(both):
       squared = jnp.square(_unit(from_a) - _unit(from_b))
       head = params[f'lpips.lin{i}'].astype(squared.dtype)
-      result.append(jnp.einsum('bhwc,c->bhw', squared, head).mean(axis=(1, 2)))
+      exact = layers.precision(squared.dtype)
+      weighted = jnp.einsum('bhwc,c->bhw', squared, head, precision=exact)
+      result.append(weighted.mean(axis=(1, 2)))
     return jnp.stack(result, axis=-1)
 
   def _taps(
