@@ -6,6 +6,7 @@ partition where no compiler is at hand.
 """
 
 import collections
+import copy
 import dataclasses
 import json
 import math
@@ -24,6 +25,7 @@ from selfboottok_jax.evaluation import (
   roofline,
   tables,
 )
+from selfboottok_jax.models import transformer
 from selfboottok_jax.stages import checks, dry_run, programs, topology
 from selfboottok_jax.training import sharding
 
@@ -125,6 +127,9 @@ class Forecast:
     compiled: True if XLA compiled the program for the hardware; False if it was
       only partitioned for as many devices.
     refused: the compiler's words if the program does not fit the memory.
+    kept: bytes that a chip keeps from the forward to the backward pass, by what
+      may be computed again, a key of `transformer.REMATS`.
+    remat: the key that the program has.
   """
 
   where: topology.Topology
@@ -135,6 +140,8 @@ class Forecast:
   other: Program | None
   compiled: bool
   refused: str = ''
+  kept: dict[str, float] = dataclasses.field(default_factory=dict)
+  remat: str = ''
 
   @property
   def roofline(self) -> roofline.Roofline:
@@ -204,6 +211,23 @@ class Forecast:
     return max(0, int((room - fixed) / slope) // devices * devices)
 
   @property
+  def needs(self) -> dict[str, float]:
+    """Memory of a chip, in bytes, by what the backward pass computes again.
+
+    That of the program, with what it keeps exchanged for what others would.
+    """
+    if not self.kept:
+      return {}
+    rest = self.program.memory.total - self.kept[self.remat]
+    return {remat: rest + kept for remat, kept in self.kept.items()}
+
+  @property
+  def proposed_remat(self) -> str:
+    """The key of `needs` that computes least again and fits; '' if none."""
+    fitting = [k for k, n in self.needs.items() if n <= self.where.chip.usable]
+    return fitting[0] if fitting else ''
+
+  @property
   def received(self) -> float | int:
     """Bytes that each chip receives in a step."""
     devices = self.where.chip.devices
@@ -227,6 +251,9 @@ class Forecast:
       'usable_bytes': round(chip.usable),
       'memory': dataclasses.asdict(self.program.memory),
       'largest_batch': self.largest_batch,
+      'remat': self.remat,
+      'bytes_by_remat': {k: round(n) for k, n in self.needs.items()},
+      'proposed_remat': self.proposed_remat,
       'flops_per_step': self.flops.total,
       'model_flops_per_step': self.flops.model,
       'recomputed_flops_per_step': self.flops.recompute,
@@ -403,8 +430,11 @@ def _measure_here(
       other = dataclasses.replace(other, work=[], moved=[])
     except NoRoomError:
       pass
+  config.data.batch_size = batch
   return Forecast(
     where=where,
+    kept=_kept(config, step_fn, mesh, first),
+    remat=transformer.remat_of(config.model.remat),
     batch_size=batch,
     steps=config.train.steps,
     trace=trace,
@@ -447,6 +477,23 @@ def _trace(
       devices=mesh.size,
     ),
   )
+
+
+def _kept(
+  config: ml_collections.ConfigDict,
+  step_fn: programs.TrainPrograms,
+  mesh: Mesh,
+  first: int,
+) -> dict[str, float]:
+  """Bytes that a chip keeps between the passes, by key of REMATS."""
+  kept = {}
+  for remat in transformer.REMATS:
+    other = copy.deepcopy(config)
+    other.model.remat = remat
+    task = dry_run.abstract_task(other).task
+    by_device = programs.kept_bytes(task, step_fn, mesh, first)
+    kept[remat] = by_device / config.train.accumulate
+  return kept
 
 
 def _compile(
@@ -577,6 +624,20 @@ def _memory_lines(found: Forecast) -> list[str]:
     lines.append(f'DOES NOT FIT; the compiler says: {found.refused}')
   elif not found.fits:
     lines.append('DOES NOT FIT')
+  if found.needs:
+    needs = ', '.join(
+      f'{remat} {tables.size(round(need))}'
+      for remat, need in found.needs.items()
+    )
+    proposed = found.proposed_remat
+    advice = f'{proposed} computes least again and fits: --config.model.remat='
+    if not proposed:
+      advice = 'none of them fits'
+    elif proposed == found.remat:
+      advice = f'{proposed}, as it is, computes least again and fits'
+    else:
+      advice += proposed
+    lines.append(f'by model.remat, about: {needs}; {advice}')
   if found.where.emulated:
     lines.append(
       'temporary: as compiled for CPU devices, which compute 16-bit numbers in '

@@ -11,7 +11,7 @@ import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend import core
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from selfboottok_jax import stages
 from selfboottok_jax.evaluation import cost
@@ -208,6 +208,50 @@ def abstract_batch(
     )
     for name, leaf in task.example.items()
   }
+
+
+def kept_bytes(
+  task: stages.Task, step_fn: TrainPrograms, mesh: Mesh, first: int
+) -> float:
+  """Bytes that a device keeps from the forward to the backward pass.
+
+  Those of the first group's loss, found in its trace: nothing is compiled.
+  Parameters are not among them.
+
+  Args:
+    task: gives the loss; it may be of another model than `step_fn`, with the
+      same parameters, whose blocks are rematerialised otherwise.
+    step_fn: gives the shapes of the state and of the batch.
+    mesh: the devices.
+    first: first step of a phase.
+  """
+  group, loss = next(iter(task.losses(first).items()))
+
+  def keep(
+    state: state_lib.TrainState, frozen: PyTree, batch: dict[str, Array]
+  ) -> Any:
+    inputs = state_lib.LossInputs(
+      params=state.params,
+      frozen=frozen,
+      batch=batch,
+      stats=state.stats,
+      carry={},
+      step=state.step,
+      rng=jax.random.key(0),
+    )
+    # What a reverse pass needs is held by the function that makes it.
+    return jax.vjp(lambda p: loss(p, inputs)[0], state.params[group])[1]
+
+  with jax.set_mesh(mesh):
+    traced = jax.make_jaxpr(keep)(step_fn.state, step_fn.frozen, step_fn.batch)
+  program = traced.jaxpr
+  given = set(program.invars)
+  kept: list[Any] = [
+    variable.aval
+    for variable in program.outvars
+    if not isinstance(variable, core.Literal) and variable not in given
+  ]
+  return sum(a.size * a.dtype.itemsize for a in kept) / mesh.size
 
 
 def describe_devices(mesh: Mesh) -> str:

@@ -74,6 +74,32 @@ def test_the_bound_and_the_hours_follow_from_the_roofline():
   json.dumps(values, allow_nan=False)
 
 
+def test_the_least_recomputation_that_fits_is_proposed():
+  # v5e has 16 GiB; the program needs 2 + 4, of which it keeps 1.
+  kept = {'none': 20.0 * GIB, 'dots': 8.0 * GIB, 'block': 1.0 * GIB}
+  found = _forecast(kept=kept, remat='block')
+  assert found.needs == {'none': 25 * GIB, 'dots': 13 * GIB, 'block': 6 * GIB}
+  values = found.to_dict()
+  assert values['proposed_remat'] == found.proposed_remat == 'dots'
+  assert values['bytes_by_remat']['dots'] == 13 * GIB
+  assert '--config.model.remat=dots' in found.to_text()
+  best = dataclasses.replace(
+    found, remat='dots', kept=kept | {'dots': 1.0 * GIB}
+  )
+  assert 'dots, as it is, computes least again and fits' in best.to_text()
+  large = dataclasses.replace(found, kept=dict.fromkeys(kept, 20.0 * GIB))
+  large = dataclasses.replace(
+    large, program=dataclasses.replace(large.program, memory=_huge())
+  )
+  assert large.proposed_remat == ''
+  assert 'none of them fits' in large.to_text()
+  assert _forecast().needs == {}
+
+
+def _huge():
+  return forecast.Memory(FIXED, 0, 0, 40 * GIB)
+
+
 def test_a_short_training_never_leaves_its_first_phase():
   found = dataclasses.replace(_forecast(), steps=40)
   assert found.hours == pytest.approx(40 * 0.25 * 0.01 / 3600)

@@ -194,3 +194,15 @@ def test_a_device_holds_an_eighth_of_the_state(preset, mesh):
     share += math.prod(shape) * leaf.dtype.itemsize
   assert whole > 5e9
   assert whole / 8 <= share < 1.05 * whole / 8
+
+
+def test_what_is_computed_again_is_not_kept():
+  kept = {}
+  for remat in ('none', 'dots', 'block'):
+    config, step_fn = _programs('generator', depth=3, remat=remat)
+    task = dry_run.abstract_task(config).task
+    kept[remat] = programs.kept_bytes(task, step_fn, sharding.make_mesh(), 0)
+  assert kept['none'] > kept['dots'] > kept['block'] > 0
+  # A block keeps at least its input: 3 blocks of 8 images on 8 devices.
+  width, tokens = config.model.width, 4
+  assert kept['block'] >= 3 * 4 * width * tokens
