@@ -154,8 +154,8 @@ def make_train_dataset(
     random_crop: see there.
 
   Returns:
-    Iterator of {'image': float32 [b, h, w, 3] in [-1, 1], 'label': int32 [b]},
-    b = batch_size / process_count; of a cache its fields, float32, in place of
+    Iterator of {'image': uint8 [b, h, w, 3], 'label': int32 [b]}, b =
+    batch_size / process_count; of a cache its fields, float32, in place of
     images. A damaged picture or record raises DataError here.
 
   Raises:

@@ -7,8 +7,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from selfboottok_jax import pixels
-
 Pixels = UInt8[np.ndarray, '_ _ 3']
 
 
@@ -58,7 +56,7 @@ def center_crop(
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-  """Random scale and crop, or the centre; flip; then float32 in [-1, 1].
+  """Random scale and crop, or the centre; then flip. Images stay uint8.
 
   Attributes:
     image_size: pixels a side of the result.
@@ -89,7 +87,7 @@ class TrainTransform:
     if mirrors(self.flip, rng):
       image = image[:, ::-1]
     return {
-      'image': pixels.to_float(image),
+      'image': image,
       'label': np.int32(element['label']),
     }
 

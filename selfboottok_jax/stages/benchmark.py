@@ -292,7 +292,9 @@ def _measure_rounds(
 def made_up(
   rng: np.random.Generator, shape: tuple[int, ...], dtype: Any
 ) -> np.ndarray:
-  """Random numbers in [-1, 1]; zeros for integers, such as labels."""
+  """Random images or codes; zeros for other integers, such as labels."""
+  if dtype == np.uint8:
+    return rng.integers(0, 256, shape, np.uint8)
   if not np.issubdtype(dtype, np.floating):
     return np.zeros(shape, dtype)
   return rng.uniform(-1, 1, shape).astype(dtype)
