@@ -22,7 +22,7 @@ import tqdm
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from selfboottok_jax import data, errors, pixels
-from selfboottok_jax.data import token_cache, token_cache_writer
+from selfboottok_jax.data import cores, token_cache, token_cache_writer
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.stages import (
   checks,
@@ -117,10 +117,13 @@ def encode_dataset(
     if room:
       say(f'writing {tables.size(room)} to {out}')
   processes.meet('index')
+  shared_by = inputs.count_sharing_cores()
   rates = ''
   with processes.all_or_none():
     if encoder is not None:
-      rates = _write_all(config, encoder, sources, out, index, share, measure)
+      rates = _write_all(
+        config, encoder, sources, out, index, share, shared_by, measure
+      )
   if is_first:
     for split, written in pending.items():
       part = index.splits[split]
@@ -343,9 +346,13 @@ def _write_all(
   out: str,
   index: token_cache.Index,
   share: Mapping[str, Sequence[int]],
+  shared_by: int,
   measure: bool,
 ) -> str:
-  """Writes this process's share; returns the sentence of `measure`, or ''."""
+  """Writes this process's share; returns the sentence of `measure`, or ''.
+
+  `shared_by` is the number of processes that share this one's cores.
+  """
   alone = 0.0
   if measure:
     # Allocators get going outside the clocks.
@@ -362,6 +369,12 @@ def _write_all(
   with tqdm.tqdm(total=images, unit='image', disable=silent) as bar:
     for split in (split for split in share if share[split]):
       bar.set_description(split)
+      num_threads, num_workers = cores.choose(
+        sources[split],
+        config.data.num_threads,
+        config.data.num_workers,
+        shared_by=shared_by,
+      )
       counts = write_shards(
         encoder,
         sources[split],
@@ -369,8 +382,8 @@ def _write_all(
         index,
         split,
         share[split],
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
+        num_threads=num_threads,
+        num_workers=num_workers,
       )
       with contextlib.closing(counts):
         for count in counts:
