@@ -91,6 +91,7 @@ def encode_dataset(
     sources[splits[0]].class_names,
     frozen_encoders.made_by(config, encoders, tokenizer.fingerprint),
     _splits(out, sources, shards),
+    _are_apart(out),
   )
   # No process writes before all have seen that they may.
   with processes.all_or_none():
@@ -128,7 +129,8 @@ def encode_dataset(
     for split, written in pending.items():
       part = index.splits[split]
       codes = token_cache_writer.finish(out, index, split)
-      size = tables.size(part.count * index.record_bytes)
+      records = part.count * index.records_of_image
+      size = tables.size(records * index.record_bytes)
       say(
         f'{split}: {part.count:,} images, {len(written)} of {part.shards} '
         f'shards are new, {size}; codes have mean {codes.mean:.4f} and '
@@ -337,6 +339,13 @@ def _splits(
         count = there[name].shards
     splits[name] = token_cache.Split(len(source), count, source.fingerprint)
   return splits
+
+
+def _are_apart(out: str) -> bool:
+  """True for a new cache; one that is there keeps its records."""
+  if not pathlib.Path(out, token_cache.INDEX).exists():
+    return True
+  return token_cache.read_index(out).apart
 
 
 def _write_all(

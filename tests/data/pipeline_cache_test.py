@@ -15,7 +15,7 @@ def source():
 @pytest.fixture(scope='module')
 def cached(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cache')
-  caches.write(folder, train=caches.images(length=50))
+  caches.write(folder, caches.index_of(apart=True))
   return data.open_token_cache(folder, 'train')
 
 
