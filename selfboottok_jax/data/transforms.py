@@ -85,11 +85,21 @@ class TrainTransform:
     else:
       image = center_crop(image, size)
     if mirrors(self.flip, rng):
-      image = image[:, ::-1]
+      image = mirror(image)
     return {
       'image': image,
       'label': np.int32(element['label']),
     }
+
+
+def mirror(image: Pixels) -> Pixels:
+  """Mirrors left and right."""
+  # A view, image[:, ::-1], would be copied into the batch by runs of three
+  # bytes, which takes nine times as long as channel by channel.
+  mirrored = np.empty(image.shape, np.uint8)
+  for channel in range(image.shape[-1]):
+    mirrored[..., channel] = image[:, ::-1, channel]
+  return mirrored
 
 
 def mirrors(flip: bool, rng: np.random.Generator) -> bool:

@@ -34,6 +34,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from selfboottok_jax import errors, files, inference, trees
+from selfboottok_jax.data import cores
 from selfboottok_jax.evaluation import evaluate, pictures
 from selfboottok_jax.flow import samplers
 from selfboottok_jax.inference import device_batch
@@ -46,7 +47,8 @@ _IMAGE = re.compile(r'(\d+)_class\d+\.png')
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _PER_CLASS = 16  # Samples in the picture of a class.
 _COLUMNS = 4
-_WRITERS = 4
+# Threads that compress images: a core writes about a hundred a second.
+_LEAST_WRITERS, _MOST_WRITERS = 4, 16
 
 
 class SampleFolder:
@@ -125,7 +127,8 @@ class SampleFolder:
     """Writes a batch of samples; each file is written whole or not at all."""
     with self._writing():
       if self._png:
-        with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
+        writers = min(max(cores.count_cores(), _LEAST_WRITERS), _MOST_WRITERS)
+        with concurrent.futures.ThreadPoolExecutor(writers) as pool:
           list(pool.map(self._save_image, indices.tolist(), images))
       if self._npz:
         # The name says which samples a part holds, so no two processes write

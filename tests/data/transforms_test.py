@@ -82,6 +82,13 @@ def test_centre_crops_are_mirrored_by_the_first_draw():
   assert seen == {True, False}
 
 
+def test_mirrored_pictures_are_read_from_the_right():
+  image = np.asarray(trees.picture(0, (40, 30)))[3:20, 5:]
+  mirrored = transforms.mirror(image)
+  np.testing.assert_array_equal(mirrored, image[:, ::-1])
+  assert mirrored.flags.c_contiguous
+
+
 def test_without_flips_nothing_is_drawn():
   rng = np.random.default_rng(0)
   assert not transforms.mirrors(False, rng)
