@@ -6,7 +6,7 @@ import jax
 
 # Default number where nothing is measured.
 ON_CPU, ELSEWHERE = 4, 32
-# More samples at a time would be no faster.
+# The largest number that was ever timed.
 MOST = 256
 # Left to the allocator, whose free memory is not all in one piece.
 USABLE = 0.9
