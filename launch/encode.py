@@ -18,7 +18,12 @@ _SPLITS = FLAGS.strings('splits', ['train', 'val'], 'Splits to encode.')
 _SHARDS = FLAGS.optional_integer(
   'shards', 'Files of each split; one per 10,000 images by default.'
 )
-_DTYPE = FLAGS.string('dtype', 'float16', 'float16 or float32.')
+_DTYPE = FLAGS.string(
+  'dtype',
+  'float16',
+  'Type of the stored numbers: float16, which rounds them by 0.05 % of their '
+  'size at most, or float32. Trainings read both as float32.',
+)
 _BATCH_SIZE = FLAGS.optional_integer(
   'batch_size', 'Images at a time in each process.'
 )

@@ -39,7 +39,10 @@ _BATCH_SIZE = FLAGS.integer(
   'compute at a time.',
 )
 _DEVICE_BATCH = FLAGS.integer(
-  'device_batch', 0, 'Images that a device computes at a time; 0 chooses.'
+  'device_batch',
+  0,
+  'Images that a device computes at a time; 0 is what its memory allows, and '
+  'for a folder that was begun what it was begun with.',
 )
 _SEED = FLAGS.integer('seed', 0, 'Seed of the noise.')
 _LABELS = FLAGS.strings(
@@ -107,6 +110,7 @@ def main() -> None:
     rounding=_ROUNDING.value,
     png=_PNG.value,
     npz=_NPZ.value,
+    by_memory=not _DEVICE_BATCH.value,
   )
   for sentence in filled:
     if jax.process_index() == 0:

@@ -14,15 +14,22 @@ from selfboottok_jax import errors
 
 # What is added to a level before its fraction is dropped.
 ROUNDINGS = {'truncate': 0.0, 'round': 0.5}
+# 1 / 127.5 as a sum: a level times the first part is exact in float32.
+_HIGH = np.float32(257 / 2**15)
+_LOW = np.float32(1 / 127.5 - 257 / 2**15)
 
 
 def to_float(images: Num[Any, '*s']) -> Float[Any, '*s']:
   """Converts uint8 images to float32 in [-1, 1]: p / 127.5 - 1.
 
-  Takes numpy arrays, jax arrays and tracers, and returns the same kind.
+  Takes numpy arrays, jax arrays and tracers, and returns the same kind, with
+  the same bits: those of the formula in float32, rounded after each operation.
   """
-  # A numpy scalar keeps numpy arrays float32 and is exact in float32.
-  return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+  # Not by a division, which XLA compiles to a product with the reciprocal: 205
+  # of the 256 levels would differ in their last bit from those of numpy. This
+  # sum rounds to the quotient, with and without fused multiply-adds.
+  levels = images.astype(np.float32)
+  return levels * _HIGH + levels * _LOW - np.float32(1)
 
 
 def to_uint8(

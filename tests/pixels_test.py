@@ -99,8 +99,14 @@ def test_levels_become_floats_of_the_same_kind():
   of_numpy, of_jax = map(pixels.to_float, (levels, jnp.asarray(levels)))
   assert isinstance(of_numpy, np.ndarray)
   assert of_numpy.dtype == np.float32
-  # XLA may multiply by the reciprocal: half a bit of the quotient, below 1.
-  np.testing.assert_allclose(of_numpy, of_jax, rtol=0, atol=2**-23)
+  wanted = levels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+  for found in (of_numpy, of_jax, jax.jit(pixels.to_float)(levels)):
+    np.testing.assert_array_equal(found, wanted)
+  # Nor would a fused multiply-add, which rounds the sum alone, change a bit:
+  # the sum of both products is exact in float64.
+  wide = levels.astype(np.float64)
+  fused = (wide * pixels._HIGH + wide * pixels._LOW).astype(np.float32)
+  np.testing.assert_array_equal(fused - np.float32(1), wanted)
   np.testing.assert_array_equal(pixels.to_uint8(of_jax, 'round'), levels)
 
 

@@ -37,6 +37,12 @@ def images(batch: int, seed: int = 0):
   return jnp.asarray(rng.uniform(-1, 1, shape).astype(np.float32))
 
 
+def levels(batch: int, seed: int = 0) -> np.ndarray:
+  """Images as a training gets them: uint8."""
+  shape = (batch, TOKENIZER['image_size'], TOKENIZER['image_size'], 3)
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
 def padded_batches(classes: int) -> list[dict[str, np.ndarray]]:
   """Two batches of 8 with 13 images, the rest padding of another kind."""
   size = TOKENIZER['image_size']

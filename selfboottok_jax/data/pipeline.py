@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import sources, token_cache, transforms
+from selfboottok_jax.data import cores, sources, token_cache, transforms
 
 Row = dict[str, Any]
 
@@ -126,8 +126,9 @@ def make_train_dataset(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int = 4,
-  num_workers: int = 0,
+  num_threads: int = cores.BY_CORES,
+  num_workers: int = cores.BY_CORES,
+  cores_shared_by: int = 1,
   max_scale: float | None = None,
   flip: bool = True,
   random_crop: bool = True,
@@ -147,15 +148,19 @@ def make_train_dataset(
     process_index: which rows of the global batch: their concatenation in order
       of the process is the batch of a single process.
     process_count: how many processes share a batch.
-    num_threads: in this process, or in each worker; 0 works in the caller's.
-    num_workers: processes that prepare batches; 0 for threads alone.
+    num_threads: in this process, or in each worker; 0 works in the caller's,
+      -1 is by the cores of the machine, see `cores.choose`.
+    num_workers: processes that prepare batches; 0 for threads alone, -1 as
+      above.
+    cores_shared_by: number of such processes, this one included, that share
+      the cores of a machine.
     max_scale: see `transforms.TrainTransform`; None takes the source's.
     flip: see there.
     random_crop: see there.
 
   Returns:
-    Iterator of {'image': float32 [b, h, w, 3] in [-1, 1], 'label': int32 [b]},
-    b = batch_size / process_count; of a cache its fields, float32, in place of
+    Iterator of {'image': uint8 [b, h, w, 3], 'label': int32 [b]}, b =
+    batch_size / process_count; of a cache its fields, float32, in place of
     images. A damaged picture or record raises DataError here.
 
   Raises:
@@ -176,7 +181,13 @@ def make_train_dataset(
   # change the global batch.
   share = _Share(rows, start_step, batch_size, local, process_index)
   batches = grain.MapDataset.source(share).batch(local)
-  return TrainBatches(iter(_prefetch(batches, num_threads, num_workers)))
+  threads, workers = cores.choose(
+    source, num_threads, num_workers, shared_by=cores_shared_by
+  )
+  # Each worker prepares as many as this process would without any, and one
+  # more of each is handed over.
+  ahead = (_ahead(threads) + 1) * max(workers, 1)
+  return TrainBatches(iter(_prefetch(batches, threads, workers)), ahead)
 
 
 def make_eval_dataset(
@@ -187,7 +198,7 @@ def make_eval_dataset(
   num_images: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int = 4,
+  num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
 ) -> 'EvalBatches':
   """Makes one pass over a source under ADM's centre crop.
@@ -201,7 +212,7 @@ def make_eval_dataset(
     process_index: which rows of each batch, as in `make_train_dataset`.
     process_count: how many processes share a batch.
     num_threads: as in `make_train_dataset`.
-    num_workers: as in `make_train_dataset`.
+    num_workers: as there, but -1 is 0: every pass would start them anew.
 
   Raises:
     ConfigError: a batch size that processes cannot share; a cache of another
@@ -229,7 +240,7 @@ def make_row_dataset(
   image_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int = 4,
+  num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
 ) -> 'EvalBatches':
   """Makes one pass over chosen rows; else as `make_eval_dataset`.
@@ -243,6 +254,9 @@ def make_row_dataset(
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
   rows = _Rows(eval_rows(source, image_size), share)
   count = int(np.sum(indices >= 0))
+  num_threads, num_workers = cores.choose(
+    source, num_threads, max(num_workers, 0)
+  )
   return EvalBatches(rows, count, local, num_threads, num_workers)
 
 
@@ -250,10 +264,14 @@ class TrainBatches:
   """Endless batches; owns the threads and workers that prepare them.
 
   They end with `close()`, with the object, or with the process.
+
+  Attributes:
+    ahead: the most batches that are prepared before they are asked for.
   """
 
-  def __init__(self, iterator: grain.DatasetIterator):
+  def __init__(self, iterator: grain.DatasetIterator, ahead: int):
     """Takes over a grain iterator, which nobody else may hold."""
+    self.ahead = ahead
     # Held in a box that the finaliser empties: a grain iterator that is left
     # to the interpreter's own shutdown leaks shared memory and complains,
     # even if it was closed.
@@ -351,7 +369,7 @@ def _prefetch(
 ) -> grain.IterDataset:
   """Prepares whole batches ahead, one to a thread, and at least two."""
   options = grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=max(2, num_threads)
+    num_threads=num_threads, prefetch_buffer_size=_ahead(num_threads)
   )
   dataset = batches.to_iter_dataset(options)
   if num_workers:
@@ -361,6 +379,10 @@ def _prefetch(
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers))
   return dataset
+
+
+def _ahead(num_threads: int) -> int:
+  return max(2, num_threads)
 
 
 def _local_batch(batch_size: int, process_count: int) -> int:

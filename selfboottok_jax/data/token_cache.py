@@ -3,15 +3,18 @@
 A cache is a folder that `launch.encode` wrote:
 
   cache.json                          the index
-  train-00003-of-00010.array_record   a record for every image of a shard
+  train-00003-of-00010.array_record   two records for every image of a shard
   train-00003-of-00010.json           size and sums of that shard
   train.json                          all shards are there; their statistics
 
 Each file appears whole or not at all. The last two repeat a digest of the
 index.
 
-A record is the fields of the index one after another, little-endian and without
-padding: each field for the image and for its mirror image, then the label.
+An image has a record, and its mirror image has the next one: a training reads
+the bytes of the side that it draws. A record is the fields of the index one
+after another, little-endian and without padding, then the label. In older
+caches, whose index names no records, an image has one record with both sides of
+each field.
 """
 
 import dataclasses
@@ -33,6 +36,8 @@ VERSION = 1
 DTYPES = ('float16', 'float32')
 # The image and its mirror image.
 SIDES = 2
+# What the index says where each side has a record of its own.
+_RECORDS = {'records': 'side'}
 _LABEL = {'name': 'label', 'shape': [], 'dtype': 'int32'}
 
 
@@ -73,6 +78,7 @@ class Index:
     made_by: the networks that encoded: 'tokenizer', a fingerprint, 'teacher',
       a name, 'align_mode', and whatever else their numbers depend on.
     splits: by name.
+    apart: each side of an image has a record of its own.
 
   Raises:
     ConfigError: an unknown type, or shards without images.
@@ -84,6 +90,7 @@ class Index:
   class_names: tuple[str, ...]
   made_by: Mapping[str, str]
   splits: Mapping[str, Split]
+  apart: bool = False
 
   def __post_init__(self) -> None:
     """Raises ConfigError for a type or shards that cannot be stored."""
@@ -107,7 +114,17 @@ class Index:
   def record_bytes(self) -> int:
     """Size of a record in bytes."""
     numbers = sum(math.prod(shape) for shape in self.shapes.values())
-    return SIDES * numbers * self.stored.itemsize + 4
+    return self.sides_of_record * numbers * self.stored.itemsize + 4
+
+  @property
+  def records_of_image(self) -> int:
+    """Number of records that an image has."""
+    return SIDES if self.apart else 1
+
+  @property
+  def sides_of_record(self) -> int:
+    """Number of sides that a record has."""
+    return 1 if self.apart else SIDES
 
   def to_json(self) -> dict[str, Any]:
     """Returns the content of cache.json."""
@@ -117,6 +134,7 @@ class Index:
     ]
     return {
       'version': VERSION,
+      **(_RECORDS if self.apart else {}),
       'image_size': self.image_size,
       'fields': [*fields, _LABEL],
       'class_names': list(self.class_names),
@@ -135,6 +153,7 @@ class Index:
       tuple(content['class_names']),
       content['made_by'],
       {name: Split(**split) for name, split in content['splits'].items()},
+      'records' in content,
     )
     named = {'tokenizer', 'teacher', 'align_mode'} <= index.made_by.keys()
     if not named or 'codes' not in index.shapes or index.to_json() != content:
@@ -177,6 +196,9 @@ def pack(
   """Makes the records of a batch: fields [b, 2, ...] and labels [b]."""
   arrays = [np.ascontiguousarray(fields[k], index.stored) for k in index.shapes]
   whole = np.ascontiguousarray(labels, '<i4')
+  if index.apart:
+    arrays = [array.reshape(-1, *array.shape[2:]) for array in arrays]
+    whole = np.repeat(whole, SIDES)
   return [
     b''.join([*(array[i].tobytes() for array in arrays), whole[i].tobytes()])
     for i in range(len(whole))
@@ -188,15 +210,17 @@ def unpack(
 ) -> dict[str, Any]:
   """Reads some fields of a record, float32 [sides, ...], and the label.
 
+  `sides` are of those that the record has.
+
   Only the fields asked for are converted: conversion is most of the time that
   reading takes.
   """
-  out, offset = {}, 0
+  out, offset, held = {}, 0, index.sides_of_record
   for name, shape in index.shapes.items():
-    size = SIDES * math.prod(shape)
+    size = held * math.prod(shape)
     if name in names:
       flat = np.frombuffer(record, index.stored, size, offset)
-      out[name] = flat.reshape(SIDES, *shape)[sides].astype(np.float32)
+      out[name] = flat.reshape(held, *shape)[sides].astype(np.float32)
     offset += size * index.stored.itemsize
   return {**out, 'label': int(np.frombuffer(record, '<i4', 1, offset)[0])}
 
@@ -463,7 +487,8 @@ class TokenCache:
     files = []
     for shard in range(self._size.shards):
       first, end = self._size.bounds(shard)
-      files.append(_File(str(self._file(shard)), end - first))
+      records = (end - first) * index.records_of_image
+      files.append(_File(str(self._file(shard)), records))
     self._records = grain_sources.ArrayRecordDataSource(files)
 
   def __len__(self) -> int:
@@ -472,11 +497,21 @@ class TokenCache:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Reads an image's fields, float32 [2, ...] with the mirrored second."""
-    return self._read(index, slice(None))
+    if not self.index.apart:
+      return self._read(index, 0, slice(None))
+    sides = [self._read(index, side, slice(None)) for side in range(SIDES)]
+    fields = {
+      name: np.concatenate([side[name] for side in sides])
+      for name in self.names
+    }
+    return {**fields, 'label': sides[0]['label']}
 
   def side(self, index: int, side: int) -> dict[str, Any]:
     """Reads the fields of an image (0) or of its mirror image (1)."""
-    element = self._read(index, slice(side, side + 1))
+    if self.index.apart:
+      element = self._read(index, side, slice(None))
+    else:
+      element = self._read(index, 0, slice(side, side + 1))
     fields = {name: element[name][0] for name in self.names}
     return {**fields, 'label': np.int32(element['label'])}
 
@@ -549,12 +584,13 @@ class TokenCache:
   def _file(self, shard: int) -> pathlib.Path:
     return record_file(self._folder, self.index, self._split, shard)
 
-  def _read(self, index: int, sides: slice) -> dict[str, Any]:
+  def _read(self, index: int, record: int, sides: slice) -> dict[str, Any]:
+    """Reads some sides of one of an image's records."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     try:
-      record = self._records[index]
-      return unpack(self.index, record, self.names, sides)
+      place = index * self.index.records_of_image + record
+      return unpack(self.index, self._records[place], self.names, sides)
     except _READ_ERRORS as error:
       file = self._file(self._size.shard_of(index))
       raise damaged(file, error) from error

@@ -43,12 +43,12 @@ def check_room(
   Raises:
     DataError: the disk has less.
   """
-  record = index.record_bytes + _RECORD_OVERHEAD
+  image = index.records_of_image * (index.record_bytes + _RECORD_OVERHEAD)
   needed = 0
   for split, members in shards.items():
     for first, end in map(index.splits[split].bounds, members):
       # ArrayRecord puts 24 bytes into every 64 KiB.
-      needed += round((end - first) * record * 1.001) + _FILE_OVERHEAD
+      needed += round((end - first) * image * 1.001) + _FILE_OVERHEAD
   path = pathlib.Path(folder).absolute()
   nearest = next(p for p in (path, *path.parents) if p.exists())
   free = shutil.disk_usage(nearest).free

@@ -34,8 +34,10 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from selfboottok_jax import errors, files, inference, trees
+from selfboottok_jax.data import cores
 from selfboottok_jax.evaluation import evaluate, pictures
 from selfboottok_jax.flow import samplers
+from selfboottok_jax.inference import device_batch
 from selfboottok_jax.training import processes
 
 SETTINGS = 'sampling.json'
@@ -45,7 +47,8 @@ _IMAGE = re.compile(r'(\d+)_class\d+\.png')
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _PER_CLASS = 16  # Samples in the picture of a class.
 _COLUMNS = 4
-_WRITERS = 4
+# Threads that compress images: a core writes about a hundred a second.
+_LEAST_WRITERS, _MOST_WRITERS = 4, 16
 
 
 class SampleFolder:
@@ -124,7 +127,8 @@ class SampleFolder:
     """Writes a batch of samples; each file is written whole or not at all."""
     with self._writing():
       if self._png:
-        with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
+        writers = min(max(cores.count_cores(), _LEAST_WRITERS), _MOST_WRITERS)
+        with concurrent.futures.ThreadPoolExecutor(writers) as pool:
           list(pool.map(self._save_image, indices.tolist(), images))
       if self._npz:
         # The name says which samples a part holds, so no two processes write
@@ -319,6 +323,7 @@ def sample_folders(
   rounding: str = 'truncate',
   png: bool = True,
   npz: bool = False,
+  by_memory: bool = False,
 ) -> Iterator[str]:
   """Fills a folder of samples for each setting of a sweep.
 
@@ -337,6 +342,9 @@ def sample_folders(
     rounding: a key of `pixels.ROUNDINGS`.
     png: whether to write an image file of each sample.
     npz: whether to end with all samples in one file.
+    by_memory: let the memory of the devices decide how many samples each
+      computes at a time, and not the generator. A folder that was begun goes on
+      with the number on its record, as results depend on it by their rounding.
 
   Yields:
     A sentence for each folder when it is complete.
@@ -351,33 +359,71 @@ def sample_folders(
     'seed': seed,
     'rounding': rounding,
     'labels': labels_as,
-    'device_batch': generator.device_batch,
   }
   out = pathlib.Path(out)
+  paths = [out / s.name if len(sweep) > 1 else out for s in sweep]
+  at_a_time = [generator.device_batch] * len(sweep)
+  if by_memory:
+    at_a_time = _device_batches(generator, sweep, paths, len(labels))
   # No process creates a folder while another still checks it.
   with processes.all_or_none():
     folders = [
       SampleFolder(
-        out / sampling.name if len(sweep) > 1 else out,
-        {**known, **dataclasses.asdict(sampling)},
+        path,
+        {**known, 'device_batch': size, **dataclasses.asdict(sampling)},
         labels,
         png=png,
         npz=npz,
       )
-      for sampling in sweep
+      for path, size, sampling in zip(paths, at_a_time, sweep, strict=True)
     ]
   processes.check_same(
     'samples to make', '\n'.join(folder.identity for folder in folders)
   )
-  for sampling, folder in zip(sweep, folders, strict=True):
+  for size, sampling, folder in zip(at_a_time, sweep, folders, strict=True):
+    own = generator.with_device_batch(size)
     yield fill_folder(
-      generator,
+      own,
       sampling,
       folder,
-      batch_size=batch_size or generator.round_size,
+      batch_size=batch_size or own.round_size,
       seed=seed,
       rounding=rounding,
     )
+
+
+def _device_batches(
+  generator: inference.ImageGenerator,
+  sweep: Sequence[inference.Sampling],
+  paths: Sequence[pathlib.Path],
+  count: int,
+) -> list[int]:
+  """The number of samples of a device at a time, for each folder of a sweep.
+
+  It is that on the folder's record, if there is one. Else it is what the
+  devices' memory allows, the same for all settings, and no more than `count`
+  samples need.
+  """
+  recorded = [_recorded_device_batch(path) for path in paths]
+  chosen = 0
+  if None in recorded:
+    # Rounded up to a power of two.
+    share = -(-count // (generator.mesh.size * jax.process_count()))
+    most = min(1 << (share - 1).bit_length(), device_batch.MOST)
+    # Guided steps take twice the memory of others.
+    hungriest = max(sweep, key=lambda sampling: sampling.guides)
+    chosen = generator.fit_device_batch(hungriest, most=most)
+  return [size or chosen for size in recorded]
+
+
+def _recorded_device_batch(path: pathlib.Path) -> int | None:
+  """The number on a folder's record; None if there is no such record."""
+  try:
+    size = json.loads((path / SETTINGS).read_text())['device_batch']
+  except (OSError, ValueError, TypeError, KeyError):
+    # What is damaged is told when the folder is opened.
+    return None
+  return size if isinstance(size, int) and size > 0 else None
 
 
 def fill_folder(
@@ -436,7 +482,8 @@ def fill_folder(
       folder.finish(generator.class_names)
   new = f', {len(missing)} of them now' if len(missing) < count else ''
   return (
-    f'{count} samples in {folder.path}{new} ({rate:.3g} images/s; '
+    f'{count} samples in {folder.path}{new} ({rate:.3g} images/s, '
+    f'{generator.device_batch} at a time on each device; '
     f'{sampling.describe()})'
   )
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 from selfboottok_jax import errors, pixels
 from selfboottok_jax.flow import guidance, samplers
 from selfboottok_jax.flow import path as path_lib
+from selfboottok_jax.inference import device_batch as device_batch_lib
 from selfboottok_jax.inference import sampling as sampling_lib
 from selfboottok_jax.inference.tokenizer import Tokenizer
 from selfboottok_jax.models import layers, sit, transformer
@@ -28,9 +29,6 @@ GROUP, CODE_STATISTICS = 'generator', 'latents'
 _AXIS = 'data'
 # The largest index of a sample: indices are int32 on the devices.
 _MOST = 2**31 - 1
-# Default number of samples that a device computes at a time.
-_DEVICE_BATCH = {'cpu': 4}
-_DEVICE_BATCH_ELSEWHERE = 32
 
 Labels = Sequence[int] | Int[np.ndarray, ' b'] | Int[Array, ' b']
 
@@ -90,9 +88,7 @@ class ImageGenerator:
     """
     self.model = model
     devices = devices or jax.local_devices()
-    self.device_batch = device_batch or _DEVICE_BATCH.get(
-      devices[0].platform, _DEVICE_BATCH_ELSEWHERE
-    )
+    self.device_batch = device_batch or device_batch_lib.default(devices)
     self.mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
     self._everywhere = NamedSharding(self.mesh, P())
     self.statistics = jax.device_put(dict(statistics), self._everywhere)
@@ -127,6 +123,77 @@ class ImageGenerator:
     other.params = jax.device_put(params, self._everywhere)
     other.statistics = jax.device_put(dict(statistics), self._everywhere)
     return other
+
+  def with_device_batch(self, device_batch: int) -> 'ImageGenerator':
+    """Returns a copy that computes so many samples at a time on a device."""
+    other = copy.copy(self)
+    other.device_batch = device_batch
+    return other
+
+  def fit_device_batch(
+    self,
+    sampling: sampling_lib.Sampling,
+    *,
+    most: int = device_batch_lib.MOST,
+    limit: int | None = None,
+  ) -> int:
+    """Chooses how many samples the memory of a device allows at a time.
+
+    The programs that sample and decode are compiled, and used later.
+
+    Args:
+      sampling: settings; guided steps take the most memory.
+      most: at most so many.
+      limit: bytes that there are; None asks the devices.
+
+    Returns:
+      A power of two; `self.device_batch` on devices, such as CPUs, that do not
+      say how much memory they have.
+    """
+    limit = limit or device_batch_lib.memory_limit(list(self.mesh.devices.flat))
+    if limit is None:
+      return self.device_batch
+    return device_batch_lib.largest_that_fits(
+      functools.partial(self._bytes_needed, sampling), limit, most
+    )
+
+  def _bytes_needed(
+    self, sampling: sampling_lib.Sampling, device_batch: int
+  ) -> int | None:
+    """Bytes on each device to sample and decode; None if beyond the compiler.
+
+    Two batches are there at a time, as one is fetched while the next is
+    computed, and turning images into bytes takes as much again.
+    """
+    count = self.mesh.size * device_batch
+    rows = NamedSharding(self.mesh, P(_AXIS))
+    integers = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=rows)
+    shape = (count, self.model.num_tokens, self.model.token_dim)
+    codes = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+    try:
+      with jax.set_mesh(self.mesh):
+        programs = [
+          self._program(sampling).lower(
+            self.params,
+            self.statistics,
+            integers,
+            integers,
+            *_traced_settings(0, sampling),
+          ),
+          self._decoder().lower(self._decoding, codes),
+        ]
+        found = [p.compile().memory_analysis() for p in programs]
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      return None
+    parameters = sum(
+      leaf.nbytes for leaf in jax.tree.leaves((self.params, self._decoding))
+    )
+    inside = max(m.temp_size_in_bytes for m in found)
+    results = sum(m.output_size_in_bytes for m in found)
+    # All parameters lie on each device.
+    return parameters + inside + 4 * results
 
   def sample(
     self,
@@ -208,10 +275,6 @@ class ImageGenerator:
       raise errors.UserError(f'seed={seed}; wanted 0 to {2**32 - 1}')
     sampling = dataclasses.replace(self.sampling, **settings)
     program = self._program(sampling)
-    # These are arguments of the compiled program and not constants in it, so
-    # that a sweep compiles once.
-    scales = np.asarray(sampling.scales, np.float32)
-    interval = tuple(np.float32(end) for end in sampling.interval)
     rows = NamedSharding(self.mesh, P(_AXIS))
     at_a_time = self.round_size
     for first in range(0, len(labels), at_a_time):
@@ -225,13 +288,11 @@ class ImageGenerator:
           self.params,
           self.statistics,
           *placed,
-          np.uint32(seed),
-          scales,
-          interval,
+          *_traced_settings(seed, sampling),
         )
       yield codes
 
-  def _program(self, sampling: sampling_lib.Sampling) -> Callable[..., Any]:
+  def _program(self, sampling: sampling_lib.Sampling) -> Any:
     """Returns the compiled sampler that fits these settings.
 
     Scales and interval are its arguments, so a sweep of them compiles once.
@@ -268,6 +329,11 @@ class ImageGenerator:
 
   def _decode(self, codes: Float[Array, 'b k e']) -> Float[Array, 'b h w 3']:
     """Decodes codes on the devices into images [b, h, w, 3] in [-1, 1]."""
+    with jax.set_mesh(self.mesh):
+      return self._decoder()(self._decoding, codes)
+
+  def _decoder(self) -> Any:
+    """Returns the compiled decoder, of the tokenizer's parameters and codes."""
     decoder = self.tokenizer
     # The tokenizer itself is the key: assigning another one compiles for it.
     if decoder not in self._compiled:
@@ -281,8 +347,17 @@ class ImageGenerator:
           out_specs=P(_AXIS),
         )
       )
-    with jax.set_mesh(self.mesh):
-      return self._compiled[decoder](self._decoding, codes)
+    return self._compiled[decoder]
+
+
+def _traced_settings(seed: int, sampling: sampling_lib.Sampling) -> tuple:
+  """Seed, scales and interval, as a compiled sampler takes them.
+
+  They are its arguments and not constants in it, so that a sweep compiles once.
+  """
+  scales = np.asarray(sampling.scales, np.float32)
+  interval = tuple(np.float32(end) for end in sampling.interval)
+  return np.uint32(seed), scales, interval
 
 
 def make_codes(

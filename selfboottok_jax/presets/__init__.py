@@ -110,8 +110,9 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   config.data.image_size = 256
   config.data.random_crop = True  # of a random scale; else the centre
   config.data.flip = True  # mirror every other picture
-  config.data.num_threads = 4  # decoding threads of each process
-  config.data.num_workers = 0  # decoding processes beside them
+  # Decoding threads of each process, and processes beside it; -1 is by cores.
+  config.data.num_threads = -1
+  config.data.num_workers = -1
 
   config.train = ml_collections.ConfigDict()
   config.train.steps = 250_000

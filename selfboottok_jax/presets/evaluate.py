@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.split = 'val'
   config.data.num_images = 0  # 0 is all
   config.data.batch_size = 64
-  config.data.num_threads = 4
+  config.data.num_threads = -1  # by the cores
   config.networks = ml_collections.ConfigDict()
   # A perceptual distance to report too, as 'lpips_squeeze:PATH'; '' is none.
   config.networks.perceptual = ''

@@ -6,13 +6,15 @@ its state starts and what is measured while it trains (a `Stage`).
 checkpoint.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
+from selfboottok_jax import pixels
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import loop
 from selfboottok_jax.training import state as state_lib
@@ -85,6 +87,31 @@ class Stage(Protocol):
 def image_example(size: int) -> dict[str, jax.ShapeDtypeStruct]:
   """The example of tasks that learn from images and labels."""
   return {
-    'image': jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
+    'image': jax.ShapeDtypeStruct((size, size, 3), jnp.uint8),
     'label': jax.ShapeDtypeStruct((), jnp.int32),
   }
+
+
+def normalise(batch: Mapping[str, Array]) -> dict[str, Array]:
+  """Returns a batch with its images, if any, as float32 in [-1, 1].
+
+  Pictures come to the devices as bytes, a quarter of the size, and are
+  normalised there. Images that are floats, as a reference may have them, stay
+  as they are.
+  """
+  batch = dict(batch)
+  if 'image' in batch and batch['image'].dtype == jnp.uint8:
+    batch['image'] = pixels.to_float(batch['image'])
+  return batch
+
+
+def normalised(loss: state_lib.Loss) -> state_lib.Loss:
+  """Returns a loss that gets its batch from `normalise`."""
+
+  def of_floats(
+    trained: PyTree, inputs: state_lib.LossInputs
+  ) -> tuple[Array, state_lib.LossOutputs]:
+    floats = dataclasses.replace(inputs, batch=normalise(inputs.batch))
+    return loss(trained, floats)
+
+  return of_floats

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from selfboottok_jax import data
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.stages import checks, dry_run, inputs
 from selfboottok_jax.stages.programs import (
@@ -67,8 +68,6 @@ class _Clock:
     """Makes a few host batches, and puts one of them on the devices."""
     self._step_fn, self._frozen, self._mesh = step_fn, frozen, mesh
     self._steps, self._log_every = steps, config.train.log_every
-    threads, workers = config.data.num_threads, config.data.num_workers
-    self._ahead = 2 * max(2, threads) * max(1, workers)
     rng = np.random.default_rng(0)
     local = config.data.batch_size // jax.process_count()
     self._batches = [
@@ -125,12 +124,12 @@ class _Clock:
       jax.block_until_ready(state)
       return state, (time.monotonic() - began) / self._steps
 
-  def data(self, batches: Batches) -> float:
+  def data(self, batches: data.TrainBatches) -> float:
     """Times the pipeline alone, up to batches in host memory."""
     # Batches that the pipeline prepared before the clock starts do not count.
-    for _ in range(self._ahead):
+    for _ in range(2 * batches.ahead):
       next(batches)
-    count = max(self._steps, 2 * self._ahead)
+    count = max(self._steps, 4 * batches.ahead)
     began = time.monotonic()
     for _ in range(count):
       next(batches)
@@ -255,7 +254,7 @@ def _measure_rounds(
   clock: _Clock,
   state: TrainState,
   rounds: int,
-  photos: Batches | None,
+  photos: data.TrainBatches | None,
   with_loop: bool,
 ) -> _Seconds:
   """Times `rounds` of everything.
@@ -292,7 +291,9 @@ def _measure_rounds(
 def made_up(
   rng: np.random.Generator, shape: tuple[int, ...], dtype: Any
 ) -> np.ndarray:
-  """Random numbers in [-1, 1]; zeros for integers, such as labels."""
+  """Random images or codes; zeros for other integers, such as labels."""
+  if dtype == np.uint8:
+    return rng.integers(0, 256, shape, np.uint8)
   if not np.issubdtype(dtype, np.floating):
     return np.zeros(shape, dtype)
   return rng.uniform(-1, 1, shape).astype(dtype)

@@ -22,7 +22,7 @@ import tqdm
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from selfboottok_jax import data, errors, pixels
-from selfboottok_jax.data import token_cache, token_cache_writer
+from selfboottok_jax.data import cores, token_cache, token_cache_writer
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.stages import (
   checks,
@@ -91,6 +91,7 @@ def encode_dataset(
     sources[splits[0]].class_names,
     frozen_encoders.made_by(config, encoders, tokenizer.fingerprint),
     _splits(out, sources, shards),
+    _are_apart(out),
   )
   # No process writes before all have seen that they may.
   with processes.all_or_none():
@@ -117,15 +118,19 @@ def encode_dataset(
     if room:
       say(f'writing {tables.size(room)} to {out}')
   processes.meet('index')
+  shared_by = inputs.count_sharing_cores()
   rates = ''
   with processes.all_or_none():
     if encoder is not None:
-      rates = _write_all(config, encoder, sources, out, index, share, measure)
+      rates = _write_all(
+        config, encoder, sources, out, index, share, shared_by, measure
+      )
   if is_first:
     for split, written in pending.items():
       part = index.splits[split]
       codes = token_cache_writer.finish(out, index, split)
-      size = tables.size(part.count * index.record_bytes)
+      records = part.count * index.records_of_image
+      size = tables.size(records * index.record_bytes)
       say(
         f'{split}: {part.count:,} images, {len(written)} of {part.shards} '
         f'shards are new, {size}; codes have mean {codes.mean:.4f} and '
@@ -336,6 +341,13 @@ def _splits(
   return splits
 
 
+def _are_apart(out: str) -> bool:
+  """True for a new cache; one that is there keeps its records."""
+  if not pathlib.Path(out, token_cache.INDEX).exists():
+    return True
+  return token_cache.read_index(out).apart
+
+
 def _write_all(
   config: ml_collections.ConfigDict,
   encoder: CacheEncoder,
@@ -343,9 +355,13 @@ def _write_all(
   out: str,
   index: token_cache.Index,
   share: Mapping[str, Sequence[int]],
+  shared_by: int,
   measure: bool,
 ) -> str:
-  """Writes this process's share; returns the sentence of `measure`, or ''."""
+  """Writes this process's share; returns the sentence of `measure`, or ''.
+
+  `shared_by` is the number of processes that share this one's cores.
+  """
   alone = 0.0
   if measure:
     # Allocators get going outside the clocks.
@@ -362,6 +378,12 @@ def _write_all(
   with tqdm.tqdm(total=images, unit='image', disable=silent) as bar:
     for split in (split for split in share if share[split]):
       bar.set_description(split)
+      num_threads, num_workers = cores.choose(
+        sources[split],
+        config.data.num_threads,
+        config.data.num_workers,
+        shared_by=shared_by,
+      )
       counts = write_shards(
         encoder,
         sources[split],
@@ -369,8 +391,8 @@ def _write_all(
         index,
         split,
         share[split],
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
+        num_threads=num_threads,
+        num_workers=num_workers,
       )
       with contextlib.closing(counts):
         for count in counts:

@@ -143,11 +143,11 @@ class GeneratorTask:
   ) -> dict[str, Float[Array, 'b ...']]:
     """The encoders' outputs for a batch of images, or those of a cached batch.
 
-    Images are float in [-1, 1]. A cached batch may lack what its reader does
-    not use.
+    See `stages.normalise` for the images. A cached batch may lack what its
+    reader does not use.
     """
     if 'image' in batch:
-      return self.encoders(frozen, batch['image'])
+      return self.encoders(frozen, stages.normalise(batch)['image'])
     return {k: batch[k] for k in self.encoders.shapes if k in batch}
 
   def terms(

@@ -361,9 +361,7 @@ class Velocity:
     index: Int[Array, ''],
   ) -> dict[str, Float[Array, '']]:
     """Sums of the losses over a batch, and the count of its images."""
-    task, batch = self._task, dict(batch)
-    if 'image' in batch:
-      batch['image'] = pixels.to_float(batch['image'])
+    task = self._task
     encoded = task.encode(frozen, batch)
     # The same draws in every evaluation: a curve shows the training, not luck.
     time_key, noise_key = jax.random.split(

@@ -8,8 +8,9 @@ import ml_collections
 from jax.sharding import Mesh
 
 from selfboottok_jax import data, errors
+from selfboottok_jax.data import cores
 from selfboottok_jax.stages import frozen_encoders
-from selfboottok_jax.training import sharding
+from selfboottok_jax.training import processes, sharding
 
 
 def has_data(config: ml_collections.ConfigDict) -> bool:
@@ -46,7 +47,8 @@ def train_batches(
 ) -> data.TrainBatches:
   """Augmented batches of this process's share, from `start_step` on.
 
-  A cache yields the same order as its images, flips included.
+  A cache yields the same order as its images, flips included. All processes
+  must call this together.
   """
   return data.make_train_dataset(
     source,
@@ -58,9 +60,15 @@ def train_batches(
     process_count=jax.process_count(),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
+    cores_shared_by=count_sharing_cores(),
     flip=config.data.flip,
     random_crop=config.data.random_crop,
   )
+
+
+def count_sharing_cores() -> int:
+  """Counts the processes that have this one's cores; all must call this."""
+  return processes.count_alike(str(sorted(cores.core_ids())))
 
 
 def eval_batches(

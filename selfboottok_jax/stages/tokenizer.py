@@ -103,7 +103,7 @@ class TokenizerTask:
     }
     if critic is not None:
       losses[critic_lib.GROUP] = critic.loss
-    return losses
+    return {name: stages.normalised(loss) for name, loss in losses.items()}
 
   def init(self, rng: Any) -> tuple[dict[str, PyTree], Statistics]:
     """Fresh parameters of both groups, and the discriminator's statistics."""

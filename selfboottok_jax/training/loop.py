@@ -1,5 +1,6 @@
 """The training loop, which is the same for every task."""
 
+import collections
 import dataclasses
 import signal
 import threading
@@ -16,6 +17,11 @@ from jaxtyping import PyTree
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import sharding
 from selfboottok_jax.training import state as state_lib
+
+# Steps that the host may be ahead of the one that the devices compute. Each
+# keeps a batch in their memory: with the next step and its batch waiting there,
+# and one more on its way, the devices never wait for the host.
+RUN_AHEAD = 2
 
 
 @runtime_checkable
@@ -119,6 +125,7 @@ def run(
   # are to be logged, and None once they are.
   pending: _Pending | None = None
   newest: _Pending | None = None
+  dispatched: collections.deque[Mapping[str, jax.Array]] = collections.deque()
   with _StopRequest() as stop:
     try:
       while True:
@@ -148,6 +155,8 @@ def run(
         waited = time.monotonic()
         host_batch = next(batches)
         clock.wait(time.monotonic() - waited)
+        # The devices still compute the step before: the batch is there when
+        # they need it.
         batch = sharding.put_batch(dict(host_batch), mesh)
         # The old state is donated and must not be read again. The call returns
         # before the device has computed anything.
@@ -162,6 +171,10 @@ def run(
         newest = _Pending(step, metrics, jax.tree.leaves(batch)[0].shape[0])
         if schedule.due(step, schedule.log_every) or step == 1:
           pending = newest
+        dispatched.append(metrics)
+        if len(dispatched) > RUN_AHEAD:
+          # Or a host that is faster would fill their memory with batches.
+          jax.block_until_ready(dispatched.popleft())
       _flush(pending, clock, progress, writer)
     finally:
       # Saves that were begun are finished, also after an error.

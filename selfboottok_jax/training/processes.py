@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import pathlib
+import platform
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import UInt8
 
 from selfboottok_jax import errors
 
@@ -57,9 +60,7 @@ def check_same(what: str, value: str) -> None:
   """
   if jax.process_count() == 1:
     return
-  # A gather needs arrays of one shape, which texts do not have.
-  digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
-  every = multihost_utils.process_allgather(digest)
+  every = _gather(value)
   if (every != every[0]).any():
     raise errors.ConfigError(
       f'the processes have different {what}; give all of them the same flags, '
@@ -71,3 +72,25 @@ def meet(name: str) -> None:
   """Waits until all processes have called this, with the same `name`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def count_alike(value: str) -> int:
+  """Counts the processes of this machine with the same `value`, itself too.
+
+  A container is a machine of its own. All processes must call this.
+  """
+  if jax.process_count() == 1:
+    return 1
+  # Names are not always unique, as 'localhost'.
+  boot = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  machine = platform.node() + (boot.read_text() if boot.exists() else '')
+  every = _gather(f'{machine} {value}')
+  mine = every[jax.process_index()]
+  return int((every == mine).all(axis=1).sum())
+
+
+def _gather(value: str) -> UInt8[np.ndarray, 'p 32']:
+  """A digest of each process's value, by process."""
+  # A gather needs arrays of one shape, which texts do not have.
+  digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+  return multihost_utils.process_allgather(digest)

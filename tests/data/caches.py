@@ -23,7 +23,7 @@ def images(split: str = 'train', length: int = 50) -> data.ProceduralSource:
 
 
 def index_of(
-  dtype: str = 'float32', *, shards: int = 3, **sources
+  dtype: str = 'float32', *, shards: int = 3, apart: bool = False, **sources
 ) -> token_cache.Index:
   sources = sources or {'train': images()}
   return token_cache.Index(
@@ -36,6 +36,7 @@ def index_of(
       name: token_cache.Split(len(source), shards, source.fingerprint)
       for name, source in sources.items()
     },
+    apart,
   )
 
 

@@ -57,14 +57,58 @@ def test_a_record_is_its_arrays_little_endian_and_the_label():
   assert record == bytes.fromhex('003c 00c0 0038 ff7b 02010000')
 
 
-def test_index_comes_back_from_json():
-  index = caches.index_of('float16')
+@pytest.mark.parametrize('dtype', token_cache.DTYPES)
+def test_sides_have_records_of_their_own(dtype):
+  index = caches.index_of(dtype, apart=True)
+  rng = np.random.default_rng(0)
+  fields = {
+    name: rng.normal(size=(3, 2, *shape)).astype(dtype)
+    for name, shape in caches.SHAPES.items()
+  }
+  labels = np.array([3, 0, 9], np.int32)
+  records = token_cache.pack(index, fields, labels)
+  assert len(records) == 6
+  for i, record in enumerate(records):
+    assert len(record) == index.record_bytes
+    one = token_cache.unpack(index, record, ['codes', 'cls'], slice(None))
+    assert one['label'] == labels[i // 2]
+    assert set(one) == {'codes', 'cls', 'label'}
+    for name in ('codes', 'cls'):
+      wanted = fields[name][i // 2, i % 2].astype(np.float32)
+      np.testing.assert_array_equal(one[name], wanted[None])
+  # Half of the bytes that an image has, but for the label.
+  both = dataclasses.replace(index, apart=False).record_bytes
+  assert 2 * (index.record_bytes - 4) == both - 4
+
+
+def test_half_precision_errs_by_half_of_its_last_bit():
+  index = caches.index_of('float16', apart=True)
+  rng = np.random.default_rng(0)
+  # From 2^-12 to 2^12, all of which have full precision in float16.
+  codes = rng.normal(size=(2, 2, *caches.SHAPES['codes']))
+  codes = np.sign(codes) * 2.0 ** rng.uniform(-12, 12, codes.shape)
+  fields = {n: np.zeros((2, 2, *s)) for n, s in caches.SHAPES.items()}
+  records = token_cache.pack(index, {**fields, 'codes': codes}, np.zeros(2))
+  for i, record in enumerate(records):
+    found = token_cache.unpack(index, record, ['codes'], slice(None))['codes']
+    assert found.dtype == np.float32
+    wanted = codes[i // 2, i % 2][None]
+    np.testing.assert_allclose(found, wanted, rtol=2**-11)
+    assert np.any(found != wanted)
+
+
+@pytest.mark.parametrize('apart', [False, True])
+def test_index_comes_back_from_json(apart):
+  index = caches.index_of('float16', apart=apart)
   told = json.loads(json.dumps(index.to_json()))
   assert token_cache.Index.from_json(told) == index
   assert told['fields'][1] == {
     'name': 'codes', 'shape': [2, 8, 24], 'dtype': 'float16',
   }  # fmt: skip
   assert told['fields'][-1]['name'] == 'label'
+  # Older caches have no such key, and are of the same version.
+  assert told.get('records', '') == ('side' if apart else '')
+  assert told['version'] == 1
 
 
 @pytest.mark.parametrize(
@@ -74,6 +118,7 @@ def test_index_comes_back_from_json():
     {'splits': None},
     {'made_by': {'tokenizer': 'abc'}},
     {'more': 1},
+    {'records': 'image'},
     {'class_names': 'ab'},
   ],
   ids=lambda change: next(iter(change)),
@@ -103,6 +148,8 @@ def test_differences_name_what_differs():
   assert f'made_by.tokenizer is abc there, {"x" * 37}... here' in differences
   assert 'splits.train.shards is 3 there, 4 here' in differences
   assert 'fields.codes.dtype is float16 there, float32 here' in differences
+  other = dataclasses.replace(index, apart=True)
+  assert index.differences(other) == ['records is None there, side here']
   # A split that only one has is no contradiction.
   val = caches.index_of('float16', val=caches.images('val'))
   assert index.differences(val) == []
@@ -251,10 +298,10 @@ def test_statistics_come_back_from_json():
   assert token_cache.Statistics.from_json(told) == statistics
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+@pytest.fixture(scope='module', params=[False, True], ids=['old', 'apart'])
+def folder(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp('cache')
-  caches.write(folder)
+  caches.write(folder, caches.index_of(apart=request.param))
   return folder
 
 
@@ -299,6 +346,24 @@ def test_half_precision_is_close(tmp_path):
   source = data.open_token_cache(tmp_path, 'train')
   wanted = caches.encode(caches.images()[3]['image'])['codes']
   np.testing.assert_allclose(source[3]['codes'], wanted, atol=5e-4)
+
+
+def test_one_side_costs_the_bytes_of_one_side(tmp_path, monkeypatch):
+  read = []
+  unpack = token_cache.unpack
+
+  def watched(index, record, *args):
+    read.append(len(record))
+    return unpack(index, record, *args)
+
+  monkeypatch.setattr(token_cache, 'unpack', watched)
+  index = caches.index_of(apart=True)
+  caches.write(tmp_path, index)
+  source = data.open_token_cache(tmp_path, 'train')
+  source.side(17, 1)
+  assert read == [index.record_bytes]
+  source[17]
+  assert read[1:] == [index.record_bytes] * 2
 
 
 @pytest.mark.parametrize('index', [-1, 50])

@@ -11,9 +11,9 @@ from selfboottok_jax.data import token_cache, token_cache_writer
 from tests.data import caches
 
 
-@pytest.fixture
-def index(tmp_path):
-  index = caches.index_of()
+@pytest.fixture(params=[False, True], ids=['old', 'apart'])
+def index(request, tmp_path):
+  index = caches.index_of(apart=request.param)
   token_cache.write_index(tmp_path, index)
   return index
 
@@ -40,7 +40,7 @@ def test_statistics_are_of_the_images_as_stored(dtype, tmp_path):
 
 def test_a_shard_that_was_not_closed_is_written_again(index, tmp_path):
   whole = tmp_path / 'whole'
-  caches.write(whole)
+  caches.write(whole, index)
   source = caches.images()
   caches.write_shard(tmp_path, index, 'train', 0, source)
   torn = token_cache_writer.ShardWriter(tmp_path, index, 'train', 1)
@@ -157,9 +157,12 @@ def test_a_full_disk_is_told(index, tmp_path):
   assert sorted(caches.contents(tmp_path)) == ['cache.json']
 
 
+@pytest.mark.parametrize('apart', [False, True])
 @pytest.mark.parametrize('shapes', [{'codes': (1,)}, {'codes': (400, 100)}])
-def test_room_is_estimated_from_above(shapes, tmp_path):
-  index = dataclasses.replace(caches.index_of(shards=1), shapes=shapes)
+def test_room_is_estimated_from_above(shapes, apart, tmp_path):
+  index = dataclasses.replace(
+    caches.index_of(shards=1, apart=apart), shapes=shapes
+  )
   writer = token_cache_writer.ShardWriter(tmp_path, index, 'train', 0)
   shape = (50, 2, *shapes['codes'])
   writer.write({'codes': np.zeros(shape)}, np.zeros(50, np.int32))

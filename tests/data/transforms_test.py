@@ -48,14 +48,13 @@ def test_training_pictures_vary_in_scale_place_and_mirroring():
     actual = transform(element, np.random.default_rng(seed))
     picture = actual['image']
     assert picture.shape == (32, 32, 3)
-    assert picture.dtype == np.float32
-    assert np.abs(picture).max() <= 1
+    assert picture.dtype == np.uint8
     assert actual['label'] == 3
     assert actual['label'].dtype == np.int32
-    change = picture[16, -1, 0] - picture[16, 0, 0]
-    mirrored += int(change < 0)
-    spans.add(round(abs(float(change)), 2))
-    lefts.add(round(float(min(picture[16, -1, 0], picture[16, 0, 0])), 2))
+    ends = pixels.to_float(picture[16, [0, -1], 0])
+    mirrored += int(ends[1] < ends[0])
+    spans.add(round(float(np.ptp(ends)), 2))
+    lefts.add(round(float(ends.min()), 2))
   # At 1.25 times the size, 32 of 40 columns are seen.
   assert 1.45 < min(spans) < 1.65
   assert 1.85 < max(spans) <= 2
@@ -65,7 +64,7 @@ def test_training_pictures_vary_in_scale_place_and_mirroring():
 
 def test_centre_crops_are_mirrored_by_the_first_draw():
   image = np.asarray(trees.picture(0, (40, 30)))
-  centre = pixels.to_float(transforms.center_crop(image, 16))
+  centre = transforms.center_crop(image, 16)
   transform = transforms.TrainTransform(16, random_crop=False)
   seen = set()
   for seed in range(20):
@@ -83,6 +82,13 @@ def test_centre_crops_are_mirrored_by_the_first_draw():
   assert seen == {True, False}
 
 
+def test_mirrored_pictures_are_read_from_the_right():
+  image = np.asarray(trees.picture(0, (40, 30)))[3:20, 5:]
+  mirrored = transforms.mirror(image)
+  np.testing.assert_array_equal(mirrored, image[:, ::-1])
+  assert mirrored.flags.c_contiguous
+
+
 def test_without_flips_nothing_is_drawn():
   rng = np.random.default_rng(0)
   assert not transforms.mirrors(False, rng)
@@ -93,7 +99,7 @@ def test_fields_switch_augmentation_off():
   image = np.asarray(trees.picture(0, (16, 16)))
   transform = transforms.TrainTransform(16, max_scale=1.0, flip=False)
   actual = transform({'image': image, 'label': 0}, np.random.default_rng(1))
-  np.testing.assert_array_equal(actual['image'], pixels.to_float(image))
+  np.testing.assert_array_equal(actual['image'], image)
 
 
 @pytest.mark.parametrize(

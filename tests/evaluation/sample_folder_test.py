@@ -1,11 +1,12 @@
 import json
+import types
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, inference
 from selfboottok_jax.evaluation import sample_folder
 
 COUNT, CLASSES = 11, ['cat', 'a dog/wolf', 'cow']
@@ -203,3 +204,81 @@ def test_labels_are_balanced_random_or_given():
   for wrong in (['3'], ['-1'], ['x'], [''], ['balanced', '1']):
     with pytest.raises(errors.ConfigError, match='is no class; wanted'):
       make(wrong, 5, 0, 3)
+
+
+class _Generator(inference.ImageGenerator):
+  """Knows its samples, and how many fit its memory."""
+
+  params, step, class_names = {}, 7, CLASSES
+  tokenizer = types.SimpleNamespace(params={})
+  mesh = types.SimpleNamespace(size=1)
+
+  def __init__(self, fits):
+    self.fits, self.device_batch = fits, 4
+    self.asked = []
+
+  def fit_device_batch(self, sampling, *, most=256, limit=None):
+    self.asked.append((sampling, most))
+    return min(self.fits, most)
+
+  def sample_uint8(self, labels, *, indices, **options):
+    return IMAGES[indices]
+
+
+def _sample(generator, out, *sweep, by_memory=True, labels=LABELS):
+  sweep = sweep or (inference.Sampling(),)
+  return list(
+    sample_folder.sample_folders(
+      generator, sweep, out, labels, labels_as='given', by_memory=by_memory
+    )
+  )
+
+
+def _record(path):
+  return json.loads((path / 'sampling.json').read_text())
+
+
+def test_memory_decides_and_the_record_tells(tmp_path):
+  generator = _Generator(fits=8)
+  (told,) = _sample(generator, tmp_path / 'auto')
+  assert '8 at a time on each device' in told
+  assert _record(tmp_path / 'auto')['device_batch'] == 8
+  # 11 samples need no more than 16 at a time.
+  assert [most for _, most in generator.asked] == [16]
+  (told,) = _sample(generator, tmp_path / 'given', by_memory=False)
+  assert '4 at a time on each device' in told
+  assert _record(tmp_path / 'given')['device_batch'] == 4
+  assert len(generator.asked) == 1
+
+
+def test_a_folder_goes_on_with_the_number_on_its_record(tmp_path):
+  out = tmp_path / 'out'
+  _sample(_Generator(fits=8), out)
+  (out / 'images' / '000003_class0000.png').unlink()
+  # Another device, which has more memory.
+  other = _Generator(fits=16)
+  (told,) = _sample(other, out)
+  assert '1 of them now' in told
+  assert '8 at a time' in told
+  assert not other.asked
+  assert _record(out)['device_batch'] == 8
+  # A number that is given must be that of the record.
+  with pytest.raises(errors.UserError, match='device_batch: 8 there, 4 given'):
+    _sample(other, out, by_memory=False)
+
+
+def test_a_sweep_is_sized_by_its_hungriest_setting(tmp_path):
+  plain, guided = (
+    inference.Sampling(guidance_scale=scale) for scale in (1.0, 2.0)
+  )
+  generator = _Generator(fits=2)
+  _sample(generator, tmp_path, plain, guided)
+  assert [sampling for sampling, _ in generator.asked] == [guided]
+  for setting in (plain, guided):
+    assert _record(tmp_path / setting.name)['device_batch'] == 2
+
+
+def test_a_damaged_record_is_told(tmp_path):
+  (tmp_path / 'sampling.json').write_text('[1]')
+  with pytest.raises(errors.UserError, match='sampling.json is damaged'):
+    _sample(_Generator(fits=2), tmp_path)

@@ -103,6 +103,44 @@ def _reference(generator):
   return _in_batches(generator, 32)
 
 
+@pytest.mark.slow
+def test_memory_decides_how_many_are_sampled_at_a_time(generator):
+  one = _on(generator, 1)
+  sampling = dataclasses.replace(one.sampling, num_steps=3)
+  # CPUs do not say how much memory they have.
+  assert one.fit_device_batch(sampling) == one.device_batch == 4
+  needed = {n: one._bytes_needed(sampling, n) for n in (2, 4, 8)}
+  held = sum(leaf.nbytes for leaf in jax.tree.leaves(one.params))
+  assert held < needed[2] < needed[4] < needed[8]
+  for limit, wanted in (
+    (needed[8], 8), (needed[8] - 1, 4), (needed[4] - 1, 2), (1, 1),
+  ):  # fmt: skip
+    found = one.fit_device_batch(sampling, most=8, limit=limit)
+    assert found == wanted
+  other = one.with_device_batch(8)
+  assert (other.device_batch, other.round_size, one.device_batch) == (8, 8, 4)
+  # The program that was measured is the one that samples.
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event)
+  )
+  other.sample_codes(np.arange(8), **dataclasses.asdict(sampling))
+  assert not [event for event in compiled if 'backend_compile' in event]
+
+
+def test_what_the_compiler_refuses_does_not_fit(generator, monkeypatch):
+  one, message = _on(generator, 1), 'RESOURCE_EXHAUSTED: 20 of 16 GB'
+
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError(message)
+
+  monkeypatch.setattr(one, '_decoder', refuse)
+  assert one._bytes_needed(one.sampling, 2) is None
+  message = 'INTERNAL: no such kernel'
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no such kernel'):
+    one._bytes_needed(one.sampling, 2)
+
+
 def test_both_streams_are_sampled(generator):
   assert generator.model.cls_dim > 0
   # A class token that is guided otherwise changes the tokens.

@@ -1,5 +1,7 @@
 import contextlib
+import dataclasses
 import itertools
+import json
 import shutil
 
 import jax
@@ -7,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import data, errors
+from selfboottok_jax import data, errors, pixels
+from selfboottok_jax.data import token_cache, token_cache_writer
 from selfboottok_jax.stages import frozen_encoders, inputs
 from tests.launch import encodes, pictures
 
@@ -68,7 +71,9 @@ def test_training_sees_the_images_in_the_same_order(cache, runs, photos):
       batches.append(list(itertools.islice(it, 4)))
   for online, cached in zip(*batches, strict=True):
     np.testing.assert_array_equal(cached.pop('label'), online['label'])
-    wanted = encoding(encoding.params, jnp.asarray(online['image']))
+    wanted = encoding(
+      encoding.params, pixels.to_float(jnp.asarray(online['image']))
+    )
     assert cached.keys() == wanted.keys()
     for name, value in wanted.items():
       np.testing.assert_allclose(cached[name], value, atol=2e-5)
@@ -102,6 +107,39 @@ def test_what_a_cache_cannot_give_is_refused(key, value, cache, runs):
   config.data[key] = value
   with pytest.raises(errors.ConfigError, match=f'data.{key}={value}'):
     inputs.open_data(config, 'train')
+
+
+def test_a_new_cache_has_a_record_for_each_side(cache):
+  index = token_cache.read_index(cache)
+  assert index.apart
+  assert json.loads((cache / 'cache.json').read_text())['records'] == 'side'
+
+
+def test_an_older_cache_goes_on_as_it_was_begun(
+  cache, server, runs, photos, tmp_path
+):
+  old = tmp_path / 'cache'
+  index = token_cache.read_index(cache)
+  train = dataclasses.replace(
+    index, apart=False, splits={'train': index.splits['train']}
+  )
+  token_cache.write_index(old, train)
+  source = data.open_token_cache(cache, 'train')
+  for shard in range(2):
+    writer = token_cache_writer.ShardWriter(old, train, 'train', shard)
+    for image in range(*train.splits['train'].bounds(shard)):
+      element = source[image]
+      labels = np.array([element.pop('label')], np.int32)
+      writer.write({k: v[None] for k, v in element.items()}, labels)
+    writer.close()
+  result = encodes.encode(server, runs, photos, old, '--dtype=float32')
+  assert 'train: 8 images, 1 of 3 shards are new' in result.out
+  assert not token_cache.read_index(old).apart
+  for split in ('train', 'val'):
+    one, other = (data.open_token_cache(f, split) for f in (cache, old))
+    for i in range(8):
+      for name, values in one[i].items():
+        np.testing.assert_allclose(other[i][name], values, atol=2e-5)
 
 
 def test_finished_cache_is_left_as_it_is(cache, server, runs, photos):

@@ -273,3 +273,11 @@ def test_blocks_are_cut_where_the_model_has_them(tokenizer_params):
       np.shape, wanted[name]
     )
   tiny.assert_same(generator.cut_blocks(cut, plain.model), params)
+
+
+@pytest.mark.slow
+def test_bytes_train_as_the_floats_that_they_stand_for(tokenizer_params):
+  # With a teacher, which sees the same floats as the tokenizer.
+  task = generators.make_task(tokenizer_params)
+  bytes_, floats = tokenizers.train_twice(task)
+  tiny.assert_same(bytes_, floats)

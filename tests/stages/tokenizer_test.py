@@ -174,3 +174,8 @@ def test_frozen_networks_are_components_and_stay_out_of_the_state(
     assert not trunk.trained
     tiny.assert_same(trunk.params, task.critic.trunk.params)
     assert set(states[0].stats) == {'lecam', 'discriminator'}
+
+
+def test_bytes_train_as_the_floats_that_they_stand_for(task):
+  bytes_, floats = tokenizers.train_twice(task)
+  tiny.assert_same(bytes_, floats)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 
 from selfboottok_jax import pretrained
 from selfboottok_jax.models import discriminators
@@ -108,3 +109,22 @@ def make_step(task, steps=10, phase=0):
       ema_limit=0.999,
     )
   )
+
+
+def train_twice(task, steps=3):
+  """States and metrics after a few steps on bytes, and on floats.
+
+  The floats are normalised by numpy, before they come to the devices.
+  """
+  levels = tiny.levels(4)
+  # In its own words: float32, rounded after each operation.
+  floats = levels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+  ends = []
+  for images in (levels, floats):
+    state, metrics = make_up_state(task), {}
+    step = make_step(task, phase=task.milestones[-1])
+    for _ in range(steps):
+      batch = {'image': images, 'label': np.zeros(4, np.int32)}
+      state, metrics = step(state, task.frozen, batch)
+    ends.append((state, metrics))
+  return ends

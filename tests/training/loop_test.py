@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -193,3 +194,50 @@ def test_a_failing_step_leaves_the_handlers_as_they_were(tmp_path):
   assert [
     signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)
   ] == before
+
+
+class _Queue:
+  """A device that computes a step only when somebody waits for it."""
+
+  def __init__(self, monkeypatch):
+    self.dispatched = self.computed = 0
+    # Steps that were not computed yet, whenever a batch is asked for.
+    self.waiting = []
+    for name in ('block_until_ready', 'device_get'):
+      wait = functools.partial(self._wait, getattr(jax, name))
+      monkeypatch.setattr(loop.jax, name, wait)
+
+  def step_fn(self, state, frozen, batch, step):
+    del frozen, batch
+    self.dispatched += 1
+    state = state.replace(step=jnp.int32(step + 1))
+    return state, {'loss': jnp.float32(step + 1)}
+
+  def batches(self):
+    while True:
+      self.waiting.append(self.dispatched - self.computed)
+      yield {'image': np.zeros((8, 1), np.float32)}
+
+  def _wait(self, wait, tree):
+    if isinstance(tree, dict) and 'loss' in tree:
+      self.computed = max(self.computed, int(tree['loss']))
+    return wait(tree)
+
+
+@pytest.mark.parametrize('log_every', [1, 4, 0])
+def test_the_host_is_two_steps_ahead_at_most(tmp_path, monkeypatch, log_every):
+  queue = _Queue(monkeypatch)
+  _run(
+    tmp_path,
+    steps=9,
+    step_fn=queue.step_fn,
+    batches=queue.batches(),
+    every=(log_every, 0, 0),
+  )
+  assert queue.computed == queue.dispatched == 9
+  assert max(queue.waiting) <= loop.RUN_AHEAD
+  # And it is ahead: the next batch is placed while steps are computed, however
+  # often the log is written.
+  assert min(queue.waiting[1:]) >= 1
+  if not log_every:
+    assert queue.waiting[3:] == [loop.RUN_AHEAD] * 6

@@ -66,6 +66,28 @@ def test_values_of_the_processes_are_compared(monkeypatch, same):
       processes.check_same('configs', 'a')
 
 
+def test_alike_are_those_of_a_machine_with_the_same_value(monkeypatch):
+  _pretend(monkeypatch, np.zeros(32, np.uint8))
+  assert processes.count_alike('a') == 1
+  monkeypatch.setattr(
+    multihost_utils,
+    'process_allgather',
+    lambda own: np.stack([own, own[::-1], own]),
+  )
+  assert processes.count_alike('a') == 2
+  sent = []
+  monkeypatch.setattr(
+    multihost_utils,
+    'process_allgather',
+    lambda own: (sent.append(own.tobytes()), np.stack([own, own]))[1],
+  )
+  for value, name in (('a', 'one'), ('a', 'two'), ('b', 'one')):
+    monkeypatch.setattr(processes.platform, 'node', lambda name=name: name)
+    assert processes.count_alike(value) == 2
+  assert len(set(sent)) == 3
+
+
 def test_a_process_alone_waits_for_nobody():
+  assert processes.count_alike('a') == 1
   processes.check_same('configs', 'a')
   processes.meet('here')
