@@ -86,10 +86,12 @@ def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
 def maps_images(count: int) -> bool:
   """True if `map_images` can hand each device whole images of so many."""
   mesh = mesh_in_use()
-  if mesh is None:
-    # What else is placed on several devices, the compiler has to split.
-    return jax.device_count() == 1
-  return count % mesh.size == 0
+  if mesh is not None:
+    return count % mesh.size == 0
+  # Inside of `jax.shard_map` a device has its images already. What else is on
+  # several devices, the compiler has to split.
+  types = jax.sharding.get_abstract_mesh().axis_types
+  return set(types) == {AxisType.Manual} or jax.device_count() == 1
 
 
 def map_images(

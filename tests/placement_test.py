@@ -170,6 +170,17 @@ def test_a_kernel_is_not_split_without_a_mesh():
   assert not placement.maps_images(8)
 
 
+def test_a_kernel_is_not_split_where_a_device_computes_alone(mesh):
+  def alone(x):
+    assert placement.maps_images(len(x))
+    return placement.map_images(lambda x: 2 * x, x)
+
+  x = jnp.ones((8, 2))
+  places = {'in_specs': P(sharding.AXES), 'out_specs': P(sharding.AXES)}
+  out = jax.jit(jax.shard_map(alone, mesh=mesh, **places))(x)
+  np.testing.assert_array_equal(out, 2 * x)
+
+
 @pytest.mark.parametrize(
   ('shape', 'expected'), [((8, 1), False), ((2, 4), True)]
 )
