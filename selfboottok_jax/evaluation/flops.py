@@ -19,6 +19,8 @@ from jax.extend import core
 from selfboottok_jax.models import layers
 
 OTHER = 'other'
+# Rows of a result are padded to so many.
+_ROWS = 8
 # Marks of rematerialisation and reverse mode in an equation's name stack.
 _RECOMPUTED, _TRANSPOSED = 'rematted_computation', 'transpose('
 _WRAPPED = re.compile(r'\w+\((.*)\)')
@@ -114,6 +116,34 @@ def count_types(
   return {name: dict(found) for name, found in types.items()}
 
 
+def count_padded(
+  jaxpr: core.ClosedJaxpr, components: Sequence[str], tile: int
+) -> dict[str, float]:
+  """Counts what a unit of square tiles multiplies for the products.
+
+  A TPU multiplies whole tiles: its factors' contracted sides are padded to a
+  multiple of `tile`, and so is one side of the result; its other side is padded
+  to 8 rows. Convolutions count as they are, as compilers lay out their pixels
+  and taps at will.
+
+  Args:
+    jaxpr: a whole program, see `count`.
+    components: names of scopes, see `count`.
+    tile: rows and columns of the unit.
+
+  Returns:
+    Operations of every component and of `OTHER`, padding included.
+
+  Raises:
+    ValueError: as `count`.
+  """
+  found = dict.fromkeys((*components, OTHER), 0.0)
+  for product in _walk(jaxpr.jaxpr, ''):
+    scale = product.padding(tile)
+    found[_component(product.stack, components)] += scale * product.amount
+  return found
+
+
 class _Product(NamedTuple):
   """A product of a program.
 
@@ -121,11 +151,31 @@ class _Product(NamedTuple):
     stack: its name stack.
     amount: operations, all iterations of the loops around it together.
     kind: type and precision of its factors.
+    sides: of one matrix product in it: rows, columns of the result, and the
+      contracted side; () if there are no such sides.
   """
 
   stack: str
   amount: float
   kind: str
+  sides: tuple[int, ...] = ()
+
+  def padding(self, tile: int) -> float:
+    """Size of the product in whole tiles over its own, see `count_padded`."""
+    if not self.sides:
+      return 1.0
+    rows, columns, contracted = self.sides
+
+    def padded(length: int, to: int) -> int:
+      return -(-length // to) * to
+
+    # The compiler may multiply the transposed matrices instead.
+    areas = (
+      padded(a, _ROWS) * padded(b, tile)
+      for a, b in ((rows, columns), (columns, rows))
+    )
+    whole = min(areas) * padded(contracted, tile)
+    return whole / max(rows * columns * contracted, 1)
 
 
 def _component(stack: str, components: Sequence[str]) -> str:
@@ -151,7 +201,8 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[_Product]:
         'of matrix products, or a rule for it in flops.py'
       )
     if kind in _COUNTED:
-      yield _Product(stack, _COUNTED[kind](equation), _type(equation))
+      sides = _sides(equation) if kind == 'dot_general' else ()
+      yield _Product(stack, _COUNTED[kind](equation), _type(equation), sides)
     inner = [list(_walk(j, stack)) for j in _inner_jaxprs(parameters)]
     if kind == 'cond':
       # The most expensive branch bounds the cost of the step.
@@ -207,6 +258,22 @@ def _dot_general(equation: core.JaxprEqn) -> float:
   (contracted, _), _ = equation.params['dimension_numbers']
   left, out = _shapes([equation.invars[0], equation.outvars[0]])
   return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+
+
+def _sides(equation: core.JaxprEqn) -> tuple[int, int, int]:
+  """Rows, columns and contracted side of each matrix product."""
+  (left_dims, right_dims), batch = equation.params['dimension_numbers']
+  left, right = _shapes(equation.invars[:2])
+
+  def free(shape: tuple[int, ...], *taken: Sequence[int]) -> int:
+    axes = {axis for group in taken for axis in group}
+    return math.prod(n for axis, n in enumerate(shape) if axis not in axes)
+
+  return (
+    free(left, left_dims, batch[0]),
+    free(right, right_dims, batch[1]),
+    math.prod(left[axis] for axis in left_dims),
+  )
 
 
 def _convolution(equation: core.JaxprEqn) -> float:
@@ -290,14 +357,12 @@ def _of_kernel(equation: core.JaxprEqn, stack: str) -> _Product:
     if jnp.issubdtype(variable.aval.dtype, jnp.floating)
   ]
   *images, _, width = floats[0].shape
-  lengths = re.findall(layers.TILED.format(r'(\d+)', r'(\d+)'), stack)[-1]
+  found = re.findall(layers.TILED.format(r'(\d+)', r'(\d+)'), stack)[-1]
+  queries, keys = (int(length) for length in found)
   products = 2 if 'fwd' in _kernel(stack) else 4
-  amount = 2.0 * products * math.prod(images) * width
-  return _Product(
-    stack,
-    amount * math.prod(int(length) for length in lengths),
-    floats[0].dtype.name,
-  )
+  amount = 2.0 * products * math.prod(images) * queries * keys * width
+  sides = queries, keys, width
+  return _Product(stack, amount, floats[0].dtype.name, sides)
 
 
 # Kernels of JAX's flash attention for TPUs, by the beginning of their names,

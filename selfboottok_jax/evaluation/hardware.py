@@ -38,6 +38,8 @@ class Chip:
       one direction.
     network: bytes per second that it receives from other machines.
     devices: JAX devices that a chip is.
+    tile: rows and columns of a TPU's matrix unit; 0 where no padding to them
+      counts.
     slices: sizes that are sold, as '4x4x4'; () where any number of chips can
       work together.
   """
@@ -52,6 +54,7 @@ class Chip:
   link: float
   network: float = 0.0
   devices: int = 1
+  tile: int = 0
   slices: tuple[str, ...] = ()
 
   @property
@@ -106,6 +109,7 @@ def _tpu(
     bandwidth * 1e9,
     both_ways / 2 * 1e9,
     devices=devices,
+    tile=256 if name in ('v6e', 'tpu7x') else 128,
     slices=slices,
   )
 

@@ -102,7 +102,7 @@ def _imagenet256(
   def preset(config: ml_collections.ConfigDict) -> None:
     config.model.update(SIZES[size])
     config.model.dtype = 'bfloat16'
-    config.model.remat = 'block'
+    config.model.remat = 'dots'
     config.update_from_flattened_dict(changes or {})
 
   return preset

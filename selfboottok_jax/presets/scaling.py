@@ -57,7 +57,7 @@ def _imagenet256(width: int, depth: int) -> presets.Preset:
     config.model.local2d_width = width
     config.model.local2d_depth = depth
     config.model.dtype = 'bfloat16'
-    config.model.remat = 'block'
+    config.model.remat = 'dots'
     config.train.steps = 375_000  # 75 epochs at batch 256
 
   return preset

@@ -111,7 +111,7 @@ def imagenet256(config: ml_collections.ConfigDict) -> None:
   50 epochs of 1.28M images at batch 256.
   """
   config.model.dtype = 'bfloat16'
-  config.model.remat = 'block'
+  config.model.remat = 'dots'
   config.model.quantizer_chunk = 2
   config.model.layer_scale = 1e-5
   config.encoder_from = 'dinov2_b'

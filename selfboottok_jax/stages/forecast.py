@@ -102,6 +102,8 @@ class Trace:
     mesh: sizes of the mesh.
     least_moved: bytes that each device must receive in a step, see
       `roofline.least_moved`.
+    padded: operations of a step of the last phase by component, in whole tiles
+      of the chip, see `flops.count_padded`; {} for chips without.
   """
 
   rows: list[cost.Row]
@@ -110,6 +112,7 @@ class Trace:
   assumed: list[str]
   mesh: dict[str, int]
   least_moved: float | int
+  padded: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +230,15 @@ class Forecast:
     fitting = [k for k, n in self.needs.items() if n <= self.where.chip.usable]
     return fitting[0] if fitting else ''
 
+  def filled(self, row: cost.Row) -> float | None:
+    """Share of a row's operations in whole tiles that are of its numbers.
+
+    The rest multiplies padding. None for chips without tiles, or for no
+    products.
+    """
+    whole = self.trace.padded.get(_other(row), 0.0)
+    return row.flops.total * self.batch_size / whole if whole else None
+
   @property
   def received(self) -> float | int:
     """Bytes that each chip receives in a step."""
@@ -267,6 +279,7 @@ class Forecast:
           'trained': row.trained,
           **dataclasses.asdict(row.flops * self.batch_size),
           'types': self.trace.types[_other(row)],
+          'tiles_filled': self.filled(row),
         }
         for row in self.trace.rows
       ],
@@ -400,7 +413,7 @@ def _measure_here(
   step_fn = programs.TrainPrograms(config, abstract.task, mesh)
   first = max(abstract.task.milestones)
   try:
-    trace = _trace(config, abstract, step_fn, mesh)
+    trace = _trace(config, abstract, step_fn, mesh, where.chip.tile)
   except ValueError as error:
     raise errors.ConfigError(
       f'this training cannot be foreseen: {error}'
@@ -450,6 +463,7 @@ def _trace(
   abstract: dry_run.AbstractTask,
   step_fn: programs.TrainPrograms,
   mesh: Mesh,
+  tile: int,
 ) -> Trace:
   task, batch = abstract.task, config.data.batch_size
   components = task.components(step_fn.state.params)
@@ -464,9 +478,13 @@ def _trace(
   last = max(totals)
   params, trained = step_fn.state.params, step_fn.state.opt
   names = [component.name for component in components]
+  padded = {}
+  if tile:
+    padded = flops.count_padded(step_fn.jaxpr(last), names, tile)
   return Trace(
     rows=by_phase[last],
     types=flops.count_types(step_fn.jaxpr(last), names),
+    padded=padded,
     phases={first: total / totals[last] for first, total in totals.items()},
     assumed=abstract.assumed,
     mesh=dict(mesh.shape),
@@ -579,6 +597,7 @@ def _flops_table(found: Forecast) -> str:
   kinds = sorted({kind for row in found.trace.types.values() for kind in row})
   columns = ['component', 'parameters', 'kind', 'forward', 'backward',
              'recompute', *kinds]  # fmt: skip
+  has_tiles = bool(found.trace.padded)
   rows: list[dict[str, Any]] = []
   for row in found.trace.rows:
     types = found.trace.types[_other(row)]
@@ -591,6 +610,9 @@ def _flops_table(found: Forecast) -> str:
       | {k: v / 1e9 for k, v in dataclasses.asdict(row.flops).items()}
       | {k: types.get(k, 0) / found.batch_size / 1e9 for k in kinds}
     )
+    filled = found.filled(row)
+    if filled is not None:
+      rows[-1]['tiles filled'] = f'{filled:.0%}'
   rows.append(
     {'component': 'total', 'kind': ''}
     | {
@@ -599,13 +621,20 @@ def _flops_table(found: Forecast) -> str:
       if key not in ('component', 'kind')
     }
   )
-  return '\n'.join(
-    [
-      tables.table(rows, columns),
-      'GFLOPs per image of a train step, matrix products and convolutions, by '
-      'pass and by type',
-    ]
-  )
+  lines = [
+    'GFLOPs per image of a train step, matrix products and convolutions, by '
+    'pass and by type'
+  ]
+  if has_tiles:
+    whole = sum(found.trace.padded.values())
+    total = found.flops.total / whole if whole else 1.0
+    rows[-1]['tiles filled'] = f'{total:.0%}'
+    columns.append('tiles filled')
+    lines.append(
+      f'tiles filled: share that is not padding, in tiles of '
+      f'{found.where.chip.tile}'
+    )
+  return '\n'.join([tables.table(rows, columns), *lines])
 
 
 def _memory_lines(found: Forecast) -> list[str]:

@@ -32,6 +32,36 @@ def test_a_product_is_two_operations_per_multiply_add():
   assert _total(batched, left, right) == 2 * 4 * M * K * N
 
 
+def _padding(function, *args, tile=128):
+  """Operations in whole tiles over those of the numbers."""
+  jaxpr = jax.jit(function).trace(*args).jaxpr
+  whole = flops.count_padded(jaxpr, ['mixed'], tile)
+  assert whole.keys() == {'mixed', flops.OTHER}
+  return sum(whole.values()) / _total(function, *args)
+
+
+def test_tiles_that_products_do_not_fill_are_padded():
+  fitting = _zeros(8, 128), _zeros(128, 256)
+  assert _padding(jnp.dot, *fitting) == 1
+  assert _padding(jnp.dot, *fitting, tile=256) == 2
+  # 65 tokens of heads of 72: rows to 72, columns and features to 128.
+  logits = functools.partial(jnp.einsum, 'bqhd,bkhd->bhqk')
+  x = _zeros(2, 65, 4, 72)
+  wanted = 72 * 128 * 128 / (65 * 65 * 72)
+  assert _padding(logits, x, x) == pytest.approx(wanted)
+  # A row of two numbers fills a tile as well on either side.
+  assert _padding(jnp.dot, _zeros(128, 128), _zeros(128, 2)) == 4
+  # All tokens of all images are rows of one matrix.
+  assert _padding(jnp.dot, _zeros(2, 65, 128), _zeros(128, 128)) == 136 / 130
+  scan = functools.partial(_scanned, jnp.eye(64))
+  assert _padding(scan, _zeros(8, 64)) == 4
+
+
+def _scanned(matrix, x):
+  with jax.named_scope('mixed'):
+    return jax.lax.scan(lambda x, _: (x @ matrix, None), x, None, length=3)[0]
+
+
 def test_element_wise_work_is_not_counted():
   assert _total(lambda x: jnp.tanh(x).sum(), _zeros(M, K)) == 0
 

@@ -100,6 +100,23 @@ def _huge():
   return forecast.Memory(FIXED, 0, 0, 40 * GIB)
 
 
+def test_what_tiles_waste_is_shown():
+  found = _forecast()
+  trace = dataclasses.replace(
+    found.trace,
+    padded={'net': 2 * 14e12, 'teacher': 0.0, flops.OTHER: 0.0},
+  )
+  shown = dataclasses.replace(found, trace=trace)
+  net, teacher, losses = shown.to_dict()['components']
+  # 1.5 x 8e12 operations of numbers: forward, backward, recomputed.
+  assert net['tiles_filled'] == pytest.approx(12e12 / 28e12)
+  assert teacher['tiles_filled'] is losses['tiles_filled'] is None
+  text = shown.to_text()
+  assert 'tiles of 128' in text
+  assert '43%' in text
+  assert 'tiles' not in found.to_text()
+
+
 def test_a_short_training_never_leaves_its_first_phase():
   found = dataclasses.replace(_forecast(), steps=40)
   assert found.hours == pytest.approx(40 * 0.25 * 0.01 / 3600)
