@@ -3,7 +3,9 @@
 import math
 import os
 import pathlib
+import shutil
 
+from selfboottok_jax import errors
 from selfboottok_jax.data import photos, sources, token_cache
 
 BY_CORES = -1
@@ -21,6 +23,7 @@ MOST_WORKERS = 16
 # cached records.
 LEAST_PICTURES = 10_000
 LEAST_RECORDS = 50_000
+_SHARED_MEMORY = pathlib.Path('/dev/shm')
 # Time that a container may compute, and per what time, in microseconds.
 _QUOTA = pathlib.Path('/sys/fs/cgroup/cpu.max')
 
@@ -35,7 +38,7 @@ def core_ids() -> frozenset[int]:
 def count_cores(shared_by: int = 1) -> int:
   """Number of cores that this process may use, at least 1.
 
-  A container's quota counts too, where there is one.
+  A container's quota counts too, where there is one (of cgroups, version 2).
 
   Args:
     shared_by: number of busy processes that have the same cores.
@@ -49,12 +52,20 @@ def count_cores(shared_by: int = 1) -> int:
   return max(1, math.floor(cores / shared_by))
 
 
+def free_shared_memory() -> float | int:
+  """Bytes that processes can still share; infinite where nothing limits it."""
+  if not _SHARED_MEMORY.is_dir():
+    return math.inf
+  return shutil.disk_usage(_SHARED_MEMORY).free
+
+
 def choose(
   source: sources.Source,
   num_threads: int = BY_CORES,
   num_workers: int = BY_CORES,
   *,
   shared_by: int = 1,
+  batch_bytes: int = 0,
 ) -> tuple[int, int]:
   """Returns the numbers of threads and of worker processes for a source.
 
@@ -72,7 +83,18 @@ def choose(
     num_threads: threads of this process, or of each worker.
     num_workers: worker processes.
     shared_by: see `count_cores`.
+    batch_bytes: size of a batch of this process. Workers hand batches over in
+      shared memory, of which containers may have little: what does not hold
+      two of each gets no workers.
+
+  Raises:
+    ConfigError: a number below -1.
   """
+  for name, given in (
+    ('data.num_threads', num_threads),
+    ('data.num_workers', num_workers),
+  ):
+    errors.require(given >= BY_CORES, name, given, '0 or more, or -1: by cores')
   cores = count_cores(shared_by)
   if num_workers == BY_CORES:
     # As many workers as keep the cores busy with the threads that they have.
@@ -81,6 +103,8 @@ def choose(
     if cores >= LEAST_CORES and _is_large(source):
       wanted = (cores - RESERVED_CORES) // each
       num_workers = min(max(wanted, 1), MOST_WORKERS)
+      if 2 * num_workers * shared_by * batch_bytes > free_shared_memory():
+        num_workers = 0
   if num_threads == BY_CORES:
     num_threads = THREADS
     if not num_workers:

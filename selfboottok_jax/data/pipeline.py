@@ -7,6 +7,8 @@ the rows depend on seed and step alone, not on the number of processes.
 
 import contextlib
 import dataclasses
+import math
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -127,7 +129,7 @@ def make_train_dataset(
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
-  num_workers: int = cores.BY_CORES,
+  num_workers: int = 0,
   cores_shared_by: int = 1,
   max_scale: float | None = None,
   flip: bool = True,
@@ -182,7 +184,11 @@ def make_train_dataset(
   share = _Share(rows, start_step, batch_size, local, process_index)
   batches = grain.MapDataset.source(share).batch(local)
   threads, workers = cores.choose(
-    source, num_threads, num_workers, shared_by=cores_shared_by
+    source,
+    num_threads,
+    num_workers,
+    shared_by=cores_shared_by,
+    batch_bytes=local * _row_bytes(source, image_size),
   )
   # Each worker prepares as many as this process would without any, and one
   # more of each is handed over.
@@ -200,6 +206,7 @@ def make_eval_dataset(
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
+  cores_shared_by: int = 1,
 ) -> 'EvalBatches':
   """Makes one pass over a source under ADM's centre crop.
 
@@ -213,6 +220,7 @@ def make_eval_dataset(
     process_count: how many processes share a batch.
     num_threads: as in `make_train_dataset`.
     num_workers: as there, but -1 is 0: every pass would start them anew.
+    cores_shared_by: as there.
 
   Raises:
     ConfigError: a batch size that processes cannot share; a cache of another
@@ -229,6 +237,7 @@ def make_eval_dataset(
     process_count=process_count,
     num_threads=num_threads,
     num_workers=num_workers,
+    cores_shared_by=cores_shared_by,
   )
 
 
@@ -242,6 +251,7 @@ def make_row_dataset(
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
+  cores_shared_by: int = 1,
 ) -> 'EvalBatches':
   """Makes one pass over chosen rows; else as `make_eval_dataset`.
 
@@ -254,8 +264,10 @@ def make_row_dataset(
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
   rows = _Rows(eval_rows(source, image_size), share)
   count = int(np.sum(indices >= 0))
+  if num_workers == cores.BY_CORES:
+    num_workers = 0
   num_threads, num_workers = cores.choose(
-    source, num_threads, max(num_workers, 0)
+    source, num_threads, num_workers, shared_by=cores_shared_by
   )
   return EvalBatches(rows, count, local, num_threads, num_workers)
 
@@ -377,8 +389,28 @@ def _prefetch(
     # notebook, nobody has parsed them: the defaults will do.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers), worker_init_fn=_outlive_ctrl_c
+    )
   return dataset
+
+
+def _outlive_ctrl_c(index: int, count: int) -> None:
+  """Leaves an interrupt of the terminal to the process that trains.
+
+  Every process of the terminal gets it. A training saves its state first, and
+  may need another batch until then; it stops its workers itself.
+  """
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _row_bytes(source: sources.Source, image_size: int) -> int:
+  """Size of a row of a batch, without its label."""
+  if not isinstance(source, token_cache.TokenCache):
+    return 3 * image_size**2
+  shapes = source.index.shapes
+  return 4 * sum(math.prod(shapes[name]) for name in source.names)
 
 
 def _ahead(num_threads: int) -> int:

@@ -12,9 +12,8 @@ index.
 
 An image has a record, and its mirror image has the next one: a training reads
 the bytes of the side that it draws. A record is the fields of the index one
-after another, little-endian and without padding, then the label. In older
-caches, whose index names no records, an image has one record with both sides of
-each field.
+after another, little-endian and without padding, then the label. In caches of
+version 1 an image has one record with both sides of each field.
 """
 
 import dataclasses
@@ -32,12 +31,11 @@ from jaxtyping import Float
 
 from selfboottok_jax import errors, files, trees
 
-VERSION = 1
+# Version 1 has a record for each image, version 2 one for each of its sides.
+VERSIONS = (1, 2)
 DTYPES = ('float16', 'float32')
 # The image and its mirror image.
 SIDES = 2
-# What the index says where each side has a record of its own.
-_RECORDS = {'records': 'side'}
 _LABEL = {'name': 'label', 'shape': [], 'dtype': 'int32'}
 
 
@@ -133,8 +131,7 @@ class Index:
       for name, shape in self.shapes.items()
     ]
     return {
-      'version': VERSION,
-      **(_RECORDS if self.apart else {}),
+      'version': VERSIONS[self.apart],
       'image_size': self.image_size,
       'fields': [*fields, _LABEL],
       'class_names': list(self.class_names),
@@ -153,7 +150,7 @@ class Index:
       tuple(content['class_names']),
       content['made_by'],
       {name: Split(**split) for name, split in content['splits'].items()},
-      'records' in content,
+      content['version'] == VERSIONS[True],
     )
     named = {'tokenizer', 'teacher', 'align_mode'} <= index.made_by.keys()
     if not named or 'codes' not in index.shapes or index.to_json() != content:
@@ -264,10 +261,10 @@ def read_index(folder: Path) -> Index:
       'launch.encode'
     )
   content = read_json(path)
-  if content.get('version') != VERSION:
+  if content.get('version') not in VERSIONS:
     raise errors.DataError(
-      f'{path} is of version {content.get("version")!r}; wanted {VERSION}: '
-      'encode into a new folder'
+      f'{path} is of version {content.get("version")!r}; wanted '
+      f'{" or ".join(map(str, VERSIONS))}: encode into a new folder'
     )
   try:
     return Index.from_json(content)

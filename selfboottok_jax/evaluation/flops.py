@@ -153,12 +153,14 @@ class _Product(NamedTuple):
     kind: type and precision of its factors.
     sides: of one matrix product in it: rows, columns of the result, and the
       contracted side; () if there are no such sides.
+    share: share of these sides' product that `amount` counts.
   """
 
   stack: str
   amount: float
   kind: str
   sides: tuple[int, ...] = ()
+  share: float = 1.0
 
   def padding(self, tile: int) -> float:
     """Size of the product in whole tiles over its own, see `count_padded`."""
@@ -175,7 +177,7 @@ class _Product(NamedTuple):
       for a, b in ((rows, columns), (columns, rows))
     )
     whole = min(areas) * padded(contracted, tile)
-    return whole / max(rows * columns * contracted, 1)
+    return whole / max(rows * columns * contracted, 1) / self.share
 
 
 def _component(stack: str, components: Sequence[str]) -> str:
@@ -192,6 +194,9 @@ def _walk(jaxpr: core.Jaxpr, outer: str) -> Iterator[_Product]:
     # An inner program's stack begins where it was called.
     stack = f'{outer}/{equation.source_info.name_stack}'
     kind, parameters = equation.primitive.name, equation.params
+    if not equation.outvars and not equation.effects:
+      # Left over from partial evaluation; compilers drop it.
+      continue
     if kind == 'pallas_call' and _kernel(stack):
       yield _of_kernel(equation, stack)
       continue
@@ -359,16 +364,28 @@ def _of_kernel(equation: core.JaxprEqn, stack: str) -> _Product:
   *images, _, width = floats[0].shape
   found = re.findall(layers.TILED.format(r'(\d+)', r'(\d+)'), stack)[-1]
   queries, keys = (int(length) for length in found)
-  products = 2 if 'fwd' in _kernel(stack) else 4
+  products = KERNELS[_kernel(stack)].of_model
   amount = 2.0 * products * math.prod(images) * queries * keys * width
-  sides = queries, keys, width
-  return _Product(stack, amount, floats[0].dtype.name, sides)
+  sides = floats[0].shape[-2], floats[1].shape[-2], width
+  share = queries * keys / (sides[0] * sides[1])
+  return _Product(stack, amount, floats[0].dtype.name, sides, share)
 
 
-# Kernels of JAX's flash attention for TPUs, by the beginning of their names,
-# with the products that each computes: the logits and the weighted sum; both
-# gradients of each, and the logits again.
-KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5}
+class _Kernel(NamedTuple):
+  """Products of a kernel.
+
+  Attributes:
+    of_model: those that the model has.
+    executed: those that the kernel computes.
+  """
+
+  of_model: int
+  executed: int
+
+
+# Kernels of JAX's flash attention for TPUs, by how their names begin. One makes
+# logits and a weighted sum, the other gradients of both and the logits again.
+KERNELS = {'splash_mha_fwd': _Kernel(2, 2), 'splash_mha_dkv': _Kernel(4, 5)}
 _COUNTED = {
   'dot_general': _dot_general,
   'conv_general_dilated': _convolution,

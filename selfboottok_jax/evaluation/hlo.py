@@ -184,7 +184,7 @@ class Program:
         if head and not line.startswith('HloModule'):
           name, found, root = head[2], {}, ''
           entry = name if head[1] else entry
-      elif line.startswith('}'):
+      elif line.startswith('}') and not line.startswith('}}'):
         self.computations[name] = Computation(name, found, root)
         name = ''
       elif match := _INSTRUCTION.match(line):
@@ -194,6 +194,12 @@ class Program:
             found[operand] = _element(found, operand)
         found[match[2]] = new
         root = match[2] if match[1] else root
+      elif found:
+        # Kernels have attributes of several lines.
+        last = next(reversed(found.values()))
+        found[last.name] = dataclasses.replace(
+          last, attributes=f'{last.attributes} {line}'
+        )
     if entry is None:
       raise ValueError('this text is no HLO program: it has no ENTRY')
     self.entry = self.computations[entry]

@@ -292,7 +292,11 @@ def _of_product(step: hlo.Step) -> dict[str, float | int]:
 def _of_kernel(step: hlo.Step) -> dict[str, float | int]:
   """Operations of a TPU's flash attention, padding included."""
   products = next(
-    (n for name, n in flops.KERNELS.items() if name in step.instruction.name),
+    (
+      kernel.executed
+      for name, kernel in flops.KERNELS.items()
+      if name in step.instruction.name
+    ),
     0,
   )
   if not products:

@@ -364,7 +364,15 @@ def sample_folders(
   paths = [out / s.name if len(sweep) > 1 else out for s in sweep]
   at_a_time = [generator.device_batch] * len(sweep)
   if by_memory:
-    at_a_time = _device_batches(generator, sweep, paths, len(labels))
+    # A device that lacks memory fails for all processes, and so does the one
+    # with the least memory decide for all.
+    with processes.all_or_none():
+      at_a_time = _device_batches(
+        generator, sweep, paths, len(labels), batch_size
+      )
+    if jax.process_count() > 1:
+      every = multihost_utils.process_allgather(np.asarray(at_a_time))
+      at_a_time = [int(least) for least in every.min(axis=0)]
   # No process creates a folder while another still checks it.
   with processes.all_or_none():
     folders = [
@@ -397,18 +405,23 @@ def _device_batches(
   sweep: Sequence[inference.Sampling],
   paths: Sequence[pathlib.Path],
   count: int,
+  batch_size: int,
 ) -> list[int]:
   """The number of samples of a device at a time, for each folder of a sweep.
 
   It is that on the folder's record, if there is one. Else it is what the
   devices' memory allows, the same for all settings, and no more than `count`
-  samples need.
+  samples need, or the `batch_size` samples of this process between two writes,
+  if that is not 0.
   """
   recorded = [_recorded_device_batch(path) for path in paths]
   chosen = 0
   if None in recorded:
     # Rounded up to a power of two.
-    share = -(-count // (generator.mesh.size * jax.process_count()))
+    of_process = -(-count // jax.process_count())
+    if batch_size:
+      of_process = min(of_process, batch_size)
+    share = max(1, -(-of_process // generator.mesh.size))
     most = min(1 << (share - 1).bit_length(), device_batch.MOST)
     # Guided steps take twice the memory of others.
     hungriest = max(sweep, key=lambda sampling: sampling.guides)

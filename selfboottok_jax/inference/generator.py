@@ -323,6 +323,8 @@ class ImageGenerator:
           mesh=self.mesh,
           in_specs=(shared, shared, rows, rows, shared, shared, shared),
           out_specs=rows,
+          # Kernels do not say along which axes their results differ.
+          check_vma=False,
         )
       )
     return self._compiled[key]
@@ -345,6 +347,7 @@ class ImageGenerator:
           mesh=self.mesh,
           in_specs=(P(), P(_AXIS)),
           out_specs=P(_AXIS),
+          check_vma=False,  # As above.
         )
       )
     return self._compiled[decoder]

@@ -105,7 +105,8 @@ class Decoder(nn.Module):
     attention: implementation, see `layers.Attention`.
     remat: what the backward pass computes again, see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop, see `transformer.Stack`.
-    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
+    residual_dtype: type in which blocks add up their results: 'float32', or ''
+      for `dtype`.
     dtype: of the blocks' computation; parameters and pixels are float32.
   """
 

@@ -16,9 +16,9 @@ LAYER_NORM_EPSILON = 1e-6
 # Accepted values of every module field called `attention` or `dtype`.
 ATTENTIONS = ('auto', 'xla', 'cudnn', 'splash')
 DTYPES = ('float32', 'bfloat16')
-# And of those called `residual_dtype`: '' is that of the blocks. With float32
-# and blocks in bfloat16, what the blocks add up keeps 24 bits instead of 8, as
-# under torch's autocast; it takes twice the memory.
+# Accepted values of every field called `residual_dtype`; '' is `dtype`. In
+# float32, what blocks in bfloat16 add up keeps 24 bits instead of 8, as under
+# torch's autocast; it takes twice the memory.
 RESIDUAL_DTYPES = ('', 'float32')
 # Released checkpoints differ in which of the two they were trained with.
 GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -253,9 +253,9 @@ class Attention(nn.Module):
       for none.
     implementation: 'xla' runs anywhere and keeps the matrix of weights in
       memory; 'cudnn' is flash attention, on NVIDIA GPUs with a 16-bit `dtype`;
-      'splash' is that of TPUs, where there is no mask and each device has whole
-      images (xla elsewhere); 'auto' takes cudnn wherever it can, and splash for
-      long sequences.
+      'splash' is that of TPUs with a 16-bit `dtype`, where there is no mask and
+      each device has whole images (xla elsewhere); 'auto' takes cudnn wherever
+      it can, and splash for at least 256 queries and keys.
     dtype: type of the computation; parameters are float32.
   """
 
@@ -350,12 +350,12 @@ def _choose(
     if not _cudnn_obstacle(q):
       return 'cudnn'
     is_long = min(q.shape[1], k.shape[1]) >= _LONG
-    return 'splash' if is_long and not _splash_obstacle() else 'xla'
+    return 'splash' if is_long and not _splash_obstacle(q) else 'xla'
   obstacle = ''
   if implementation == 'cudnn':
     obstacle = _cudnn_obstacle(q)
   elif implementation == 'splash':
-    obstacle = _splash_obstacle()
+    obstacle = _splash_obstacle(q)
   if obstacle:
     raise errors.ConfigError(
       f'attention={implementation} for {q.shape[1]} queries and {k.shape[1]} '
@@ -461,8 +461,9 @@ def _attend_in_tiles(
     residual_checkpoint_name=KEPT,
     interpret=interpret,
   )
-  # It scales nothing itself, and has heads before positions.
-  scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+  # It scales nothing itself, and has heads before positions. Scaled in float32:
+  # rounded to 16 bits, the factor would change all logits alike.
+  scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
   padded = (
     jnp.moveaxis(_pad_to(x, size), 2, 1)
     for x, size in ((scaled, length), (k, key_length), (v, key_length))
@@ -485,9 +486,15 @@ def _pad_to(x: Shaped[Array, 'b k ...'], length: int) -> Shaped[Array, '...']:
   return jnp.pad(x, widths)
 
 
-def _splash_obstacle() -> str:
+def _splash_obstacle(q: Float[Array, 'b k h d']) -> str:
   """Says why a TPU's flash attention cannot compute this; '' if it can."""
-  return '' if placement.platform() == 'tpu' else 'this needs a TPU'
+  if placement.platform() != 'tpu':
+    return 'this needs a TPU'
+  # Its products round wider numbers to 16 bits.
+  if q.dtype.itemsize != 2:
+    return 'it takes 16 bits'
+  # Wider ones leave no room in a core's memory for blocks of this size.
+  return '' if q.shape[-1] <= _TILE else f'it takes heads up to {_TILE}'
 
 
 def _cudnn_obstacle(q: Float[Array, 'b k h d']) -> str:

@@ -143,7 +143,8 @@ class SiT(nn.Module):
     remat: what the backward pass computes again: 'none', 'dots' (all but the
       products with weights) or 'block', see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loop, see `transformer.Stack`.
-    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
+    residual_dtype: type in which blocks add up their results: 'float32', or ''
+      for `dtype`.
     attention: implementation, see `layers.Attention`.
   """
 

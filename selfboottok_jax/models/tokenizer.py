@@ -103,7 +103,8 @@ class Tokenizer(nn.Module):
     remat: what the backward pass computes again, to save memory: 'none', 'dots'
       (all but the products with weights) or 'block', see `transformer.REMATS`.
     unroll: blocks per iteration of the compiled loops, see `transformer.Stack`.
-    residual_dtype: one of `layers.RESIDUAL_DTYPES`.
+    residual_dtype: type in which blocks add up their results: 'float32', or ''
+      for `dtype`.
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
 

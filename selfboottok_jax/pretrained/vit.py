@@ -136,7 +136,12 @@ class Vit(nn.Module):
     """A learned probe attends to the patches; then a residual MLP."""
     b = patches.shape[0]
     probe = jnp.broadcast_to(self._tokens('probe', 1), (b, 1, self.width))
-    attend = layers.Attention(self.heads, dtype=self.dtype, name='pool_attn')
+    attend = layers.Attention(
+      self.heads,
+      implementation=self.attention,
+      dtype=self.dtype,
+      name='pool_attn',
+    )
     pooled = attend(probe, patches.astype(self.dtype))
     h = layers.layer_norm(self.dtype, name='pool_norm')(pooled)
     ratio = self.hidden / self.width

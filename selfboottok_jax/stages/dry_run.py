@@ -57,10 +57,13 @@ def describe(
     json_only: leave out the table.
   """
   lines = []
-  if config.model.attention == 'cudnn' and jax.default_backend() != 'gpu':
+  attention = config.model.attention
+  needed = {'cudnn': 'gpu', 'splash': 'tpu'}.get(attention)
+  if needed and jax.default_backend() != needed:
     config = copy.deepcopy(config)
     config.model.attention = 'xla'
-    lines.append('assumed: attention of xla (cudnn needs a GPU)')
+    where = f'{attention} needs a {needed.upper()}'
+    lines.append(f'assumed: attention of xla ({where})')
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch_size(config.data.batch_size, mesh)
   checks.check(config)

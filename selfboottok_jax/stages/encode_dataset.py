@@ -232,7 +232,7 @@ def write_shards(
     index: index of the cache.
     split: name of the split.
     shards: one or more, in the order in which they are written.
-    num_threads: decoding threads.
+    num_threads: decoding threads; -1 is by the cores of the machine.
     num_workers: decoding processes.
 
   Yields:

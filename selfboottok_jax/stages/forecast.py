@@ -219,7 +219,7 @@ class Forecast:
 
     That of the program, with what it keeps exchanged for what others would.
     """
-    if not self.kept:
+    if not self.kept or (self.refused and not self.program.memory.temporary):
       return {}
     rest = self.program.memory.total - self.kept[self.remat]
     return {remat: rest + kept for remat, kept in self.kept.items()}
@@ -227,7 +227,13 @@ class Forecast:
   @property
   def proposed_remat(self) -> str:
     """The key of `needs` that computes least again and fits; '' if none."""
-    fitting = [k for k, n in self.needs.items() if n <= self.where.chip.usable]
+    fitting = [
+      remat
+      for remat, need in self.needs.items()
+      if need <= self.where.chip.usable
+      # What the compiler refused does not fit, whatever the sum says.
+      and not (self.refused and remat == self.remat)
+    ]
     return fitting[0] if fitting else ''
 
   def filled(self, row: cost.Row) -> float | None:
@@ -388,7 +394,11 @@ def _measure(
   config: ml_collections.ConfigDict, where: topology.Topology, twice: bool
 ) -> Forecast:
   """Traces and compiles, in a process that has the devices."""
-  with placement.assume_platform('tpu' if where.chip.is_tpu else 'gpu'):
+  # Of TPUs that CPU devices stand for, kernels cannot be compiled either.
+  is_tpu = where.chip.is_tpu and not where.emulated
+  if where.emulated and config.model.attention == 'splash':
+    config.model.attention = 'auto'
+  with placement.assume_platform('tpu' if is_tpu else 'gpu'):
     return _measure_here(config, where, twice)
 
 
@@ -398,10 +408,9 @@ def _measure_here(
   mesh = sharding.make_mesh(**config.mesh, devices=where.devices())
   sharding.check_batch_size(config.data.batch_size, mesh)
   notes = []
-  is_fused = config.model.attention == 'cudnn' or (
-    config.model.attention == 'auto'
-    and not where.chip.is_tpu
-    and config.model.dtype == 'bfloat16'
+  is_fused = not where.chip.is_tpu and (
+    config.model.attention == 'cudnn'
+    or (config.model.attention == 'auto' and config.model.dtype == 'bfloat16')
   )
   if is_fused:
     # Its kernels are traced on a GPU only.

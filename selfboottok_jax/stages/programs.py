@@ -246,12 +246,20 @@ def kept_bytes(
     traced = jax.make_jaxpr(keep)(step_fn.state, step_fn.frozen, step_fn.batch)
   program = traced.jaxpr
   given = set(program.invars)
+  # Weights that were cast for the products are kept as they are placed, and
+  # activations where their images are.
+  weights = {leaf.shape for leaf in jax.tree.leaves(step_fn.state.params)}
   kept: list[Any] = [
     variable.aval
     for variable in program.outvars
     if not isinstance(variable, core.Literal) and variable not in given
   ]
-  return sum(a.size * a.dtype.itemsize for a in kept) / mesh.size
+  return sum(
+    a.size
+    * a.dtype.itemsize
+    / (mesh.shape['fsdp'] if a.shape in weights else mesh.size)
+    for a in kept
+  )
 
 
 def describe_devices(mesh: Mesh) -> str:

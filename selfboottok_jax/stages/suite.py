@@ -164,7 +164,9 @@ def _check_attention(
 ) -> dict[str, Any]:
   """Attention and its gradients beside float64."""
   rng = np.random.default_rng(0)
-  shapes = [(2, n, 4, 72) for n in (queries, keys, keys)]
+  # Two images for each device: kernels of TPUs want to know where they are.
+  images = 2 * jax.device_count()
+  shapes = [(images, n, 4, 72) for n in (queries, keys, keys)]
   # Rounded first, so that both sides see the same numbers.
   wide = [
     np.asarray(jnp.asarray(rng.normal(size=s), dtype), np.float64)
@@ -187,7 +189,8 @@ def _check_attention(
     return value, *pull(cotangent)
 
   narrow = [jnp.asarray(a, dtype) for a in wide]
-  found = both(narrow, jnp.asarray(cotangent, dtype))
+  with jax.set_mesh(sharding.make_mesh()):
+    found = both(narrow, jnp.asarray(cotangent, dtype))
   q, k, v = wide
   wanted = _attention_in_float64(q, k, v, cotangent, mask)
   error = max(map(_relative, found, wanted))
@@ -251,6 +254,10 @@ _CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
   ),
   'attention_bfloat16_masked': functools.partial(
     _check_attention, 128, 128, masked=True, dtype='bfloat16'
+  ),
+  # Long enough for the kernel of TPUs, and not of whole tiles.
+  'attention_bfloat16_long': functools.partial(
+    _check_attention, 321, 321, masked=False, dtype='bfloat16'
   ),
   'attention_float32': functools.partial(
     _check_attention, 65, 65, masked=False, dtype='float32'

@@ -1,6 +1,6 @@
 import pytest
 
-from selfboottok_jax import data
+from selfboottok_jax import data, errors
 from selfboottok_jax.data import cores, photos, token_cache
 from tests.data import caches
 
@@ -13,6 +13,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(cores, 'core_ids', lambda: frozenset(range(count)))
     (tmp_path / 'cpu.max').write_text(f'{quota}\n')
     monkeypatch.setattr(cores, '_QUOTA', tmp_path / 'cpu.max')
+    monkeypatch.setattr(cores, 'free_shared_memory', lambda: 2.0**30)
 
   return pretend
 
@@ -115,3 +116,25 @@ def test_a_large_cache_is_read_by_processes(machine, tmp_path, monkeypatch):
     token_cache.TokenCache, '__len__', lambda self: cores.LEAST_RECORDS
   )
   assert cores.choose(cache) == (4, 7)
+
+
+def test_workers_need_shared_memory(machine, monkeypatch, tmp_path):
+  machine(16)
+  source = _photos(cores.LEAST_PICTURES)
+  assert cores.choose(source, batch_bytes=2**27) == (4, 3)
+  # Two batches of each of three workers are more than a gigabyte.
+  assert cores.choose(source, batch_bytes=2**28) == (16, 0)
+  # What was asked for is done.
+  assert cores.choose(source, num_workers=3, batch_bytes=2**28) == (4, 3)
+  monkeypatch.undo()
+  assert cores.free_shared_memory() > 0
+  monkeypatch.setattr(cores, '_SHARED_MEMORY', tmp_path / 'none')
+  assert cores.free_shared_memory() == float('inf')
+
+
+@pytest.mark.parametrize('name', ['num_threads', 'num_workers'])
+def test_negative_numbers_are_refused(name):
+  with pytest.raises(
+    errors.ConfigError, match=rf'data\.{name}=-2; wanted 0 or more, or -1'
+  ):
+    cores.choose(_photos(1), **{name: -2})

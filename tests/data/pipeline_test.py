@@ -1,6 +1,9 @@
+import contextlib
 import hashlib
+import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -328,3 +331,22 @@ def test_batches_tell_how_many_pictures_they_hold():
       process_count=processes,
     )
     assert batches.count == count
+
+
+@pytest.mark.slow
+def test_workers_outlive_an_interrupt_of_the_terminal(tmp_path):
+  trees.write(tmp_path, *(f'train/{i}.png' for i in range(4)), 'val/0.png')
+  source = data.open_source('auto', str(tmp_path), 'train', 8)
+  batches = data.make_train_dataset(
+    source, batch_size=2, image_size=8, seed=0, num_workers=1
+  )
+  with contextlib.closing(batches):
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+      os.kill(worker.pid, signal.SIGINT)
+    # More than were prepared before.
+    for _ in range(batches.ahead + 2):
+      next(batches)
+    assert all(worker.is_alive() for worker in workers)

@@ -293,6 +293,31 @@ def test_attention_in_tiles_counts_without_its_padding():
   assert counted['xla'].forward == 2 * 2 * (8 * 4 * 65 * 130 * 32)
 
 
+def test_kept_attention_is_not_computed_again():
+  block = functools.partial(transformer.Block, 2, dtype='bfloat16')
+  x = jax.ShapeDtypeStruct((8, 257, 16), jnp.bfloat16)
+  counted = {}
+  for remat in ('none', 'dots', 'block'):
+    stack = transformer.Stack(block, 3, remat, dtype='bfloat16')
+    params = jax.eval_shape(stack.init, jax.random.key(0), x)
+
+    def loss(params, x, stack=stack):
+      return stack.apply(params, x).astype(jnp.float32).sum()
+
+    with (
+      placement.assume_platform('tpu'),
+      jax.set_mesh(sharding.make_mesh(data=8, fsdp=1)),
+    ):
+      program = jax.value_and_grad(loss, argnums=(0, 1))
+      assert 'splash_mha_dkv' in str(jax.make_jaxpr(program)(params, x))
+      counted[remat] = _count(program, params, x)[flops.OTHER]
+  assert counted['none'].model == counted['dots'].model
+  assert counted['none'].recompute == counted['dots'].recompute == 0
+  # All but the last product, whose result nobody reads again.
+  share = counted['block'].recompute / counted['none'].forward
+  assert 0.8 < share < 1
+
+
 def test_a_kernel_that_shows_nothing_is_refused():
   call = jax.ffi.ffi_call('some_kernel', jax.ShapeDtypeStruct((M,), 'float32'))
   with pytest.raises(ValueError, match='ffi_call'):

@@ -157,7 +157,9 @@ ENTRY %main (q: bf16[2,3,384,64], k: bf16[2,3,128,64]) -> bf16[2,3,384,64] {
   %q = bf16[2,3,384,64]{3,2,1,0} parameter(0)
   %k = bf16[2,3,128,64]{3,2,1,0} parameter(1)
   %m = s8[1,1,1]{2,1,0} constant({ { {1} } })
-  %splash_mha_fwd_residuals.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
+  %splash_mha_fwd_residuals.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+
+}}, metadata={op_name="step/attn/splash"}
   %other.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%q, %k), custom_call_target="tpu_custom_call"
   ROOT %splash_mha_dkv_no_residuals.1 = bf16[2,3,384,64]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
 }
@@ -166,6 +168,7 @@ ENTRY %main (q: bf16[2,3,384,64], k: bf16[2,3,128,64]) -> bf16[2,3,384,64] {
 
 def test_attention_in_tiles_multiplies_its_padding_too():
   work = roofline.compiled_work(hlo.Program(KERNELS))
+  assert work[0].scope == 'step/attn/splash'
   product = 2 * 2 * 3 * 384 * 128 * 64
   assert [one.flops for one in work] == [
     {'bfloat16': 2 * product},

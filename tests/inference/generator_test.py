@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors, inference
+from selfboottok_jax import errors, inference, placement
 from selfboottok_jax.evaluation import flops
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import generator as generator_lib
 from selfboottok_jax.inference import sampling as sampling_lib
+from selfboottok_jax.inference import tokenizer as tokenizer_lib
 from selfboottok_jax.models import sit
 from selfboottok_jax.training import checkpointing
 from tests import tiny
@@ -20,6 +21,40 @@ LABELS = [0, 3, 1, 9]
 SAMPLING = {'num_steps': 3}
 # Image side, code width and sampler steps of tests/launch/tiny.py.
 SIZE, TOKEN_DIM, STEPS = 16, 8, 2
+
+
+def test_samplers_and_decoders_may_run_kernels(monkeypatch):
+  """What a TPU's attention needs of the programs that it is traced in."""
+  fields = {'attention': 'splash', 'dtype': 'bfloat16'}
+  model = tiny.make_tokenizer(**fields)
+  with placement.assume_platform('tpu'):
+    params = tiny.noise_for(model.init, jax.random.key(0), tiny.images(1))
+  tokenizer = tokenizer_lib.ImageTokenizer(model, params['params'])
+  network = sit.SiT(
+    num_tokens=8, token_dim=4, num_classes=3, width=16, depth=1, heads=2,
+    **fields,
+  )  # fmt: skip
+  inputs = jnp.zeros((1, 8, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+  with placement.assume_platform('tpu'):
+    of_network = tiny.noise_for(network.init, jax.random.key(1), *inputs)
+  made = inference.ImageGenerator(
+    network,
+    of_network['params'],
+    {'mean': jnp.zeros(4), 'std': jnp.ones(4)},
+    tokenizer,
+    class_names=('a', 'b', 'c'),
+  )
+  count = 4 * made.mesh.size
+  integers = jax.ShapeDtypeStruct((count,), jnp.int32)
+  settings = generator_lib._traced_settings(0, made.sampling)
+  with placement.assume_platform('tpu'), jax.set_mesh(made.mesh):
+    sampler = made._program(made.sampling).trace(
+      made.params, made.statistics, integers, integers, *settings
+    )
+    codes = jax.ShapeDtypeStruct((count, 8, 4), jnp.float32)
+    decoder = made._decoder().trace(made._decoding, codes)
+  for program in (sampler, decoder):
+    assert 'splash_mha_fwd' in str(program.jaxpr)
 
 
 def test_sample_gives_images(generator):

@@ -288,7 +288,15 @@ def test_attention_in_tiles_is_that_of_xla(queries, keys):
     np.testing.assert_allclose(found, wanted, atol=3e-6)
 
 
-def _is_tiled(length, *, implementation='auto', masked=False, batch=8):
+def _is_tiled(
+  length,
+  *,
+  implementation='auto',
+  masked=False,
+  batch=8,
+  dtype='bfloat16',
+  width=64,
+):
   """Whether a TPU's flash attention computes this, and its gradient."""
   mask = jnp.tril(jnp.ones((length, length), bool)) if masked else None
 
@@ -296,7 +304,7 @@ def _is_tiled(length, *, implementation='auto', masked=False, batch=8):
     out = layers.attend(q, q, q, mask, implementation)
     return out.astype(jnp.float32).sum()
 
-  q = jax.ShapeDtypeStruct((batch, length, 2, 64), jnp.bfloat16)
+  q = jax.ShapeDtypeStruct((batch, length, 2, width), dtype)
   with placement.assume_platform('tpu'):
     text = str(jax.make_jaxpr(jax.grad(loss))(q))
   return 'splash_mha_dkv' in text
@@ -306,6 +314,9 @@ def test_tpus_attend_to_long_sequences_in_tiles():
   with jax.set_mesh(sharding.make_mesh()):
     assert _is_tiled(257)
     assert not _is_tiled(257, implementation='xla')
+    # Its products round float32, and its blocks are of limited size.
+    assert not _is_tiled(257, dtype='float32')
+    assert not _is_tiled(257, width=512)
     # Mostly padding.
     assert not _is_tiled(65)
     assert _is_tiled(65, implementation='splash')
@@ -318,6 +329,11 @@ def test_tpus_attend_to_long_sequences_in_tiles():
 def test_splash_needs_a_tpu():
   q = jnp.zeros((1, 4, 2, 8))
   with pytest.raises(errors.ConfigError, match=r'splash for 4 .*needs a TPU'):
+    layers.attend(q, q, q, implementation='splash')
+  with (
+    placement.assume_platform('tpu'),
+    pytest.raises(errors.ConfigError, match=r'splash .*it takes 16 bits'),
+  ):
     layers.attend(q, q, q, implementation='splash')
 
 

@@ -98,11 +98,12 @@ def test_remat_and_unroll_change_neither_values_nor_gradients(
 def test_blocks_per_iteration_depend_on_the_platform(
   unroll, depth, on_cpu, elsewhere
 ):
-  assert transformer.blocks_per_iteration(unroll, depth) == on_cpu
+  per_iteration = transformer.blocks_per_iteration
+  assert per_iteration(unroll, depth, 'float32') == on_cpu
+  assert per_iteration(unroll, depth, 'bfloat16') == elsewhere
   for name in ('gpu', 'tpu'):
     with placement.assume_platform(name):
-      found = transformer.blocks_per_iteration(unroll, depth)
-    assert found == elsewhere
+      assert per_iteration(unroll, depth, 'float32') == elsewhere
 
 
 def test_a_stack_keeps_the_type_of_its_residual_stream(params, x):

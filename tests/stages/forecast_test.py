@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, placement
 from selfboottok_jax.evaluation import cost, flops, hardware, hlo, roofline
 from selfboottok_jax.stages import forecast, topology
 from tests.launch import commands, tiny
@@ -115,6 +115,47 @@ def test_what_tiles_waste_is_shown():
   assert 'tiles of 128' in text
   assert '43%' in text
   assert 'tiles' not in found.to_text()
+
+
+@pytest.mark.parametrize(
+  ('name', 'emulated', 'platform', 'attention'),
+  [
+    ('v5e:4x4', False, 'tpu', 'splash'),
+    # After a refusal CPU devices stand for a TPU, and cannot run its kernels.
+    ('v5e:4x4', True, 'gpu', 'auto'),
+    ('h100:8', True, 'gpu', 'auto'),
+  ],
+)
+def test_kernels_are_those_of_what_compiles(
+  name, emulated, platform, attention, monkeypatch
+):
+  config = tiny.get_config('generator')
+  config.model.attention = 'splash'
+  where = dataclasses.replace(topology.parse(name), emulated=emulated)
+  seen = []
+
+  def measure(config, *_):
+    seen.append((placement.platform(), config.model.attention))
+    return _forecast()
+
+  monkeypatch.setattr(forecast, '_measure_here', measure)
+  forecast._measure(config, where, False)
+  assert seen == [(platform, attention)]
+
+
+def test_a_refusal_without_numbers_proposes_nothing():
+  kept = {'none': 3.0 * GIB, 'block': 1.0 * GIB}
+  found = _forecast(kept=kept, remat='none', refused='no room')
+  # It fits by the sum, but not by the compiler.
+  assert found.proposed_remat == 'block'
+  nothing = dataclasses.replace(
+    found,
+    program=dataclasses.replace(
+      found.program, memory=forecast.Memory(FIXED, 0, 0, 0)
+    ),
+  )
+  assert nothing.needs == {}
+  assert 'by model.remat' not in nothing.to_text()
 
 
 def test_a_short_training_never_leaves_its_first_phase():
