@@ -49,7 +49,15 @@ def _types(kind, dtype):
 
 
 @pytest.mark.parametrize(
-  'kind', [pytest.param('tokenizer', marks=pytest.mark.slow), *list(KINDS)[1:]]
+  'kind',
+  [
+    pytest.param(
+      kind,
+      # Half a minute to trace.
+      marks=pytest.mark.slow if kind in ('tokenizer', 'stylegan') else (),
+    )
+    for kind in KINDS
+  ],
 )
 def test_every_float32_product_of_a_step_asks_for_it(kind):
   outside, inside = _types(kind, 'float32')

@@ -197,9 +197,10 @@ def test_a_device_holds_an_eighth_of_the_state(preset, mesh):
 
 
 def test_what_is_computed_again_is_not_kept():
+  config, step_fn = _programs('generator', depth=3)
   kept = {}
   for remat in ('none', 'dots', 'block'):
-    config, step_fn = _programs('generator', depth=3, remat=remat)
+    config.model.remat = remat
     task = dry_run.abstract_task(config).task
     kept[remat] = programs.kept_bytes(task, step_fn, sharding.make_mesh(), 0)
   assert kept['none'] > kept['dots'] > kept['block'] > 0
