@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
@@ -103,6 +102,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
   are singular: the distance is well defined, but biased upwards and falling as
   the count grows, so compare it only at equal counts.
   """
+  # Imported where it is used: it takes a tenth of a training's start.
+  import scipy.linalg
+
   if a.mean.shape != b.mean.shape:
     raise errors.UserError(
       f'Frechet distance of {a.mean.size} against {b.mean.size} features; '
@@ -120,6 +122,8 @@ def _factor(
   covariance: Float[np.ndarray, 'd d'],
 ) -> Float[np.ndarray, 'd r']:
   """Factors a covariance as F F^T, without eigenvalues below round-off."""
+  import scipy.linalg
+
   values, vectors = scipy.linalg.eigh(covariance)
   # The usual rank tolerance; it also drops negative eigenvalues, whose roots
   # would be NaN.
