@@ -161,19 +161,22 @@ def gather(weight: jax.Array) -> jax.Array:
 def _repeat(x: jax.Array) -> jax.Array:
   if mesh_in_use() is None:
     return x
-  return jax.lax.with_sharding_constraint(x, P())
+  # Said first that it is split: else the compiler may gather what `x` was cast
+  # from, which is larger, or keep all of `x` from one pass to the other.
+  return jax.lax.with_sharding_constraint(_share(x), P())
 
 
-def _share(gradient: jax.Array) -> jax.Array:
+def _share(x: jax.Array) -> jax.Array:
+  """Splits a weight, or its gradient, over the devices that share it."""
   mesh = mesh_in_use()
   if mesh is None:
-    return gradient
-  # Left to itself, a compiler may add up all of it on every device first, twice
-  # the bytes, and then throw away what it does not keep.
-  spec = shape_rule('', gradient.shape, mesh.shape['fsdp'])
-  return jax.lax.with_sharding_constraint(gradient, spec)
+    return x
+  spec = shape_rule('', x.shape, mesh.shape['fsdp'])
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
+# The gradient is placed too: left to itself, a compiler may add up all of it on
+# every device first, twice the bytes, and then drop what it does not keep.
 # Not `gather` again: its call would hide the constraint from those who look for
 # it in a trace, as `transformer.Stack` does.
 gather.defvjp(lambda x: (_repeat(x), None), lambda _, x: (_share(x),))
