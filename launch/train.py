@@ -8,7 +8,7 @@ A run that was stopped continues when the same command is given again.
 
 from launch import cli
 from selfboottok_jax import errors
-from selfboottok_jax.stages import dry_run, forecast, train
+from selfboottok_jax.stages import dry_run, foresee, train
 
 FLAGS = cli.Flags()
 _CONFIG = FLAGS.config()
@@ -53,7 +53,7 @@ def main() -> None:
         f'--topology={_TOPOLOGY.value} has its own devices; leave {other} out'
       )
     # No start of JAX: it would claim the devices that there are.
-    said = forecast.describe(
+    said = foresee.describe(
       config,
       _TOPOLOGY.value,
       largest_batch=_LARGEST_BATCH.value,

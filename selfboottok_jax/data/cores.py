@@ -1,4 +1,4 @@
-"""How many threads and processes prepare batches, by the cores of a machine."""
+"""Chooses the threads and processes that prepare batches, from the cores."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""How many samples a device computes at a time, by its memory."""
+"""Chooses how many samples a device computes at a time, from its memory."""
 
 from collections.abc import Callable, Sequence
 

@@ -16,6 +16,8 @@ LAYER_NORM_EPSILON = 1e-6
 # Accepted values of every module field called `attention` or `dtype`.
 ATTENTIONS = ('auto', 'xla', 'cudnn', 'splash')
 DTYPES = ('float32', 'bfloat16')
+# Platforms of those implementations of attention that take 16 bits alone.
+PLATFORMS = {'cudnn': 'gpu', 'splash': 'tpu'}
 # Accepted values of every field called `residual_dtype`; '' is `dtype`. In
 # float32, what blocks in bfloat16 add up keeps 24 bits instead of 8, as under
 # torch's autocast; it takes twice the memory.
@@ -384,11 +386,11 @@ def _attend_in_pairs(
     ends = jnp.full(len(q), queries, jnp.int32)
     key_ends = jnp.full(len(k), keys, jnp.int32)
   elif mask is not None:
-    mask = _pad_to_even(_pad_to_even(mask, axis=0), axis=1)
+    mask = _pad(_pad(mask, 2, axis=0), 2)
   out = jax.nn.dot_product_attention(
-    _pad_to_even(q, axis=1),
-    _pad_to_even(k, axis=1),
-    _pad_to_even(v, axis=1),
+    _pad(q, 2),
+    _pad(k, 2),
+    _pad(v, 2),
     mask=None if mask is None else mask[None, None],
     query_seq_lengths=ends,
     key_value_seq_lengths=key_ends,
@@ -397,10 +399,12 @@ def _attend_in_pairs(
   return out[:, :queries]
 
 
-def _pad_to_even(x: Shaped[Array, '...'], axis: int) -> Shaped[Array, '...']:
-  """Appends a zero along an axis of odd length."""
+def _pad(
+  x: Shaped[Array, '...'], multiple: int, axis: int = 1
+) -> Shaped[Array, '...']:
+  """Appends zeros until the length of an axis is a multiple of `multiple`."""
   widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, x.shape[axis] % 2)
+  widths[axis] = (0, -x.shape[axis] % multiple)
   return jnp.pad(x, widths)
 
 
@@ -439,7 +443,11 @@ def _attend_in_tiles(
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   queries, keys, heads = q.shape[1], k.shape[1], q.shape[2]
-  length, key_length = (-(-n // _TILE) * _TILE for n in (queries, keys))
+  # It scales nothing itself. Scaled in float32: rounded to 16 bits, the factor
+  # would change all logits alike.
+  scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+  padded = [_pad(x, _TILE) for x in (scaled, k, v)]
+  length, key_length = padded[0].shape[1], padded[1].shape[1]
   # Padded queries see padded keys: a row that sees nothing has no softmax.
   visible = np.ones((length, key_length), bool)
   visible[:queries, keys:] = False
@@ -461,15 +469,9 @@ def _attend_in_tiles(
     residual_checkpoint_name=KEPT,
     interpret=interpret,
   )
-  # It scales nothing itself, and has heads before positions. Scaled in float32:
-  # rounded to 16 bits, the factor would change all logits alike.
-  scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-  padded = (
-    jnp.moveaxis(_pad_to(x, size), 2, 1)
-    for x, size in ((scaled, length), (k, key_length), (v, key_length))
-  )
   with jax.named_scope(TILED.format(queries, keys)):
-    out = jax.vmap(kernel)(*padded)
+    # It has heads before positions.
+    out = jax.vmap(kernel)(*(jnp.moveaxis(x, 2, 1) for x in padded))
   return jnp.moveaxis(out, 1, 2)[:, :queries]
 
 
@@ -477,13 +479,6 @@ def _block(length: int) -> int:
   """The largest side of a block that divides a length of whole tiles."""
   sides = range(_TILE, _MOST_TILES * _TILE + 1, _TILE)
   return max(side for side in sides if length % side == 0)
-
-
-def _pad_to(x: Shaped[Array, 'b k ...'], length: int) -> Shaped[Array, '...']:
-  """Appends zeros along the second axis."""
-  widths = [(0, 0)] * x.ndim
-  widths[1] = (0, length - x.shape[1])
-  return jnp.pad(x, widths)
 
 
 def _splash_obstacle(q: Float[Array, 'b k h d']) -> str:

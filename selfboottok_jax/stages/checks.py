@@ -8,6 +8,7 @@ keys of the run itself, and what depends on the machine.
 import ml_collections
 
 from selfboottok_jax import errors, inference, placement, trees
+from selfboottok_jax.models import layers
 from selfboottok_jax.stages import generator, objective
 from selfboottok_jax.training import checkpointing
 
@@ -59,14 +60,10 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_attention(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError for an implementation that cannot run here."""
   attention, dtype = config.model.attention, config.model.dtype
-  platform = placement.platform()
-  wanted = ''
-  if attention == 'cudnn' and (platform != 'gpu' or dtype == 'float32'):
-    wanted = 'a GPU and bfloat16'
-  elif attention == 'splash' and platform != 'tpu':
-    wanted = 'a TPU'
-  if wanted:
+  platform, wanted = placement.platform(), layers.PLATFORMS.get(attention)
+  if wanted and (platform != wanted or dtype == 'float32'):
     raise errors.ConfigError(
       f'model.attention={attention} on {platform} with model.dtype={dtype}; '
-      f'wanted {wanted}, or --config.model.attention=auto'
+      f'wanted a {wanted.upper()} and bfloat16, or '
+      '--config.model.attention=auto'
     )

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from selfboottok_jax import data, errors, presets, pretrained, stages
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
+from selfboottok_jax.models import layers
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.presets import tokenizer as tokenizer_presets
 from selfboottok_jax.pretrained import autoencoders
@@ -58,7 +59,7 @@ def describe(
   """
   lines = []
   attention = config.model.attention
-  needed = {'cudnn': 'gpu', 'splash': 'tpu'}.get(attention)
+  needed = layers.PLATFORMS.get(attention)
   if needed and jax.default_backend() != needed:
     config = copy.deepcopy(config)
     config.model.attention = 'xla'

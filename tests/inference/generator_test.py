@@ -24,7 +24,7 @@ SIZE, TOKEN_DIM, STEPS = 16, 8, 2
 
 
 def test_samplers_and_decoders_may_run_kernels(monkeypatch):
-  """What a TPU's attention needs of the programs that it is traced in."""
+  """A TPU's attention kernel can be traced where samples are made."""
   fields = {'attention': 'splash', 'dtype': 'bfloat16'}
   model = tiny.make_tokenizer(**fields)
   with placement.assume_platform('tpu'):

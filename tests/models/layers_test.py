@@ -297,7 +297,7 @@ def _is_tiled(
   dtype='bfloat16',
   width=64,
 ):
-  """Whether a TPU's flash attention computes this, and its gradient."""
+  """Returns True if a TPU's kernel computes attention and its gradient."""
   mask = jnp.tril(jnp.ones((length, length), bool)) if masked else None
 
   def loss(q):

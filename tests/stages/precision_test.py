@@ -1,4 +1,4 @@
-"""What is called float32 is float32 on accelerators too, in every program."""
+"""Tests that products called float32 keep their precision on accelerators."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def test_so_does_every_one_of_a_velocity():
 
 
 def _error(function, *args):
-  """How far a TPU's products lead from float32, relative to the values."""
+  """Returns the relative error of a function that a TPU would compute."""
   exact = jax.jit(function)(*args)
   found = tpu_products.emulated(function)(*args)
   return np.abs(found - exact).max() / np.abs(exact).max()
