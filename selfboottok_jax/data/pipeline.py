@@ -8,21 +8,34 @@ the rows depend on seed and step alone, not on the number of processes.
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
 from selfboottok_jax import errors
 from selfboottok_jax.data import cores, sources, token_cache, transforms
+from selfboottok_jax.data import workers as workers_lib
 
 Row = dict[str, Any]
+
+
+@runtime_checkable
+class Prepared(Protocol):
+  """An iterator over batches that others prepare until it is closed."""
+
+  def __iter__(self) -> Iterator[Row]:
+    """Returns itself."""
+
+  def __next__(self) -> Row:
+    """The next batch."""
+
+  def close(self) -> None:
+    """Stops what prepares them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,17 +196,20 @@ def make_train_dataset(
   # change the global batch.
   share = _Share(rows, start_step, batch_size, local, process_index)
   batches = grain.MapDataset.source(share).batch(local)
+  batch_bytes = local * _row_bytes(source, image_size)
   threads, workers = cores.choose(
     source,
     num_threads,
     num_workers,
     shared_by=cores_shared_by,
-    batch_bytes=local * _row_bytes(source, image_size),
+    batch_bytes=batch_bytes,
   )
-  # Each worker prepares as many as this process would without any, and one
-  # more of each is handed over.
-  ahead = (_ahead(threads) + 1) * max(workers, 1)
-  return TrainBatches(iter(_prefetch(batches, threads, workers)), ahead)
+  # Each worker prepares as many as this process would without any, and those
+  # that wait in shared memory.
+  ahead = _ahead(threads) + 1
+  if workers:
+    ahead = (ahead + workers_lib.SLOTS) * workers
+  return TrainBatches(_prefetch(batches, threads, workers, batch_bytes), ahead)
 
 
 def make_eval_dataset(
@@ -269,7 +285,8 @@ def make_row_dataset(
   num_threads, num_workers = cores.choose(
     source, num_threads, num_workers, shared_by=cores_shared_by
   )
-  return EvalBatches(rows, count, local, num_threads, num_workers)
+  batch_bytes = local * _row_bytes(source, image_size)
+  return EvalBatches(rows, count, local, num_threads, num_workers, batch_bytes)
 
 
 class TrainBatches:
@@ -281,12 +298,10 @@ class TrainBatches:
     ahead: the most batches that are prepared before they are asked for.
   """
 
-  def __init__(self, iterator: grain.DatasetIterator, ahead: int):
-    """Takes over a grain iterator, which nobody else may hold."""
+  def __init__(self, iterator: Prepared, ahead: int):
+    """Takes over an iterator, which nobody else may hold."""
     self.ahead = ahead
-    # Held in a box that the finaliser empties: a grain iterator that is left
-    # to the interpreter's own shutdown leaks shared memory and complains,
-    # even if it was closed.
+    # Held in a box that the finaliser empties.
     self._box = [iterator]
     self._finalizer = weakref.finalize(self, _close, self._box)
 
@@ -322,6 +337,7 @@ class EvalBatches:
   local: int
   num_threads: int
   num_workers: int
+  batch_bytes: int
 
   def __len__(self) -> int:
     """Number of batches."""
@@ -330,7 +346,9 @@ class EvalBatches:
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Reads the batches; threads end when the reader stops."""
     batches = grain.MapDataset.source(self.rows).batch(self.local)
-    iterator = iter(_prefetch(batches, self.num_threads, self.num_workers))
+    # A worker without a batch would start for nothing.
+    workers = min(self.num_workers, len(self))
+    iterator = _prefetch(batches, self.num_threads, workers, self.batch_bytes)
     with contextlib.closing(iterator):
       yield from iterator
 
@@ -372,37 +390,43 @@ class _Rows:
     return {**self.read(index), 'mask': np.True_}
 
 
-def _close(box: list[grain.DatasetIterator]) -> None:
+def _close(box: list[Prepared]) -> None:
   box.pop().close()
 
 
 def _prefetch(
-  batches: grain.MapDataset, num_threads: int, num_workers: int
-) -> grain.IterDataset:
+  batches: grain.MapDataset,
+  num_threads: int,
+  num_workers: int,
+  batch_bytes: int,
+) -> Prepared:
   """Prepares whole batches ahead, one to a thread, and at least two."""
-  options = grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=_ahead(num_threads)
+  prepare = _Prepare(batches, num_threads, max(num_workers, 1))
+  if not num_workers:
+    return prepare(0)
+  return workers_lib.Workers(
+    prepare, count=num_workers, batch_bytes=batch_bytes
   )
-  dataset = batches.to_iter_dataset(options)
-  if num_workers:
-    # grain reads its flags to start workers, and outside an absl main, as in a
-    # notebook, nobody has parsed them: the defaults will do.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers), worker_init_fn=_outlive_ctrl_c
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+  """Prepares every so manieth batch, in threads."""
+
+  batches: grain.MapDataset
+  num_threads: int
+  every: int
+
+  def __call__(self, first: int) -> grain.DatasetIterator:
+    """Iterates over the batches first, first + every, ..."""
+    options = grain.ReadOptions(
+      num_threads=self.num_threads,
+      prefetch_buffer_size=_ahead(self.num_threads),
     )
-  return dataset
-
-
-def _outlive_ctrl_c(index: int, count: int) -> None:
-  """Leaves an interrupt of the terminal to the process that trains.
-
-  Every process of the terminal gets it. A training saves its state first, and
-  may need another batch until then; it stops its workers itself.
-  """
-  del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mine = self.batches
+    if self.every > 1:
+      mine = mine.slice(slice(first, None, self.every))
+    return iter(mine.to_iter_dataset(options))
 
 
 def _row_bytes(source: sources.Source, image_size: int) -> int:
