@@ -186,16 +186,23 @@ def make_train_dataset(
   draw = train_rows(
     source, image_size, max_scale=max_scale, flip=flip, random_crop=random_crop
   )
-  rows = (
+  order = (
     grain.MapDataset.range(len(source))
     .shuffle(seed=_stream(seed, _SHUFFLE))
     .repeat()
-    .random_map(draw, seed=_stream(seed, _AUGMENT))
   )
   # Processes are split after the shuffle, so that their number does not
   # change the global batch.
-  share = _Share(rows, start_step, batch_size, local, process_index)
-  batches = grain.MapDataset.source(share).batch(local)
+  share = _Share(
+    order,
+    draw,
+    _stream(seed, _AUGMENT),
+    start_step,
+    batch_size,
+    local,
+    process_index,
+  )
+  batches = grain.MapDataset.source(share)
   batch_bytes = local * _row_bytes(source, image_size)
   threads, workers = cores.choose(
     source,
@@ -278,7 +285,7 @@ def make_row_dataset(
   padding = -len(indices) % batch_size
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
-  rows = _Rows(eval_rows(source, image_size), share)
+  rows = _Rows(eval_rows(source, image_size), share, local)
   count = int(np.sum(indices >= 0))
   if num_workers == cores.BY_CORES:
     num_workers = 0
@@ -286,7 +293,7 @@ def make_row_dataset(
     source, num_threads, num_workers, shared_by=cores_shared_by
   )
   batch_bytes = local * _row_bytes(source, image_size)
-  return EvalBatches(rows, count, local, num_threads, num_workers, batch_bytes)
+  return EvalBatches(rows, count, num_threads, num_workers, batch_bytes)
 
 
 class TrainBatches:
@@ -334,18 +341,17 @@ class EvalBatches:
 
   rows: '_Rows'
   count: int
-  local: int
   num_threads: int
   num_workers: int
   batch_bytes: int
 
   def __len__(self) -> int:
     """Number of batches."""
-    return len(self.rows) // self.local
+    return len(self.rows)
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Reads the batches; threads end when the reader stops."""
-    batches = grain.MapDataset.source(self.rows).batch(self.local)
+    batches = grain.MapDataset.source(self.rows)
     # A worker without a batch would start for nothing.
     workers = min(self.num_workers, len(self))
     iterator = _prefetch(batches, self.num_threads, workers, self.batch_bytes)
@@ -355,39 +361,64 @@ class EvalBatches:
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-  """One process's rows of the endless stream, from a step on."""
+  """One process's batches of the endless stream, from a step on.
 
-  rows: Any
+  A whole batch is one element of grain's, whose bookkeeping for an element
+  takes as long as a small picture.
+  """
+
+  order: grain.MapDataset
+  draw: Callable[[int, np.random.Generator], Row]
+  seed: int
   start_step: int
   batch_size: int
   local: int
   process_index: int
 
   def __len__(self) -> int:
-    # Whole batches, or the last index would wrap within one.
-    return sys.maxsize // self.local * self.local
+    return sys.maxsize // self.batch_size - self.start_step
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    step, row = divmod(index, self.local)
-    first = (self.start_step + step) * self.batch_size
-    return self.rows[first + self.process_index * self.local + row]
+  def __getitem__(self, index: int) -> Row:
+    first = (self.start_step + index) * self.batch_size
+    first += self.process_index * self.local
+    philox = np.random.Philox(self.seed)
+    rng, state = np.random.Generator(philox), philox.state
+    # A thread has its own: setting the state is faster than a new one.
+    rows = []
+    for place in range(first, first + self.local):
+      # What a picture draws depends on its place in the stream alone.
+      state['state']['counter'] = np.array([0, 0, 0, place], np.uint64)
+      philox.state = state
+      rows.append(self.draw(self.order[place], rng))
+    return _stack(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """One process's rows of an evaluation, padded to whole batches."""
+  """One process's batches of an evaluation, of the rows with these indices."""
 
   read: EvalRows
   indices: Int[np.ndarray, '_']
+  local: int
 
   def __len__(self) -> int:
-    return len(self.indices)
+    return len(self.indices) // self.local
 
-  def __getitem__(self, row: int) -> dict[str, Any]:
-    index = int(self.indices[row])
+  def __getitem__(self, batch: int) -> Row:
+    first = batch * self.local
+    return _stack(
+      [self._row(i) for i in self.indices[first : first + self.local].tolist()]
+    )
+
+  def _row(self, index: int) -> Row:
     if index < 0:
       return {**self.read.blank(), 'mask': np.False_}
     return {**self.read(index), 'mask': np.True_}
+
+
+def _stack(rows: list[Row]) -> Row:
+  """Rows as one batch; each array is copied once, into its place."""
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _close(box: list[Prepared]) -> None:

