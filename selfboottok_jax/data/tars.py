@@ -1,0 +1,1 @@
+"""Reads pictures out of uncompressed tars, in any order."""
