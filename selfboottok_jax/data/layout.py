@@ -445,7 +445,10 @@ def _make_split(
     () if is_single else classes, names, sizes, labels
   )
   read = reader([files[key] for key in keys])
-  return picture_set.Split(keys, sizes, labels, read, digest, former=former)
+  prefix = keys[0].removesuffix(names[0]) if keys else ''
+  return picture_set.Split(
+    names, sizes, labels, read, digest, former=former, prefix=prefix
+  )
 
 
 def _note_shared(

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from selfboottok_jax import errors, files
-from selfboottok_jax.data import joined, picture_set, pictures, scenes
+from selfboottok_jax.data import (
+  joined,
+  picture_set,
+  pictures,
+  records,
+  scenes,
+)
 
 BUILT_IN = 'procedural'
 BAD = ('stop', 'skip')
@@ -126,6 +132,8 @@ def open_pictures(
         f'{each} does not exist; give a folder of images or a .tar of one'
       )
     _check_kind(source, each)
+  if records.is_prepared(paths[0]) and len(paths) == 1 and source != 'tar':
+    return records.open_records(paths[0])
   return joined.open_trees(paths, label_files)
 
 
