@@ -26,10 +26,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from grain import sources as grain_sources
 from jaxtyping import Float
 
 from selfboottok_jax import errors, files, trees
+from selfboottok_jax.data import records as record_files
 
 # Version 1 has a record for each image, version 2 one for each of its sides.
 VERSIONS = (1, 2)
@@ -430,26 +430,6 @@ def combine(parts: Iterable[Sums]) -> Statistics:
   )
 
 
-# What reading a damaged ArrayRecord raises, which has checksums of its own.
-_READ_ERRORS = (RuntimeError, OSError, ValueError)
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """A shard for ArrayRecordDataSource, which then opens it only when read.
-
-  With bare paths it would open every file at once to count its records.
-  """
-
-  filename: str
-  take: int
-  skip: int = 0
-
-  @property
-  def examples_in_shard(self) -> int:
-    return self.take
-
-
 class TokenCache:
   """The encoders' outputs for the images of one split, by index.
 
@@ -485,8 +465,8 @@ class TokenCache:
     for shard in range(self._size.shards):
       first, end = self._size.bounds(shard)
       records = (end - first) * index.records_of_image
-      files.append(_File(str(self._file(shard)), records))
-    self._records = grain_sources.ArrayRecordDataSource(files)
+      files.append((str(self._file(shard)), records))
+    self._records = record_files.open_files(files)
 
   def __len__(self) -> int:
     """Number of images."""
@@ -588,7 +568,7 @@ class TokenCache:
     try:
       place = index * self.index.records_of_image + record
       return unpack(self.index, self._records[place], self.names, sides)
-    except _READ_ERRORS as error:
+    except record_files.READ_ERRORS as error:
       file = self._file(self._size.shard_of(index))
       raise damaged(file, error) from error
 
