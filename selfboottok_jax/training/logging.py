@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import tqdm
 
 from selfboottok_jax import files
 
 METRICS = 'metrics.jsonl'
-
 
 EVALUATION = 'val/'  # begins the names of what evaluations measure
 
@@ -109,8 +109,9 @@ def _lines_until(path: pathlib.Path, step: int) -> list[str]:
 def note(*lines: str, everywhere: bool = False) -> None:
   """Prints lines to standard error: of the first process, or of each one."""
   if everywhere or not jax.process_index():
-    sys.stderr.write(''.join(f'{line}\n' for line in lines))
-    sys.stderr.flush()
+    terminal = _Lasting()
+    terminal.write(''.join(f'{line}\n' for line in lines))
+    terminal.flush()
 
 
 class Progress:

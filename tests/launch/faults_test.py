@@ -26,6 +26,7 @@ pytestmark = [
   ),
 ]
 WORKERS = 2
+UPDATE, DATA = 'generator: step ', ('data: ', 'split: ', 'skipped: ')
 
 
 @pytest.fixture
@@ -56,14 +57,19 @@ def _start(arguments, **options) -> subprocess.Popen:
 
 
 def _wait_for_updates(stream, count=3) -> list[str]:
-  lines = [stream.readline().strip() for _ in range(count)]
-  assert lines[-1].startswith('generator: step '), lines
+  """The lines of the first updates; what is said of the data comes before."""
+  lines = []
+  while len(lines) < count:
+    line = stream.readline().strip()
+    assert line.startswith((UPDATE, *DATA)), (line, stream.read())
+    if line.startswith(UPDATE):
+      lines.append(line)
   return lines
 
 
 def _assert_one_error(lines, beginning) -> str:
   *log, last = lines
-  assert all(line.startswith('generator: step ') for line in log), lines
+  assert all(line.startswith((UPDATE, *DATA)) for line in log), lines
   assert last.startswith(f'error: {beginning}'), lines
   return last
 
