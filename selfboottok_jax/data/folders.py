@@ -1,7 +1,6 @@
 """Photographs as files in a folder, on a disk or in a bucket."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from etils import epath
@@ -21,14 +20,17 @@ class FolderReader:
   def __init__(self, path: str, names: Sequence[str]):
     """Reads files that are given relative to `path`."""
     self._path, self._names = path, names
+    self._is_remote = files.is_remote(path)
 
   def __call__(self, index: int) -> bytes:
     """Returns the bytes of a file; DataError if it has gone since."""
     file = f'{self._path}/{self._names[index]}'
     try:
-      if files.is_remote(file):
+      if self._is_remote:
         return epath.Path(file).read_bytes()
-      return pathlib.Path(file).read_bytes()
+      # A path object and a buffer would take a tenth of a small picture's time.
+      with open(file, 'rb', buffering=0) as opened:
+        return opened.read()
     except OSError as error:
       raise errors.DataError(
         f'cannot read {file}: {error.strerror or error}; it was there at the '

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from selfboottok_jax import errors
 from selfboottok_jax.data import (
   cores,
+  picture_set,
   pictures,
   sources,
   token_cache,
@@ -46,6 +47,13 @@ class Prepared(Protocol):
     """Stops what prepares them."""
 
 
+def _read(source: sources.Source, index: int) -> Row:
+  """Reads a picture, not as an array where that would be one more copy."""
+  if isinstance(source, picture_set.PictureSource):
+    return source.picture(index)
+  return source[index]
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainPictures:
   """Reads pictures and augments them at random."""
@@ -62,10 +70,10 @@ class TrainPictures:
     a step has is still decided by seed and step.
     """
     if not self.skip_bad:
-      return self.transform(self.source[index], rng)
+      return self.transform(_read(self.source, index), rng)
     for tried in range(_MOST_BAD_IN_A_ROW):
       try:
-        element = self.source[(index + tried) % len(self.source)]
+        element = _read(self.source, (index + tried) % len(self.source))
       except pictures.PictureError as error:
         last = error
       else:
@@ -99,7 +107,7 @@ class EvalPictures:
   def __call__(self, index: int) -> Row | None:
     """Reads and crops one; None for a picture that is skipped."""
     try:
-      element = self.source[index]
+      element = _read(self.source, index)
     except pictures.PictureError:
       if not self.skip_bad:
         raise

@@ -4,6 +4,7 @@ Real processes, on a folder of photographs: nothing is left of them, what was
 trained is saved, and the user reads one line.
 """
 
+import contextlib
 import os
 import pathlib
 import pty
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -44,9 +46,10 @@ def arguments(runs, photos, tmp_path):
   ]
 
 
-def _start(arguments, **options) -> subprocess.Popen:
-  """A training in a process group of its own."""
-  return subprocess.Popen(
+@contextlib.contextmanager
+def _start(arguments, **options) -> Iterator[subprocess.Popen]:
+  """A training in a process group of its own; a failed test leaves none."""
+  training = subprocess.Popen(
     [sys.executable, '-m', 'launch.train', *arguments],
     cwd=commands.ROOT,
     env=commands.environment(),
@@ -54,6 +57,12 @@ def _start(arguments, **options) -> subprocess.Popen:
     text=True,
     **({'stderr': subprocess.PIPE, 'start_new_session': True} | options),
   )
+  try:
+    yield training
+    training.wait(600)
+  finally:
+    training.kill()
+    training.wait()
 
 
 def _wait_for_updates(stream, count=3) -> list[str]:
@@ -61,7 +70,7 @@ def _wait_for_updates(stream, count=3) -> list[str]:
   lines = []
   while len(lines) < count:
     line = stream.readline().strip()
-    assert line.startswith((UPDATE, *DATA)), (line, stream.read())
+    assert line.startswith((UPDATE, *DATA)), line
     if line.startswith(UPDATE):
       lines.append(line)
   return lines
