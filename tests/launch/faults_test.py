@@ -63,6 +63,9 @@ def _start(arguments, **options) -> Iterator[subprocess.Popen]:
   finally:
     training.kill()
     training.wait()
+    for stream in (training.stdout, training.stderr):
+      if stream:
+        stream.close()
 
 
 def _wait_for_updates(stream, count=3) -> list[str]:
