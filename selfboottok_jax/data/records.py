@@ -98,8 +98,8 @@ def read_index(path: str) -> dict[str, Any]:
     ) from error
   if (kind, version) != (KIND, VERSION):
     raise errors.DataError(
-      f'{file} is {kind!r} of version {version}; this version reads {KIND!r} of '
-      f'version {VERSION}'
+      f'{file} is {kind!r} of version {version}; wanted {KIND!r} of version '
+      f'{VERSION}: prepare the data set with this version'
     )
   return content
 
@@ -153,8 +153,8 @@ def _open_split(
     if there != shard.bytes:
       found = 'is missing' if there is None else f'has {there:,} bytes'
       raise errors.DataError(
-        f'{shard_file} {found}; wanted {shard.bytes:,} bytes: copy it again, or '
-        'prepare the data set again'
+        f'{shard_file} {found}; wanted {shard.bytes:,} bytes: copy it '
+        'again, or prepare the data set again'
       )
   return picture_set.Split(
     names,
@@ -173,8 +173,8 @@ def _read(file: pathlib.Path) -> bytes:
     return file.read_bytes()
   except OSError as error:
     raise errors.DataError(
-      f'{file} cannot be read ({error.strerror}); copy it again, or prepare the '
-      'data set again'
+      f'{file} cannot be read ({error.strerror}); copy it again, or prepare '
+      'the data set again'
     ) from error
 
 
