@@ -1,6 +1,6 @@
 """The images, or cached codes, that a configuration's stages read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -148,6 +148,17 @@ def eval_batches(
     num_workers=config.data.num_workers,
     skip_bad=config.data.bad == 'skip',
   )
+
+
+def read_through(every: Sequence[data.EvalBatches]) -> None:
+  """Reads batches, this process's share of each, and drops them.
+
+  Raises:
+    DataError: a picture or a record cannot be read.
+  """
+  for batches in every:
+    for _ in batches:
+      pass
 
 
 def check_image_size(

@@ -51,7 +51,7 @@ def train(
   Raises:
     UserError: a value, data, weights or a workdir that cannot be used.
     DivergedError: the loss is no longer finite.
-    Interrupted: SIGINT or SIGTERM, after the state was saved.
+    Interrupted: SIGINT, SIGTERM or SIGHUP, after the state was saved.
   """
   workdir = str(workdir)
   checks.check(config)
@@ -71,6 +71,10 @@ def train(
   resolved = config.to_dict() | {'model': stage.model_fields}
   with processes.all_or_none():
     latest = _check_workdir(config, resolved, workdir)
+    # A picture that cannot be read should not end the training at its first
+    # evaluation.
+    if latest != config.train.steps:
+      inputs.read_through(stage.held_out)
   # Traced before the workdir is touched: what does not fit together, as a depth
   # that no head divides, must not leave a workdir that refuses the right value.
   step_fn = programs.TrainPrograms(config, stage.task, mesh)
@@ -124,6 +128,8 @@ def train(
         checkpointer=checkpointer,
         meta=meta,
         evaluators=stage.evaluators(frozen),
+        # Only the first process has a log.
+        evaluated=processes.anywhere(writer is not None and writer.evaluated),
         writer=writer,
       )
 

@@ -1,5 +1,6 @@
 """Logging: metrics to JSONL and TensorBoard, progress to the terminal."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -14,11 +15,17 @@ from selfboottok_jax import files
 METRICS = 'metrics.jsonl'
 
 
+EVALUATION = 'val/'  # begins the names of what evaluations measure
+
+
 class MetricsWriter:
   """Writes metrics as JSON lines {"step": ..., name: value} and to TensorBoard.
 
   Lines of steps after `start_step` are removed first: a run that continues from
   an older checkpoint computes them again.
+
+  Attributes:
+    evaluated: whether there is an evaluation of `start_step` in the log.
   """
 
   def __init__(self, workdir: str, *, start_step: int):
@@ -31,6 +38,12 @@ class MetricsWriter:
     folder = pathlib.Path(workdir)
     path = folder / METRICS
     kept = _lines_until(path, start_step) if path.exists() else []
+    self.evaluated = any(
+      name.startswith(EVALUATION)
+      for line in kept
+      if (record := json.loads(line))['step'] == start_step
+      for name in record
+    )
     # Atomically: an interruption cannot lose the log.
     text = ''.join(f'{line}\n' for line in kept)
     files.write_atomically(path, text.encode())
@@ -122,6 +135,7 @@ class Progress:
       unit='step',
       dynamic_ncols=True,
       disable=silent or not sys.stderr.isatty(),
+      file=_Lasting(),
     )
     self._name, self._total = name, total
     self._start, self._began = start, time.monotonic()
@@ -146,16 +160,36 @@ class Progress:
     """Prints a line that stays above the bar."""
     if self._silent:
       return
-    line = f'{self._name}: {text}'
+    line, terminal = f'{self._name}: {text}', _Lasting()
     if self._bar.disable:
-      sys.stderr.write(line + '\n')
-      sys.stderr.flush()
+      terminal.write(line + '\n')
+      terminal.flush()
     else:
-      self._bar.write(line, file=sys.stderr)
+      self._bar.write(line, file=terminal)
 
   def close(self) -> None:
     """Ends the display; a bar stays as it is."""
     self._bar.close()
+
+
+class _Lasting:
+  """Standard error, or nothing once it is gone.
+
+  A terminal that was closed refuses what is written, and the training has a
+  state to save before it ends.
+  """
+
+  def write(self, text: str) -> None:
+    with contextlib.suppress(OSError):
+      sys.stderr.write(text)
+
+  def flush(self) -> None:
+    with contextlib.suppress(OSError):
+      sys.stderr.flush()
+
+  def __getattr__(self, name: str) -> Any:
+    """Everything else, such as its width."""
+    return getattr(sys.stderr, name)
 
 
 def _duration(seconds: float) -> str:
