@@ -157,9 +157,7 @@ class PictureSet:
     """
     kinds = len(self.class_names)
     classes = f'{kinds} classes' if kinds != 1 else '1 class'
-    counts = ', '.join(
-      f'{len(self.splits[name]):,} {name}' for name in SPLITS
-    )
+    counts = ', '.join(f'{len(self.splits[name]):,} {name}' for name in SPLITS)
     empty = {
       name: sum(not n for n in self.count_classes(name).values())
       for name in SPLITS
