@@ -53,6 +53,11 @@ def write_json(
   return write_atomically(path, f'{text}\n'.encode(), durable=durable)
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """True for a path in a bucket, as gs://BUCKET/FOLDER."""
+  return '://' in os.fspath(path)
+
+
 def is_vacant(folder: str | os.PathLike[str]) -> bool:
   """True if a folder is absent or holds nothing but hidden files.
 

@@ -180,6 +180,7 @@ class PictureSource:
   """Decoded pictures of one split, by index.
 
   Attributes:
+    picture_set: both splits; None in another process.
     class_names: see `PictureSet`.
     fingerprint: sha256 (hex) of what determines the content.
     former_fingerprint: that of earlier versions, '' where there is none.
@@ -194,13 +195,13 @@ class PictureSource:
     split: str,
     options: pictures.Options | None = None,
   ):
-    """Serves the pictures of a split.
+    """Serves the pictures of a split; `found` is kept as `picture_set`.
 
     Raises:
       DataError: the split is empty.
     """
     self._path, self._name = found.path, split
-    # Not the whole set, which workers do not need.
+    self.picture_set: PictureSet | None = found
     self._split = found.splits[split]
     self._options = options or pictures.Options()
     self.class_names = found.class_names
@@ -240,6 +241,15 @@ class PictureSource:
       self._split.read(index), self.name(index), self._options
     )
     return {'image': image, 'label': int(self._split.labels[index])}
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves the other split behind, which workers do not need."""
+    return vars(self) | {'picture_set': None}
+
+  def of_split(self, split: str) -> 'PictureSource':
+    """Returns another split of the same set, without listing it again."""
+    assert self.picture_set is not None
+    return PictureSource(self.picture_set, split, self._options)
 
   def name(self, index: int) -> str:
     """The path of a picture, for errors and reports."""

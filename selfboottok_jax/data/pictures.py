@@ -4,6 +4,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ _ALWAYS = {
   '.bmp', '.dib', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg',
   '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif', '.tiff', '.webp',
 }  # fmt: skip
+_AVIF = {'.avif', '.avifs'}
+_HEIF = {'.heic', '.heif', '.hif'}
+# Files that are pictures, whether or not this machine can read them.
+PICTURES = frozenset(_ALWAYS | _AVIF | _HEIF)
 # What Pillow raises on damaged files, by format.
 _DECODE_ERRORS = (
   OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError,
@@ -37,6 +42,8 @@ _UPRIGHT = {
 _PNG = b'\x89PNG\r\n\x1a\n'
 # Chunks of a PNG that say nothing about its pixels' values, and may be large.
 _PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
+# Those that do.
+_PNG_PIXELS = (b'IHDR', b'PLTE', b'tRNS', b'IDAT')
 # A file whose download was cut off is padded with zeros by some programs.
 _PADDING = 512
 
@@ -82,9 +89,9 @@ def suffixes() -> frozenset[str]:
   """
   found = set(_ALWAYS)
   if features.check('avif'):
-    found |= {'.avif', '.avifs'}
+    found |= _AVIF
   if _read_heif():
-    found |= {'.heic', '.heif', '.hif'}
+    found |= _HEIF
   return frozenset(found)
 
 
@@ -106,6 +113,8 @@ def decode(data: bytes, name: str, options: Options) -> Pixels:
   Image.MAX_IMAGE_PIXELS = None
   _read_heif()
   try:
+    if data.startswith(_PNG):
+      _check_png(data)
     return _decode(data, options)
   except _Refused as error:
     raise PictureError(name, str(error)) from None
@@ -171,7 +180,7 @@ def _orientation(image: Image.Image) -> int:
     value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) else 1
   # Damaged EXIF data are no damage to the picture.
-  except (*_DECODE_ERRORS, AttributeError, ZeroDivisionError):
+  except (*_DECODE_ERRORS, AttributeError, ZeroDivisionError, UserWarning):
     return 1
 
 
@@ -258,16 +267,33 @@ def _from_wide(image: Image.Image) -> Image.Image:
   return Image.fromarray(grey).convert('RGB')
 
 
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+  """The chunks of a PNG: kind, start and end in the file."""
+  at = len(_PNG)
+  while at + 12 <= len(data):
+    (length,) = struct.unpack_from('>I', data, at)
+    yield data[at + 4 : at + 8], at, at + 12 + length
+    at += 12 + length
+
+
+def _check_png(data: bytes) -> None:
+  """Compares checksums, which Pillow does not for the pixels."""
+  view = memoryview(data)
+  for kind, start, end in _chunks(data):
+    # A chunk that is cut short is found when it is decoded.
+    if kind in _PNG_PIXELS and end <= len(data):
+      (wanted,) = struct.unpack_from('>I', data, end - 4)
+      if zlib.crc32(view[start + 4 : end - 4]) != wanted:
+        raise _Refused(f'the checksum of its {kind.decode()} chunk is wrong')
+
+
 def _without_texts(data: bytes) -> bytes:
   """Leaves texts and colour profiles out of a PNG."""
-  kept, at = [data[: len(_PNG)]], len(_PNG)
-  while at + 8 <= len(data):
-    (length,) = struct.unpack_from('>I', data, at)
-    end = at + 12 + length
-    if data[at + 4 : at + 8] not in _PNG_TEXTS:
-      kept.append(data[at:end])
-    at = end
-  return b''.join(kept)
+  return data[: len(_PNG)] + b''.join(
+    data[start:end]
+    for kind, start, end in _chunks(data)
+    if kind not in _PNG_TEXTS
+  )
 
 
 def _read_heif() -> bool:

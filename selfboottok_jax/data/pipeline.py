@@ -20,9 +20,17 @@ from absl import flags
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import cores, sources, token_cache, transforms
+from selfboottok_jax.data import (
+  cores,
+  pictures,
+  sources,
+  token_cache,
+  transforms,
+)
 
 Row = dict[str, Any]
+# More that cannot be read one after another are no accident.
+_MOST_BAD_IN_A_ROW = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +39,28 @@ class TrainPictures:
 
   source: sources.Source
   transform: transforms.TrainTransform
+  skip_bad: bool = False
 
   def __call__(self, index: int, rng: np.random.Generator) -> Row:
-    """Reads and augments one."""
-    return self.transform(self.source[index], rng)
+    """Reads and augments one.
+
+    With `skip_bad` the next picture that can be read takes the place of one
+    that cannot, and 'skipped' is the index of the latter, or -1: which pictures
+    a step has is still decided by seed and step.
+    """
+    if not self.skip_bad:
+      return self.transform(self.source[index], rng)
+    for tried in range(_MOST_BAD_IN_A_ROW):
+      try:
+        element = self.source[(index + tried) % len(self.source)]
+      except pictures.PictureError as error:
+        last = error
+      else:
+        skipped = np.int64(index if tried else -1)
+        return {**self.transform(element, rng), 'skipped': skipped}
+    raise errors.DataError(
+      f'{_MOST_BAD_IN_A_ROW} images in a row cannot be read, the last: {last}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +81,16 @@ class EvalPictures:
 
   source: sources.Source
   image_size: int
+  skip_bad: bool = False
 
-  def __call__(self, index: int) -> Row:
-    """Reads and crops one."""
-    element = self.source[index]
+  def __call__(self, index: int) -> Row | None:
+    """Reads and crops one; None for a picture that is skipped."""
+    try:
+      element = self.source[index]
+    except pictures.PictureError:
+      if not self.skip_bad:
+        raise
+      return None
     image = transforms.center_crop(element['image'], self.image_size)
     return {'image': image, 'label': np.int32(element['label'])}
 
@@ -97,6 +129,7 @@ def train_rows(
   max_scale: float | None,
   flip: bool,
   random_crop: bool,
+  skip_bad: bool = False,
 ) -> Callable[[int, np.random.Generator], Row]:
   """Returns the reader of training rows; ConfigError for unfit settings."""
   if isinstance(source, token_cache.TokenCache):
@@ -104,16 +137,20 @@ def train_rows(
     return TrainCodes(source, flip)
   scale = source.max_scale if max_scale is None else max_scale
   return TrainPictures(
-    source, transforms.TrainTransform(image_size, scale, flip, random_crop)
+    source,
+    transforms.TrainTransform(image_size, scale, flip, random_crop),
+    skip_bad,
   )
 
 
-def eval_rows(source: sources.Source, image_size: int) -> EvalRows:
+def eval_rows(
+  source: sources.Source, image_size: int, *, skip_bad: bool = False
+) -> EvalRows:
   """Returns the reader of evaluation rows; ConfigError for a wrong size."""
   if isinstance(source, token_cache.TokenCache):
     source.check_use(image_size, random_crop=False)
     return EvalCodes(source)
-  return EvalPictures(source, image_size)
+  return EvalPictures(source, image_size, skip_bad)
 
 
 _SHUFFLE, _AUGMENT = range(2)
@@ -134,6 +171,8 @@ def make_train_dataset(
   max_scale: float | None = None,
   flip: bool = True,
   random_crop: bool = True,
+  skip_bad: bool = False,
+  on_skip: Callable[[int], None] | None = None,
 ) -> 'TrainBatches':
   """Starts endless training batches; call `close()` when done.
 
@@ -159,6 +198,8 @@ def make_train_dataset(
     max_scale: see `transforms.TrainTransform`; None takes the source's.
     flip: see there.
     random_crop: see there.
+    skip_bad: see `TrainPictures`.
+    on_skip: called with the index of each picture that was skipped, once.
 
   Returns:
     Iterator of {'image': uint8 [b, h, w, 3], 'label': int32 [b]}, b =
@@ -171,7 +212,12 @@ def make_train_dataset(
   """
   local = _local_batch(batch_size, process_count)
   draw = train_rows(
-    source, image_size, max_scale=max_scale, flip=flip, random_crop=random_crop
+    source,
+    image_size,
+    max_scale=max_scale,
+    flip=flip,
+    random_crop=random_crop,
+    skip_bad=skip_bad,
   )
   rows = (
     grain.MapDataset.range(len(source))
@@ -193,7 +239,9 @@ def make_train_dataset(
   # Each worker prepares as many as this process would without any, and one
   # more of each is handed over.
   ahead = (_ahead(threads) + 1) * max(workers, 1)
-  return TrainBatches(iter(_prefetch(batches, threads, workers)), ahead)
+  return TrainBatches(
+    iter(_prefetch(batches, threads, workers)), ahead, on_skip
+  )
 
 
 def make_eval_dataset(
@@ -207,6 +255,7 @@ def make_eval_dataset(
   num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
   cores_shared_by: int = 1,
+  skip_bad: bool = False,
 ) -> 'EvalBatches':
   """Makes one pass over a source under ADM's centre crop.
 
@@ -221,6 +270,7 @@ def make_eval_dataset(
     num_threads: as in `make_train_dataset`.
     num_workers: as there, but -1 is 0: every pass would start them anew.
     cores_shared_by: as there.
+    skip_bad: whether a picture that cannot be read is padding.
 
   Raises:
     ConfigError: a batch size that processes cannot share; a cache of another
@@ -238,6 +288,7 @@ def make_eval_dataset(
     num_threads=num_threads,
     num_workers=num_workers,
     cores_shared_by=cores_shared_by,
+    skip_bad=skip_bad,
   )
 
 
@@ -252,6 +303,7 @@ def make_row_dataset(
   num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
   cores_shared_by: int = 1,
+  skip_bad: bool = False,
 ) -> 'EvalBatches':
   """Makes one pass over chosen rows; else as `make_eval_dataset`.
 
@@ -262,7 +314,7 @@ def make_row_dataset(
   padding = -len(indices) % batch_size
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
-  rows = _Rows(eval_rows(source, image_size), share)
+  rows = _Rows(eval_rows(source, image_size, skip_bad=skip_bad), share)
   count = int(np.sum(indices >= 0))
   if num_workers == cores.BY_CORES:
     num_workers = 0
@@ -281,9 +333,15 @@ class TrainBatches:
     ahead: the most batches that are prepared before they are asked for.
   """
 
-  def __init__(self, iterator: grain.DatasetIterator, ahead: int):
+  def __init__(
+    self,
+    iterator: grain.DatasetIterator,
+    ahead: int,
+    on_skip: Callable[[int], None] | None = None,
+  ):
     """Takes over a grain iterator, which nobody else may hold."""
     self.ahead = ahead
+    self._on_skip, self._skipped = on_skip, set[int]()
     # Held in a box that the finaliser empties: a grain iterator that is left
     # to the interpreter's own shutdown leaks shared memory and complains,
     # even if it was closed.
@@ -298,7 +356,14 @@ class TrainBatches:
     """Returns the next step's batch; ends once closed."""
     if not self._box:
       raise StopIteration
-    return next(self._box[0])
+    batch = next(self._box[0])
+    # Told here, as pictures are read by other threads and processes.
+    for index in batch.pop('skipped', np.empty(0, np.int64)).tolist():
+      if index >= 0 and index not in self._skipped:
+        self._skipped.add(index)
+        if self._on_skip:
+          self._on_skip(index)
+    return batch
 
   def close(self) -> None:
     """Stops threads and workers; may be called again."""
@@ -357,7 +422,10 @@ class _Share:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """One process's rows of an evaluation, padded to whole batches."""
+  """One process's rows of an evaluation, padded to whole batches.
+
+  Pictures that are skipped are padding too.
+  """
 
   read: EvalRows
   indices: Int[np.ndarray, '_']
@@ -369,7 +437,10 @@ class _Rows:
     index = int(self.indices[row])
     if index < 0:
       return {**self.read.blank(), 'mask': np.False_}
-    return {**self.read(index), 'mask': np.True_}
+    element = self.read(index)
+    if element is None:
+      return {**self.read.blank(), 'mask': np.False_}
+    return {**element, 'mask': np.True_}
 
 
 def _close(box: list[grain.DatasetIterator]) -> None:

@@ -10,23 +10,6 @@ from PIL import Image
 Pixels = UInt8[np.ndarray, '_ _ 3']
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-  """Any mode to RGB: transparent parts on white, 16-bit grey scaled down."""
-  if image.mode.startswith('I'):
-    grey = np.asarray(image).astype(np.int64)
-    # 16-bit PNGs open as 'I' or 'I;16' by Pillow's version: 0..65535 in both.
-    return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert(
-      'RGB'
-    )
-  if image.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or (
-    'transparency' in image.info
-  ):
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
-  return image.convert('RGB')
-
-
 def resize_shorter(image: Pixels, size: int) -> Pixels:
   """Resizes so that the shorter side is `size`, as ADM does.
 

@@ -103,13 +103,14 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   # Workdir of a run of the same task to fine-tune from; '' starts fresh.
   config.init_from = ''
 
-  config.data = ml_collections.ConfigDict()
+  config.data = fields_of('data/pictures.py', 'Options')
   config.data.source = 'auto'  # folder, tar, procedural; auto goes by the path
   config.data.path = ''
   config.data.batch_size = 256  # global, over all processes and devices
   config.data.image_size = 256
   config.data.random_crop = True  # of a random scale; else the centre
   config.data.flip = True  # mirror every other picture
+  config.data.bad = 'stop'  # at pictures that cannot be read; or skip them
   # Decoding threads of each process, and processes beside it; -1 is by cores.
   config.data.num_threads = -1
   config.data.num_workers = -1

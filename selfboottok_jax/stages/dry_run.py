@@ -152,9 +152,7 @@ def _count_classes(
   """The number of classes of the data, or the assumed number."""
   if inputs.has_data(config):
     source = inputs.open_data(config, 'train')
-    if config.task == 'generator':
-      generator_stage.check_classes(source)
-    return len(source.class_names)
+    return len(generator_stage.class_names(source))
   count = config.assumed.num_classes
   assumed.append(f'images of {count:,} classes (data.path is empty)')
   return count

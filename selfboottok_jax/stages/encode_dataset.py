@@ -78,8 +78,6 @@ def encode_dataset(
   _check(config, splits)
   with processes.all_or_none():
     sources = {s: inputs.open_data(config, s) for s in splits}
-    for source in sources.values():
-      generator_stage.check_classes(source)
     tokenizer = generator_stage.load_tokenizer(config)
     encoders = frozen_encoders.from_config(
       config, tokenizer.image_encoder, tokenizer.patch_size
@@ -315,6 +313,12 @@ def _check(config: ml_collections.ConfigDict, splits: Sequence[str]) -> None:
     raise errors.ConfigError(
       f'data.cache={config.data.cache} is what trainings read; wanted images '
       'in data.path, and the new cache as --out'
+    )
+  if config.data.bad != 'stop':
+    raise errors.ConfigError(
+      f'data.bad={config.data.bad}, but a cache has a record of every image; '
+      'make a data set without unreadable ones first, with launch.prepare '
+      '--skip_bad'
     )
   if not splits:
     raise errors.ConfigError('--splits is empty; wanted train, val or both')

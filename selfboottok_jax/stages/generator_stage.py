@@ -29,6 +29,8 @@ from selfboottok_jax.stages import (
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import state as state_lib
 
+# The class of images that have none.
+ONLY_CLASS = 'images'
 # Mean and deviation of the codes, [e] each.
 CodeStatistics = Mapping[str, Float[Array, ' e'] | Float[np.ndarray, ' e']]
 
@@ -43,7 +45,6 @@ class GeneratorStage:
     self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
   ):
     """Loads tokenizer and teacher, and opens the held-out images."""
-    check_classes(train)
     self._config, self._train = config, train
     tokenizer = load_tokenizer(config)
     self._fingerprint = tokenizer.fingerprint
@@ -61,17 +62,15 @@ class GeneratorStage:
         encoders.shapes,
         encoders.align_mode,
       )
-    num_classes = len(train.class_names)
-    self.task = make_generator_task(
-      config, encoders, num_classes, cached=cached
-    )
+    names = class_names(train)
+    self.task = make_generator_task(config, encoders, len(names), cached=cached)
     self.model_fields = model_fields(config, encoders)
     self.meta: dict[str, Any] = {
-      'class_names': list(train.class_names),
+      'class_names': list(names),
       'tokenizer_fingerprint': tokenizer.fingerprint,
     }
     # All that may fail is opened here, before anything is written.
-    self._mesh, val = mesh, inputs.open_data(config, 'val')
+    self._mesh, val = mesh, inputs.open_val(config, train)
     self._batches = inputs.eval_batches(config, val, mesh)
     self._distances: list[loop.Evaluator] = []
     if config.evaluation.num_samples:
@@ -149,13 +148,9 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> inference.Tokenizer:
   return inference_tokenizer.tokenizer_of(run)
 
 
-def check_classes(source: data.Source) -> None:
-  """Raises DataError for images without classes."""
-  if not source.class_names:
-    raise errors.DataError(
-      f'{source!r} has no class folders; a generator wanted '
-      'PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/*.jpg'
-    )
+def class_names(source: data.Source) -> tuple[str, ...]:
+  """The classes that a generator of a source's images learns, at least one."""
+  return source.class_names or (ONLY_CLASS,)
 
 
 def make_generator_task(
@@ -285,10 +280,10 @@ def _sample_distance(
       'samples with images, and data.path is empty; name it beside data.cache, '
       'or set --config.evaluation.num_samples=0'
     )
-  source = data.open_source(
-    config.data.source, config.data.path, 'val', config.data.image_size
-  )
-  if source.fingerprint != val.fingerprint:
+  source = val
+  if config.data.cache:
+    source = inputs.open_images(config, 'val')
+  if not data.is_same(source, val.fingerprint):
     raise errors.ConfigError(
       f'data.path={config.data.path} has other images than those of data.cache='
       f'{config.data.cache}; wanted the ones that were encoded'
@@ -301,7 +296,7 @@ def _sample_distance(
     inputs.eval_batches(config, source, mesh, num_images=0),
     num_samples=config.evaluation.num_samples,
     batch_size=config.evaluation.batch_size,
-    class_names=val.class_names,
+    class_names=class_names(val),
   )
 
 

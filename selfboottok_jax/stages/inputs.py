@@ -1,6 +1,6 @@
 """The images, or cached codes, that a configuration's stages read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,18 +37,61 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
       # Targets are most of a record, and only training aligns.
       names = tuple(name for name in names if name != 'targets')
     return cached.select(names)
+  return open_images(config, split)
+
+
+def open_images(config: ml_collections.ConfigDict, split: str) -> data.Source:
+  """Opens the images of a split, with or without a cache beside them."""
   return data.open_source(
-    config.data.source, config.data.path, split, config.data.image_size
+    config.data.source,
+    config.data.path,
+    split,
+    config.data.image_size,
+    options=data.Options(config.data.exif, config.data.max_pixels),
+    bad=config.data.bad,
+  )
+
+
+def open_val(
+  config: ml_collections.ConfigDict, train: data.Source
+) -> data.Source:
+  """Opens the held-out images of a training's data; see `open_data`."""
+  if isinstance(train, data.PictureSource):
+    return train.of_split('val')
+  return open_data(config, 'val')
+
+
+def describe(
+  config: ml_collections.ConfigDict, train: data.Source
+) -> tuple[str, str, str]:
+  """Three lines on the images that a training reads, for its log."""
+  if isinstance(train, data.PictureSource):
+    assert train.picture_set is not None
+    return train.picture_set.describe()
+  val, classes = open_data(config, 'val'), len(train.class_names)
+  origin = 'built-in scenes' if config.data.source == 'procedural' else ''
+  if config.data.get('cache', ''):
+    origin = f'as {config.data.cache} was encoded'
+  return (
+    f'data: {len(train):,} train, {len(val):,} val images, {classes} '
+    f'class{"es" * (classes != 1)} ({train!r})',
+    f'split: {origin}',
+    'skipped: nothing',
   )
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, source: data.Source, *, start_step: int
+  config: ml_collections.ConfigDict,
+  source: data.Source,
+  *,
+  start_step: int,
+  on_skip: Callable[[int], None] | None = None,
 ) -> data.TrainBatches:
   """Augmented batches of this process's share, from `start_step` on.
 
   A cache yields the same order as its images, flips included. All processes
-  must call this together.
+  must call this together. `on_skip` is called with the index of each image that
+  cannot be read, where data.bad is 'skip'.
   """
   return data.make_train_dataset(
     source,
@@ -63,6 +106,8 @@ def train_batches(
     cores_shared_by=count_sharing_cores(),
     flip=config.data.flip,
     random_crop=config.data.random_crop,
+    skip_bad=config.data.bad == 'skip',
+    on_skip=on_skip,
   )
 
 
@@ -101,6 +146,7 @@ def eval_batches(
     process_count=jax.process_count(),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
+    skip_bad=config.data.bad == 'skip',
   )
 
 

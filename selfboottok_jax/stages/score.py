@@ -118,6 +118,9 @@ def _open_images(
     config.data.path or trained['path'],
     config.data.split,
     trained['image_size'],
+    # As the training read them: earlier versions ignored the orientation.
+    options=data.Options(exif=trained.get('exif', False)),
+    bad=trained.get('bad', 'stop'),
   )
   if config.data.num_images < 0:
     raise errors.ConfigError(

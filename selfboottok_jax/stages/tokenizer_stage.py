@@ -46,7 +46,7 @@ class TokenizerStage:
     self.task = make_tokenizer_task(config)
     self.model_fields = config.model.to_dict()
     self.meta: dict[str, Any] = {'class_names': list(train.class_names)}
-    self._evaluator = _evaluator(config, self.task.model, mesh)
+    self._evaluator = _evaluator(config, self.task.model, train, mesh)
 
   def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
     """Starts fresh, from another run (`init_from`) or from a teacher's encoder.
@@ -102,7 +102,7 @@ class ScalingStage:
     inputs.check_image_size(config, self._stage1.config)
     self.task = make_scaling_task(config, self._stage1.config)
     self.model_fields = scaled_fields(config, self._stage1.config)
-    self._evaluator = _evaluator(config, self.task.model, mesh)
+    self._evaluator = _evaluator(config, self.task.model, train, mesh)
     fingerprint = _fingerprint(self._stage1)
     self.meta: dict[str, Any] = {
       'class_names': list(train.class_names),
@@ -214,9 +214,12 @@ def _read_scaled(
 
 
 def _evaluator(
-  config: ml_collections.ConfigDict, model: tokenizer_lib.Tokenizer, mesh: Mesh
+  config: ml_collections.ConfigDict,
+  model: tokenizer_lib.Tokenizer,
+  train: data.Source,
+  mesh: Mesh,
 ) -> reconstruction.Reconstruction:
-  val = inputs.open_data(config, 'val')
+  val = inputs.open_val(config, train)
   batches = inputs.eval_batches(config, val, mesh)
   return reconstruction.Reconstruction(model, batches, mesh)
 

@@ -1,15 +1,16 @@
 """A training, from its configuration to its last checkpoint."""
 
 import contextlib
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 
-from selfboottok_jax import errors, files
+from selfboottok_jax import data, errors, files
 from selfboottok_jax import stages as stages_lib
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.stages import (
@@ -80,7 +81,8 @@ def train(
   )
   with contextlib.closing(checkpointer):
     if latest is not None:
-      state = _resume(step_fn.state, checkpointer, latest, meta)
+      state = _resume(step_fn.state, checkpointer, latest, meta, source)
+    logging_lib.note(*inputs.describe(config, source))
     # One process writes what all share; checkpoints alone are written by all.
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
@@ -94,7 +96,12 @@ def train(
     )
     with (
       contextlib.closing(
-        inputs.train_batches(config, source, start_step=int(state.step))
+        inputs.train_batches(
+          config,
+          source,
+          start_step=int(state.step),
+          on_skip=lambda index: _keep_bad(source, index, workdir),
+        )
       ) as batches,
       jax.set_mesh(mesh),
       # Closed on errors too: TensorBoard's thread outlives the main one, and
@@ -146,17 +153,30 @@ def _resume(
   checkpointer: checkpointing.Checkpointer,
   latest: int,
   meta: dict[str, Any],
+  source: data.Source,
 ) -> state_lib.TrainState:
   """Restores a state; CheckpointError for one of other data or another seed."""
   state, saved = checkpointer.restore(abstract, latest)
   for key, value in meta.items():
-    if saved.get(key) != value:
+    if saved.get(key) != value and not _is_renamed(key, saved, source):
       raise errors.CheckpointError(
         f'the checkpoint at step {latest} was made with {key}='
         f'{str(saved.get(key))[:60]}, this run has {str(value)[:60]}; restore '
         'what changed, or choose another --workdir'
       )
   return state
+
+
+def _is_renamed(
+  key: str, saved: Mapping[str, Any], source: data.Source
+) -> bool:
+  """True for a value that an earlier version had for the same images."""
+  if key == 'data_fingerprint':
+    return bool(saved.get(key)) and data.is_same(source, saved[key])
+  # The class of a tree that has a single one had no name.
+  return (
+    key == 'class_names' and not saved.get(key) and len(source.class_names) == 1
+  )
 
 
 def _keep_card(step_fn: programs.TrainPrograms, workdir: str) -> None:
@@ -170,6 +190,19 @@ def _keep_card(step_fn: programs.TrainPrograms, workdir: str) -> None:
   with contextlib.suppress(errors.UserError):
     card = cost.complete(card, cost.read(workdir))
   cost.write(card, workdir)
+
+
+def _keep_bad(source: data.Source, index: int, workdir: str) -> None:
+  """Names an image that was skipped in the log and in the workdir."""
+  try:
+    source[index]
+  except data.PictureError as error:
+    logging_lib.note(f'skipped: {error.name}: {error.reason}', everywhere=True)
+    path = pathlib.Path(workdir) / f'bad{jax.process_index() or ""}.jsonl'
+    lines = path.read_text() if path.is_file() else ''
+    line = json.dumps({'path': error.name, 'reason': error.reason}) + '\n'
+    if line not in lines:
+      files.write_atomically(path, (lines + line).encode())
 
 
 def _writer(

@@ -93,6 +93,13 @@ def _lines_until(path: pathlib.Path, step: int) -> list[str]:
   return kept
 
 
+def note(*lines: str, everywhere: bool = False) -> None:
+  """Prints lines to standard error: of the first process, or of each one."""
+  if everywhere or not jax.process_index():
+    sys.stderr.write(''.join(f'{line}\n' for line in lines))
+    sys.stderr.flush()
+
+
 class Progress:
   """Shows progress on standard error: a bar on a terminal, else plain lines."""
 

@@ -1,11 +1,10 @@
-import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from selfboottok_jax import pixels
-from selfboottok_jax.data import photos, transforms
+from selfboottok_jax.data import transforms
 from tests.data import trees
 
 
@@ -100,43 +99,3 @@ def test_fields_switch_augmentation_off():
   transform = transforms.TrainTransform(16, max_scale=1.0, flip=False)
   actual = transform({'image': image, 'label': 0}, np.random.default_rng(1))
   np.testing.assert_array_equal(actual['image'], image)
-
-
-@pytest.mark.parametrize(
-  ('mode', 'suffix'),
-  [('L', 'png'), ('P', 'png'), ('CMYK', 'jpeg'), ('1', 'png'), ('P', 'gif'),
-   ('RGB', 'webp'), ('RGB', 'bmp'), ('LA', 'png'), ('RGBA', 'png')],
-)  # fmt: skip
-def test_every_mode_becomes_rgb(mode, suffix):
-  red = Image.new('RGB', (8, 6), (200, 40, 40))
-  if mode in ('LA', 'RGBA'):
-    red.putalpha(255)
-  buffer = io.BytesIO()
-  picture = red.quantize() if mode == 'P' else red.convert(mode)
-  picture.save(buffer, suffix)
-  actual = photos.decode_image(buffer.getvalue(), 'x')
-  assert actual.shape == (6, 8, 3)
-  wanted = (200, 40, 40) if mode in ('P', 'CMYK', 'RGB', 'RGBA') else None
-  if wanted:
-    distance = np.abs(actual.astype(int) - np.array(wanted).reshape(1, 1, 3))
-    assert distance.max() < 12
-  else:
-    assert np.ptp(actual, axis=-1).max() == 0
-
-
-def test_transparent_parts_are_white_also_in_palettes():
-  clear = Image.new('RGBA', (4, 4), (0, 0, 0, 0))
-  assert np.asarray(transforms.to_rgb(clear)).min() == 255
-  palette = Image.new('P', (4, 4), 1)
-  palette.putpalette([0, 0, 0, 9, 9, 9])
-  buffer = io.BytesIO()
-  palette.save(buffer, 'png', transparency=bytes([255, 0]))
-  assert photos.decode_image(buffer.getvalue(), 'x').min() == 255
-
-
-def test_sixteen_bit_grey_keeps_its_brightness():
-  grey = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
-  buffer = io.BytesIO()
-  grey.save(buffer, 'png')
-  actual = photos.decode_image(buffer.getvalue(), 'x')
-  np.testing.assert_array_equal(actual, np.full((4, 4, 3), 0x80, np.uint8))
