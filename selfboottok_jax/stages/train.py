@@ -1,7 +1,6 @@
 """A training, from its configuration to its last checkpoint."""
 
 import contextlib
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,7 @@ STAGES: dict[str, Callable[..., stages_lib.Stage]] = {
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+  config: ml_collections.ConfigDict, workdir: files.Given
 ) -> state_lib.TrainState:
   """Trains, or continues to train, in a workdir.
 
@@ -42,7 +41,8 @@ def train(
 
   Args:
     config: of a preset, see `selfboottok_jax.get_config`.
-    workdir: folder of the run; made if it is absent.
+    workdir: folder of the run, made if it is absent; gs://BUCKET/NAME is one
+      in Google Cloud Storage.
 
   Returns:
     The state after the last step.

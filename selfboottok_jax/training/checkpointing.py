@@ -4,12 +4,13 @@ A workdir holds `config.json`, written before the first step, and a folder
 `checkpoints/STEP/` for each step that was saved, with three items: `model`
 (parameters, running means, statistics), `optimizer`, and `meta` (step, seed,
 data fingerprint, batch size). Orbax writes to a temporary name and renames it,
-so a folder is either complete or absent.
+so a folder is either complete or absent. In an object store, where nothing can
+be renamed, it writes `commit_success.txt` last, and a folder without it counts
+as absent.
 """
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -65,14 +66,16 @@ def read_config(
   Raises:
     CheckpointError: the folder is no run, is damaged, or is of another task.
   """
-  path = pathlib.Path(workdir) / CONFIG
-  if not path.is_file():
+  path = files.as_path(workdir) / CONFIG
+  with files.reaching(path):
+    text = path.read_bytes() if path.is_file() else None
+  if text is None:
     raise errors.CheckpointError(
       f'{what}={workdir} is no run: it has no {CONFIG}; wanted the --workdir '
       'of a training'
     )
   try:
-    config = json.loads(path.read_text())
+    config = json.loads(text)
   except ValueError as error:  # no JSON, or not even text
     raise errors.CheckpointError(
       f'{path} is damaged ({error}); restore it or train anew'
@@ -97,8 +100,9 @@ def latest_step(workdir: str) -> int | None:
   The workdir need not exist. A single process of several may call this.
   """
   # Not by a checkpoint manager, which waits for all processes when it opens.
-  folder = pathlib.Path(workdir) / FOLDER
-  steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+  folder = files.as_path(workdir) / FOLDER
+  with files.reaching(folder):
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
   return max(steps, default=None)
 
 
@@ -112,8 +116,10 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
     CheckpointError: the workdir has a checkpoint of another configuration, or
       imported weights.
   """
-  if not (pathlib.Path(workdir) / CONFIG).exists():
-    return
+  path = files.as_path(workdir) / CONFIG
+  with files.reaching(path):
+    if not path.exists():
+      return
   config_there = read_config(workdir, '--workdir')
   if latest_step(workdir) is None:
     return
@@ -142,9 +148,7 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
 def write_config(workdir: str, config: dict[str, Any]) -> None:
   """Writes the configuration to a workdir, once `check_config` accepts it."""
   check_config(workdir, config)
-  folder = pathlib.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / CONFIG
+  path = files.make_folder(workdir) / CONFIG
   # Sorted, so that equal runs have equal files.
   files.write_json(path, config, sort_keys=True)
 
@@ -184,7 +188,7 @@ class Checkpointer:
     """
     # Orbax refuses relative paths.
     self._manager = ocp.CheckpointManager(
-      pathlib.Path(workdir).resolve() / FOLDER,
+      files.absolute(workdir) / FOLDER,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep, enable_async_checkpointing=True
       ),
@@ -297,9 +301,9 @@ def read_optimizer(workdir: str, step: int) -> dict[str, PyTree]:
   return _read_arrays(workdir, step, 'optimizer')['opt']
 
 
-def _path(workdir: str, step: int) -> pathlib.Path:
+def _path(workdir: str, step: int) -> files.Path:
   """Returns the absolute path of a checkpoint, as Orbax needs it."""
-  return pathlib.Path(workdir).resolve() / FOLDER / str(step)
+  return files.absolute(workdir) / FOLDER / str(step)
 
 
 def _reader() -> ocp.Checkpointer:

@@ -146,6 +146,9 @@ def run(
           planned = pending is newest or schedule.due(step, schedule.save_every)
           _flush(newest, clock, progress, writer if planned else None)
           pending = None
+          # A run that goes on from this state has the lines before it.
+          if writer is not None:
+            writer.flush()
           checkpointer.save(state, dict(meta))
         if step >= schedule.steps:
           break
