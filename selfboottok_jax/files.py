@@ -129,6 +129,8 @@ def reaching(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+  if isinstance(error, FileNotFoundError):
+    return 'there is no such bucket'
   text = ' '.join(str(error).split())[:200]
   return text or type(error).__name__
 
@@ -196,13 +198,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
   partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.partial')
   make_folder(path.parent)
   try:
-    with reaching(path):
-      with partial.open('wb') as file:
-        yield file
-      if isinstance(path, pathlib.Path):
-        os.replace(partial, path)
-      else:
-        _store().mv(os.fspath(partial), os.fspath(path))
+    with partial.open('wb') as file:
+      yield file
+    if isinstance(path, pathlib.Path):
+      os.replace(partial, path)
+    else:
+      _store().mv(os.fspath(partial), os.fspath(path))
   except BaseException:
     with contextlib.suppress(Exception):
       partial.unlink()
@@ -228,11 +229,18 @@ def children(folder: Given) -> list[Path]:
     UserError: an object store that cannot be reached.
   """
   path = as_path(folder)
-  with reaching(path):
-    if not path.is_dir():
-      return []
-    # The web console makes folders as empty objects of that name.
-    return [child for child in path.iterdir() if child != path]
+  if isinstance(path, pathlib.Path):
+    return list(path.iterdir()) if path.is_dir() else []
+  # Not by epath, which takes a store that cannot be reached for an absent
+  # folder, and the folders that the web console makes, as empty objects of that
+  # name, for a child of theirs.
+  own = os.fspath(path).removeprefix('gs://')
+  try:
+    with reaching(path):
+      names = _store().ls(own, detail=False)
+  except FileNotFoundError:
+    return []
+  return [epath.Path(f'gs://{name}') for name in names if name != own]
 
 
 def is_vacant(folder: Given) -> bool:

@@ -13,8 +13,11 @@ import hashlib
 import http.server
 import itertools
 import json
+import pathlib
 import re
+import sys
 import threading
+import traceback
 import urllib.parse
 import zlib
 from collections.abc import Iterator
@@ -33,22 +36,26 @@ class Stored:
 class ObjectStore:
   """Objects by 'BUCKET/NAME', and the server that shows them to clients.
 
+  A bucket that nobody made is absent.
+
   Attributes:
     url: address of the server.
     objects: what is stored now.
+    forbidden: buckets that nobody may read or write.
     log: every request so far, as 'METHOD PATH'.
   """
 
   def __init__(self) -> None:
     """Starts to serve on a free port of this machine, in a thread."""
     self.objects: dict[str, Stored] = {}
+    self.buckets: set[str] = set()
+    self.forbidden: set[str] = set()
     self.log: list[str] = []
     self.lock = threading.Lock()
     self.uploads: dict[str, tuple[str, bytearray]] = {}
     self.numbers = itertools.count(1)
     handler = type('Bound', (_Handler,), {'store': self})
-    self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    self._server.daemon_threads = True
+    self._server = _Server(('127.0.0.1', 0), handler)
     self.url = f'http://127.0.0.1:{self._server.server_port}'
     threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -64,19 +71,37 @@ class ObjectStore:
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
     }
 
-  def names(self, bucket: str) -> list[str]:
-    """Names of all objects of a bucket, in order."""
-    start = f'{bucket}/'
+  def make_bucket(self) -> str:
+    """Makes a bucket of a new name."""
+    name = f'bucket-{next(self.numbers)}'
+    self.buckets.add(name)
+    return name
+
+  def names(self, url: str) -> list[str]:
+    """Names of all objects below gs://BUCKET or gs://BUCKET/NAME, in order."""
+    start = f'{url.removeprefix("gs://")}/'
     return sorted(
       n.removeprefix(start) for n in self.objects if n.startswith(start)
     )
 
-  def read(self, name: str) -> bytes:
-    """Contents of 'BUCKET/NAME'."""
-    return self.objects[name].data
+  def read(self, url: str) -> bytes:
+    """Contents of the object at gs://BUCKET/NAME."""
+    return self.objects[url.removeprefix('gs://')].data
 
-  def put(self, name: str, data: bytes) -> Stored:
+  def remove(self, url: str) -> None:
+    """Removes the object at gs://BUCKET/NAME."""
+    del self.objects[url.removeprefix('gs://')]
+
+  def upload(self, folder: pathlib.Path, url: str) -> None:
+    """Copies a folder of this machine, as other programs would."""
+    for path in folder.rglob('*'):
+      if path.is_file():
+        name = path.relative_to(folder).as_posix()
+        self.put(f'{url}/{name}', path.read_bytes())
+
+  def put(self, url: str, data: bytes) -> Stored:
     """Stores an object whole."""
+    name = url.removeprefix('gs://')
     with self.lock:
       self.objects[name] = Stored(bytes(data), next(self.numbers))
       return self.objects[name]
@@ -85,6 +110,17 @@ class ObjectStore:
     """Stops serving."""
     self._server.shutdown()
     self._server.server_close()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+  """A server whose clients may hang up."""
+
+  daemon_threads = True
+
+  def handle_error(self, request: object, client_address: object) -> None:
+    """Shows errors of the stand-in itself only."""
+    if not isinstance(sys.exception(), ConnectionError):
+      traceback.print_exc()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -98,6 +134,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self) -> None:
     path, query = self._begin()
+    if self._is_refused(path):
+      return
     if match := re.fullmatch(_OBJECT, path):
       self._get(_name(match), query)
     elif match := re.fullmatch(r'/storage/v1/b/([^/]+)/o/?', path):
@@ -110,6 +148,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_POST(self) -> None:
     path, query = self._begin()
     body = self._body()
+    if self._is_refused(path):
+      return
     if path.startswith('/batch/'):
       self._batch(body)
     elif 'upload_id' in query:
@@ -121,6 +161,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     ):
       target = f'{match[3]}/{urllib.parse.unquote(match[4])}'
       self._copy(_name(match), target)
+    elif match := re.fullmatch(rf'{_OBJECT}/moveTo/o/([^/]+)', path):
+      target = f'{match["bucket"]}/{urllib.parse.unquote(match[3])}'
+      self._copy(_name(match), target, move=True)
     else:
       self._absent()
 
@@ -130,6 +173,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_DELETE(self) -> None:
     path, query = self._begin()
+    if self._is_refused(path):
+      return
     match = re.fullmatch(_OBJECT, path)
     if match is None:
       self._absent()
@@ -141,6 +186,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_HEAD(self) -> None:
     self.do_GET()
+
+  def _is_refused(self, path: str) -> bool:
+    """Answers 404 or 403 for a bucket that is absent or forbidden."""
+    match = re.search(r'/v1/b/([^/]+)', path)
+    if match is None or match[1] in self.store.buckets:
+      return False
+    if match[1] in self.store.forbidden:
+      message = f'Caller has no access to {match[1]}'
+      self._json({'error': {'code': 403, 'message': message}}, 403)
+      return True
+    self._absent()
+    return True
 
   def _remove(self, name: str) -> None:
     with self.store.lock:
@@ -272,11 +329,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     del self.store.uploads[number]
     self._json(_resource(name, self.store.put(name, data)))
 
-  def _copy(self, source: str, target: str) -> None:
+  def _copy(self, source: str, target: str, *, move: bool = False) -> None:
     stored = self.store.objects.get(source)
     if stored is None:
       self._absent()
       return
+    if move:
+      del self.store.objects[source]
     made = _resource(target, self.store.put(target, stored.data))
     self._json({'done': True, 'resource': made, **made})
 

@@ -102,7 +102,9 @@ def latest_step(workdir: str) -> int | None:
   # Not by a checkpoint manager, which waits for all processes when it opens.
   folder = files.as_path(workdir) / FOLDER
   with files.reaching(folder):
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    # Orbax would take a store that cannot be reached for an absent folder.
+    is_there = bool(files.children(folder))
+    steps = ocp.utils.checkpoint_steps(folder) if is_there else []
   return max(steps, default=None)
 
 
@@ -187,12 +189,16 @@ class Checkpointer:
       max_to_keep: checkpoints that stay; older ones are deleted.
     """
     # Orbax refuses relative paths.
-    self._manager = ocp.CheckpointManager(
-      files.absolute(workdir) / FOLDER,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, enable_async_checkpointing=True
-      ),
-    )
+    folder = files.absolute(workdir) / FOLDER
+    self._is_remote = files.is_remote(folder)
+    # It also asks what kind of bucket this is.
+    with files.reaching(folder):
+      self._manager = ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=max_to_keep, enable_async_checkpointing=True
+        ),
+      )
 
   def save(self, state: state_lib.TrainState, meta: dict[str, Any]) -> None:
     """Starts to save a state, unless its step is saved already.
@@ -207,14 +213,13 @@ class Checkpointer:
     # The optimiser is an item of its own: its two moments are twice the size of
     # the parameters, and inference need not read them.
     model = {'params': state.params, 'ema': state.ema, 'stats': state.stats}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardSave(model),
-        optimizer=ocp.args.StandardSave({'opt': state.opt}),
-        meta=ocp.args.JsonSave({**meta, 'step': step}),
-      ),
-    )
+    items: dict[str, Any] = {
+      'model': ocp.args.StandardSave(model),
+      'meta': ocp.args.JsonSave({**meta, 'step': step}),
+    }
+    if self._has_optimizer(state):
+      items['optimizer'] = ocp.args.StandardSave({'opt': state.opt})
+    self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(
     self, abstract: state_lib.TrainState, step: int
@@ -234,22 +239,30 @@ class Checkpointer:
       'ema': abstract.ema,
       'stats': abstract.stats,
     }
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardRestore(model),
-        optimizer=ocp.args.StandardRestore({'opt': abstract.opt}),
-        meta=ocp.args.JsonRestore(),
-      ),
-    )
+    items: dict[str, Any] = {
+      'model': ocp.args.StandardRestore(model),
+      'meta': ocp.args.JsonRestore(),
+    }
+    opt = abstract.opt
+    if self._has_optimizer(abstract):
+      items['optimizer'] = ocp.args.StandardRestore({'opt': opt})
+    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    if 'optimizer' in items:
+      opt = restored['optimizer']['opt']
     # The step is stored as a number in `meta` and by the folder's name.
     placed = jax.device_put(
       jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding
     )
-    state = state_lib.TrainState(
-      step=placed, opt=restored['optimizer']['opt'], **restored['model']
-    )
+    state = state_lib.TrainState(step=placed, opt=opt, **restored['model'])
     return state, restored['meta']
+
+  def _has_optimizer(self, state: state_lib.TrainState) -> bool:
+    """True if the optimiser is an item of the checkpoint.
+
+    In an object store an item without arrays has no objects either, and Orbax
+    takes it for one that was lost.
+    """
+    return not self._is_remote or bool(jax.tree.leaves(state.opt))
 
   def wait(self) -> None:
     """Waits until everything that was saved is on disk."""
