@@ -24,7 +24,7 @@ from grain import sources as grain_sources
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import picture_set
+from selfboottok_jax.data import packed_names, picture_set
 
 INDEX = 'dataset.json'
 VERSION = 1
@@ -157,7 +157,7 @@ def _open_split(
         'again, or prepare the data set again'
       )
   return picture_set.Split(
-    names,
+    packed_names.PackedNames(names),
     sizes,
     labels,
     RecordReader(path, shards),

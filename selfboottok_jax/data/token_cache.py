@@ -230,6 +230,11 @@ def _shown(value: Any) -> str:
 INDEX = 'cache.json'
 Path = str | os.PathLike[str]
 
+# ArrayRecord is a library of its own, which knows no object store.
+ELSEWHERE = (
+  'ArrayRecord files are read and written on local disks alone; wanted a '
+  'folder there, copied with gcloud storage cp -r FROM TO'
+)
 AGAIN = 'run launch.encode again with the same flags'
 # Errors that an object of another form raises when it is taken for an index.
 _NO_INDEX = (
@@ -579,10 +584,11 @@ def open_token_cache(folder: Path, split: str) -> TokenCache:
   Sizes are compared here, contents when they are read.
 
   Raises:
+    ConfigError: a folder that is not on this machine.
     DataError: no cache, no such split, or shards that are missing, damaged or
       of another index.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = files.local_path('data.cache', folder, ELSEWHERE)
   index = read_index(folder)
   if split not in index.splits:
     raise errors.DataError(
@@ -590,7 +596,7 @@ def open_token_cache(folder: Path, split: str) -> TokenCache:
       f'{", ".join(index.splits)}; run launch.encode again with '
       f'--splits={split}'
     )
-  files = [
+  shards = [
     record_file(folder, index, split, shard)
     for shard in range(index.splits[split].shards)
   ]
@@ -598,14 +604,14 @@ def open_token_cache(folder: Path, split: str) -> TokenCache:
   if not done.is_file():
     raise errors.DataError(
       f'the {split} split of the cache {folder} is incomplete: '
-      f'{sum(file.is_file() for file in files)} of {len(files)} shards are '
+      f'{sum(file.is_file() for file in shards)} of {len(shards)} shards are '
       f'there; {AGAIN}'
     )
   content = read_json(done)
   try:
     digest, sizes = (
       content['index'],
-      dict(zip(files, content['bytes'], strict=True)),
+      dict(zip(shards, content['bytes'], strict=True)),
     )
     statistics = Statistics.from_json(content['statistics'])
   except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -115,9 +115,9 @@ Tokenizer: TypeAlias = ImageTokenizer | autoencoders.ImageAutoencoder
 def load_tokenizer(workdir: str | os.PathLike[str]) -> Tokenizer:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
 
-  Instead of a folder, `workdir` may name a released 2D autoencoder of 256-pixel
-  images: 'sdvae' or 'vavae'. 'sdvae:SOURCE' reads its weights from SOURCE
-  instead of the place where they are published.
+  It may be gs://BUCKET/NAME. Instead of a folder, `workdir` may name a released
+  2D autoencoder of 256-pixel images: 'sdvae' or 'vavae'. 'sdvae:SOURCE' reads
+  its weights from SOURCE instead of the place where they are published.
 
   Raises:
     CheckpointError: the folder holds no tokenizer run.

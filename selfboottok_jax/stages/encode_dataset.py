@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from selfboottok_jax import data, errors, pixels
+from selfboottok_jax import data, errors, files, pixels
 from selfboottok_jax.data import cores, token_cache, token_cache_writer
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.stages import (
@@ -74,7 +74,7 @@ def encode_dataset(
     ConfigError: settings that cannot be used, or a folder of another cache.
     DataError: images that cannot be read, or a disk that is too small.
   """
-  out = os.path.expanduser(out)
+  out = str(files.local_path('--out', out, token_cache.ELSEWHERE))
   _check(config, splits)
   with processes.all_or_none():
     sources = {s: inputs.open_data(config, s) for s in splits}

@@ -11,8 +11,12 @@ from selfboottok_jax import data, errors
 from selfboottok_jax.data import prepare, records
 from tests.data import trees
 
-NAMES = [f'{split}/{kind}/{i:02}.png' for split, n in (('train', 20), ('val', 5))
-         for kind in ('cat', 'bee') for i in range(n)]  # fmt: skip
+NAMES = [
+  f'{split}/{kind}/{i:02}.png'
+  for split, count in (('train', 20), ('val', 5))
+  for kind in ('cat', 'bee')
+  for i in range(count)
+]
 DAMAGES = {
   'train/bee/03.png': b'',
   'train/cat/07.png': b'<html>404</html>',

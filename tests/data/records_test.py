@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -25,8 +26,6 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def copy(prepared, tmp_path):
-  import shutil
-
   return shutil.copytree(prepared[1], tmp_path / 'copy')
 
 
@@ -58,9 +57,8 @@ def test_a_flipped_byte_is_reported_with_its_shard(copy):
   data[600] ^= 4
   shard.write_bytes(data)
   source = picture_set.PictureSource(records.open_records(str(copy)), 'train')
-  with pytest.raises(errors.DataError, match=r'train-00002-of-00004') as caught:
-    for i in range(len(source)):
-      source[i]
+  with pytest.raises(errors.DataError, match='train-00002-of-00004') as caught:
+    [source[i] for i in range(len(source))]
   assert '\n' not in str(caught.value)
 
 
