@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import tqdm
 from absl import logging
 
