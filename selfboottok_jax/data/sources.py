@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any, Protocol, runtime_checkable
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.data import photos, scenes
 
 # Files by their first bytes, and what turns them into a plain tar.
@@ -85,15 +85,17 @@ SOURCES = {'auto': _open_auto, 'folder': open_folder, 'tar': open_tar}
 BUILT_IN = 'procedural'
 
 
-def open_source(source: str, path: str, split: str, image_size: int) -> Source:
+def open_source(
+  source: str, path: str, split: str, image_size: sizes.Size
+) -> Source:
   """Opens a split of photographs, or the built-in scenes.
 
   Args:
     source: 'auto' (by `path`), 'folder', 'tar' or 'procedural'.
     path: where the photographs are; '' for 'procedural'.
     split: 'train' or 'val'.
-    image_size: pixels a side at which built-in scenes are drawn; photographs
-      keep their own size.
+    image_size: pixels a side, or (height, width), at which built-in scenes
+      are drawn; photographs keep their own size.
 
   Raises:
     ConfigError: an unknown source or split, or 'procedural' with a path.

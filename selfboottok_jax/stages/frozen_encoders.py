@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors, pretrained, trees
+from selfboottok_jax import errors, pretrained, sizes, trees
 from selfboottok_jax.objectives import alignment
 from selfboottok_jax.pretrained import contract
 
@@ -96,8 +96,8 @@ class FrozenEncoders:
   @functools.cached_property
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of each output for one image, without the batch axis."""
-    size = self.tokenizer.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    size = sizes.pair(self.tokenizer.image_size)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     made: dict[str, Any] = jax.eval_shape(self, self.params, image)
     return {
       name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
@@ -162,7 +162,7 @@ def made_by(
 
 def load_teacher(
   spec: str,
-  image_size: int,
+  image_size: sizes.Size,
   patch_size: int,
   *,
   dtype: str,

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from selfboottok_jax import data, errors
+from selfboottok_jax import data, errors, sizes
 from selfboottok_jax.data import cores
 from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import processes, sharding
@@ -30,7 +30,8 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
   if config.data.get('cache', ''):
     cached = data.open_token_cache(config.data.cache, split)
     cached.check_use(
-      config.data.image_size, random_crop=config.data.random_crop
+      sizes.canonical(config.data.image_size),
+      random_crop=config.data.random_crop,
     )
     names = frozen_encoders.wanted_fields(config)
     if split != 'train':
@@ -38,7 +39,10 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
       names = tuple(name for name in names if name != 'targets')
     return cached.select(names)
   return data.open_source(
-    config.data.source, config.data.path, split, config.data.image_size
+    config.data.source,
+    config.data.path,
+    split,
+    sizes.canonical(config.data.image_size),
   )
 
 
@@ -53,7 +57,7 @@ def train_batches(
   return data.make_train_dataset(
     source,
     batch_size=config.data.batch_size,
-    image_size=config.data.image_size,
+    image_size=sizes.canonical(config.data.image_size),
     seed=config.train.seed,
     start_step=start_step,
     process_index=jax.process_index(),
@@ -95,7 +99,7 @@ def eval_batches(
   return data.make_eval_dataset(
     source,
     batch_size=config.evaluation.batch_size,
-    image_size=config.data.image_size,
+    image_size=sizes.canonical(config.data.image_size),
     num_images=num_images or None,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -113,10 +117,11 @@ def check_image_size(
     config: of stage 2 or of a generator.
     stage1: configuration of the tokenizer's run.
   """
-  trained = stage1['data']['image_size']
-  if config.data.image_size != trained:
+  trained = sizes.canonical(stage1['data']['image_size'])
+  given = sizes.canonical(config.data.image_size)
+  if given != trained:
     raise errors.ConfigError(
-      f'data.image_size={config.data.image_size}, but tokenizer='
+      f'data.image_size={given}, but tokenizer='
       f'{config.tokenizer or config.assumed.tokenizer} is of {trained}; set '
-      f'--config.data.image_size={trained}'
+      f'--config.data.image_size={sizes.as_flag(trained)}'
     )
