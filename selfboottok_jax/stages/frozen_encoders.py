@@ -8,6 +8,7 @@ cache, so that all of them see the same numbers.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -48,6 +49,21 @@ class FrozenEncoders:
     if self.teacher is None and (self.has_cls or self.has_targets):
       raise errors.ConfigError(
         'a class token and an alignment need a teacher; name networks.teacher'
+      )
+    if self.teacher is not None and self.has_targets:
+      self._check_pairing(self.teacher)
+
+  def _check_pairing(self, teacher: contract.FeatureNetwork) -> None:
+    """Raises ConfigError unless the codes pair with the teacher's patches."""
+    size, count = self.tokenizer.image_size, self.tokenizer.num_tokens
+    patches = math.prod(teacher.grid(size))
+    if not alignment.can_pair(patches, count, self.align_mode):
+      raise errors.ConfigError(
+        f'loss.align_mode={self.align_mode} cannot pair the {count} tokens of '
+        f'the tokenizer with the {patches} patches of networks.teacher='
+        f'{teacher.name} in images of {sizes.describe(size)}, as neither '
+        'number divides the other; set --config.loss.align_mode=global, '
+        'cls_only or off, or train a tokenizer with another model.num_tokens'
       )
 
   @property
