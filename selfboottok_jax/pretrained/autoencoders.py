@@ -87,7 +87,8 @@ class LatentNetwork:
     name: one of AUTOENCODERS.
     autoencoder: encodes, and decodes if wanted.
     variant: normalisation of latents, and their folding into patches.
-    shape: rows and columns of patches; images are resized to fit, bicubic.
+    side: rows (and columns) of patches, or (rows, columns); images are resized
+      to fit, bicubic.
     decodes: True if the decoder's parameters are kept.
     params: 'network' (of the autoencoder), 'mean' and 'deviation' (of each
       latent channel); None until they are loaded.
@@ -96,7 +97,7 @@ class LatentNetwork:
   name: str
   autoencoder: vae.Autoencoder
   variant: PatchedAutoencoder
-  shape: tuple[int, int]
+  side: sizes.Size
   decodes: bool = False
   params: Any = None
 
@@ -114,6 +115,11 @@ class LatentNetwork:
   def shape_key(self) -> dict[str, Any]:
     """Returns the settings that change the parameters made of a file."""
     return {'decodes': self.decodes}
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    return sizes.pair(self.side)
 
   def grid(self, image_size: sizes.Size) -> tuple[int, int]:
     """(rows, columns) of patches, whatever the size of the images."""
@@ -239,11 +245,10 @@ def build(
     dtype: floating-point type of the computation.
     decodes: True to decode too.
   """
-  shape = sizes.pair(grid)
-  contract.check_options(name, dtype=dtype, grid=min(shape))
+  contract.check_options(name, dtype=dtype, grid=min(sizes.pair(grid)))
   variant = AUTOENCODERS[name]
   network = vae.Autoencoder(**variant.fields, dtype=dtype)
-  return LatentNetwork(name, network, variant, shape, decodes)
+  return LatentNetwork(name, network, variant, grid, decodes)
 
 
 # Pixels to a side of a patch of either: f8 with 2 x 2 latents, f16 with one.
