@@ -94,13 +94,15 @@ def _with_size_and_dim(patches: Patches) -> Options:
 
 
 def _on_grid(patches: Patches) -> Options:
-  return {'grid': patches.grid, 'dtype': patches.dtype}
+  grid = sizes.canonical(patches.grid, 'grid')
+  return {'grid': grid, 'dtype': patches.dtype}
 
 
 def _on_stride(patches: Patches) -> Options:
   # The size of images whose map at the network's stride has that grid.
   rows, columns = patches.grid
-  return {'image_size': (mobilenet.STRIDE * rows, mobilenet.STRIDE * columns)}
+  size = mobilenet.STRIDE * rows, mobilenet.STRIDE * columns
+  return {'image_size': sizes.canonical(size)}
 
 
 def _transformer(name: str) -> Recipe:
@@ -272,7 +274,7 @@ def load_latents(
     raise errors.UserError(
       f'image_size={image_size} with {spec}; wanted a multiple of {size}'
     )
-  grid = sizes.grid(image_size, size)
+  grid = sizes.canonical(sizes.grid(image_size, size), 'grid')
   network: Any = load_network(spec, grid=grid, decodes=True, abstract=abstract)
   return network
 
