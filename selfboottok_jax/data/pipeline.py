@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.data import (
   cores,
   pictures,
@@ -93,7 +93,7 @@ class EvalPictures:
   """Centre crops, uint8."""
 
   source: sources.Source
-  image_size: int
+  image_size: sizes.Size
   skip_bad: bool = False
 
   def __call__(self, index: int) -> Row | None:
@@ -109,7 +109,7 @@ class EvalPictures:
 
   def blank(self) -> Row:
     """Padding: black, of class 0."""
-    shape = (self.image_size, self.image_size, 3)
+    shape = (*sizes.pair(self.image_size), 3)
     return {'image': np.zeros(shape, np.uint8), 'label': np.int32(0)}
 
 
@@ -137,7 +137,7 @@ EvalRows = EvalPictures | EvalCodes
 
 def train_rows(
   source: sources.Source,
-  image_size: int,
+  image_size: sizes.Size,
   *,
   max_scale: float | None,
   flip: bool,
@@ -157,7 +157,7 @@ def train_rows(
 
 
 def eval_rows(
-  source: sources.Source, image_size: int, *, skip_bad: bool = False
+  source: sources.Source, image_size: sizes.Size, *, skip_bad: bool = False
 ) -> EvalRows:
   """Returns the reader of evaluation rows; ConfigError for a wrong size."""
   if isinstance(source, token_cache.TokenCache):
@@ -173,7 +173,7 @@ def make_train_dataset(
   source: sources.Source,
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
@@ -196,7 +196,7 @@ def make_train_dataset(
     source: pictures or a cache; every epoch comes in a new order, and a source
       smaller than a batch is repeated within it.
     batch_size: of all processes together.
-    image_size: pixels a side.
+    image_size: pixels a side, or (height, width).
     seed: of order and augmentation.
     start_step: the first batch is that of this step of an endless run.
     process_index: which rows of the global batch: their concatenation in order
@@ -271,7 +271,7 @@ def make_eval_dataset(
   source: sources.Source,
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   num_images: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
@@ -285,7 +285,7 @@ def make_eval_dataset(
   Args:
     source: pictures or a cache.
     batch_size: of all processes together.
-    image_size: pixels a side.
+    image_size: pixels a side, or (height, width).
     num_images: at most so many, spread evenly over the source, whose order
       is by class; None for all.
     process_index: which rows of each batch, as in `make_train_dataset`.
@@ -320,7 +320,7 @@ def make_row_dataset(
   indices: Int[np.ndarray, '_'],
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
@@ -531,10 +531,10 @@ class _Prepare:
     return iter(mine.to_iter_dataset(options))
 
 
-def _row_bytes(source: sources.Source, image_size: int) -> int:
+def _row_bytes(source: sources.Source, image_size: sizes.Size) -> int:
   """Size of a row of a batch, without its label."""
   if not isinstance(source, token_cache.TokenCache):
-    return 3 * image_size**2
+    return 3 * math.prod(sizes.pair(image_size))
   shapes = source.index.shapes
   return 4 * sum(math.prod(shapes[name]) for name in source.names)
 

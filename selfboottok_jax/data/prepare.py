@@ -572,7 +572,9 @@ class _Worker:
     if not resize or min(pixels.shape[:2]) <= resize:
       return data
     buffer = io.BytesIO()
-    smaller = Image.fromarray(transforms.resize_shorter(pixels, resize))
+    rows, columns = transforms.cover((pixels.shape[0], pixels.shape[1]), resize)
+    picture = Image.fromarray(pixels)
+    smaller = picture.resize((columns, rows), Image.Resampling.LANCZOS)
     smaller.save(buffer, 'JPEG', quality=self._settings.quality, subsampling=0)
     return buffer.getvalue()
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from selfboottok_jax import errors, files
+from selfboottok_jax import errors, files, sizes
 from selfboottok_jax.data import (
   joined,
   parquet,
@@ -53,7 +53,7 @@ def open_source(
   source: str,
   path: str | os.PathLike[str],
   split: str,
-  image_size: int,
+  image_size: sizes.Size,
   *,
   options: pictures.Options | None = None,
   bad: str = 'stop',
@@ -64,8 +64,8 @@ def open_source(
     source: 'auto' (by `path`), one of SOURCES, or 'procedural'.
     path: where the photographs are; '' for 'procedural'.
     split: 'train' or 'val'.
-    image_size: pixels a side at which built-in scenes are drawn; photographs
-      keep their own size.
+    image_size: pixels a side, or (height, width), at which built-in scenes
+      are drawn; photographs keep their own size.
     options: how photographs are decoded.
     bad: 'stop' refuses a set with pictures that the listing shows to be
       unreadable; 'skip' leaves them out.

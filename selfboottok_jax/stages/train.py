@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from selfboottok_jax import data, errors, files
+from selfboottok_jax import data, errors, files, sizes
 from selfboottok_jax import stages as stages_lib
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.stages import (
@@ -69,6 +69,8 @@ def train(
   }
   # Fields that the tokenizer and the data decided are stored with the others.
   resolved = config.to_dict() | {'model': stage.model_fields}
+  # A square is a number, however it was given.
+  resolved['data']['image_size'] = sizes.canonical(config.data.image_size)
   with processes.all_or_none():
     latest = _check_workdir(config, resolved, workdir)
     # A picture that cannot be read should not end the training at its first
