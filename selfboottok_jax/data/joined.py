@@ -104,7 +104,7 @@ class _JoinedReader:
     for part, maker in enumerate(makers):
       mine = np.flatnonzero(self._part == part)
       self._index[mine] = np.arange(len(mine))
-      self._readers.append(maker([found[i] for i in mine]))
+      self._readers.append(maker([found[i] for i in mine.tolist()]))
 
   def __call__(self, index: int) -> bytes:
     return self._readers[self._part[index]](int(self._index[index]))

@@ -36,8 +36,11 @@ class Source(Protocol):
   """
 
   class_names: tuple[str, ...]
-  fingerprint: str
   max_scale: float
+
+  @property
+  def fingerprint(self) -> str:
+    """See the class."""
 
   def __len__(self) -> int:
     """Number of pictures."""
