@@ -65,7 +65,10 @@ def main() -> None:
   settings = prepare.Settings(_RESIZE.value, _QUALITY.value, options)
   settings.check()
   found = data.open_pictures(
-    _PATH.value, source=_SOURCE.value, label_files=_LABELS.value
+    _PATH.value,
+    source=_SOURCE.value,
+    label_files=_LABELS.value,
+    any_size=True,
   )
   cli.say('\n'.join(found.describe()))
   workers = _NUM_WORKERS.value or cores.count_cores()

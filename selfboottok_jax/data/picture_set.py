@@ -61,9 +61,10 @@ class Split:
     prefix: what stands before names in the data set, as 'train/'.
   """
 
-  names: Sequence[str]
-  sizes: Int[np.ndarray, '_']
-  labels: Int[np.ndarray, '_']
+  # Millions of these are nothing to print.
+  names: Sequence[str] = dataclasses.field(repr=False)
+  sizes: Int[np.ndarray, '_'] = dataclasses.field(repr=False)
+  labels: Int[np.ndarray, '_'] = dataclasses.field(repr=False)
   read: Reader
   digest: str
   known_fingerprint: str = ''

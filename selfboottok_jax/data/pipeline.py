@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.data import (
   cores,
   picture_set,
@@ -101,7 +101,7 @@ class EvalPictures:
   """Centre crops, uint8."""
 
   source: sources.Source
-  image_size: int
+  image_size: sizes.Size
   skip_bad: bool = False
 
   def __call__(self, index: int) -> Row | None:
@@ -117,7 +117,7 @@ class EvalPictures:
 
   def blank(self) -> Row:
     """Padding: black, of class 0."""
-    shape = (self.image_size, self.image_size, 3)
+    shape = (*sizes.pair(self.image_size), 3)
     return {'image': np.zeros(shape, np.uint8), 'label': np.int32(0)}
 
 
@@ -145,7 +145,7 @@ EvalRows = EvalPictures | EvalCodes
 
 def train_rows(
   source: sources.Source,
-  image_size: int,
+  image_size: sizes.Size,
   *,
   max_scale: float | None,
   flip: bool,
@@ -165,7 +165,7 @@ def train_rows(
 
 
 def eval_rows(
-  source: sources.Source, image_size: int, *, skip_bad: bool = False
+  source: sources.Source, image_size: sizes.Size, *, skip_bad: bool = False
 ) -> EvalRows:
   """Returns the reader of evaluation rows; ConfigError for a wrong size."""
   if isinstance(source, token_cache.TokenCache):
@@ -181,7 +181,7 @@ def make_train_dataset(
   source: sources.Source,
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
@@ -204,7 +204,7 @@ def make_train_dataset(
     source: pictures or a cache; every epoch comes in a new order, and a source
       smaller than a batch is repeated within it.
     batch_size: of all processes together.
-    image_size: pixels a side.
+    image_size: pixels a side, or (height, width).
     seed: of order and augmentation.
     start_step: the first batch is that of this step of an endless run.
     process_index: which rows of the global batch: their concatenation in order
@@ -279,7 +279,7 @@ def make_eval_dataset(
   source: sources.Source,
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   num_images: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
@@ -293,7 +293,7 @@ def make_eval_dataset(
   Args:
     source: pictures or a cache.
     batch_size: of all processes together.
-    image_size: pixels a side.
+    image_size: pixels a side, or (height, width).
     num_images: at most so many, spread evenly over the source, whose order
       is by class; None for all.
     process_index: which rows of each batch, as in `make_train_dataset`.
@@ -328,7 +328,7 @@ def make_row_dataset(
   indices: Int[np.ndarray, '_'],
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
@@ -539,10 +539,10 @@ class _Prepare:
     return iter(mine.to_iter_dataset(options))
 
 
-def _row_bytes(source: sources.Source, image_size: int) -> int:
+def _row_bytes(source: sources.Source, image_size: sizes.Size) -> int:
   """Size of a row of a batch, without its label."""
   if not isinstance(source, token_cache.TokenCache):
-    return 3 * image_size**2
+    return 3 * math.prod(sizes.pair(image_size))
   shapes = source.index.shapes
   return 4 * sum(math.prod(shapes[name]) for name in source.names)
 

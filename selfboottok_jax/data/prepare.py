@@ -167,7 +167,7 @@ def prepare(
   settings: Settings,
   *,
   skip_bad: bool = False,
-  most_bad: float = 0.01,
+  most_bad: float | int = 0.01,
   num_workers: int = 1,
   say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -273,7 +273,8 @@ def _claim(
   with contextlib.suppress(OSError, ValueError, KeyError):
     if json.loads((progress / _PLAN).read_text())['plan'] == plan:
       return
-  if folder.exists() and any(folder.iterdir()):
+  # A call that was stopped before its first shard leaves hidden files alone.
+  if not files.is_vacant(folder):
     raise errors.DataError(
       f'--out={folder} is not empty, and holds no preparation of these images '
       'with these settings; choose another folder'
@@ -292,6 +293,7 @@ def _claim(
         '--resize'
       )
   with _writing(folder):
+    shutil.rmtree(progress, ignore_errors=True)
     files.write_json(progress / _PLAN, {'plan': plan})
 
 
@@ -570,7 +572,9 @@ class _Worker:
     if not resize or min(pixels.shape[:2]) <= resize:
       return data
     buffer = io.BytesIO()
-    smaller = Image.fromarray(transforms.resize_shorter(pixels, resize))
+    rows, columns = transforms.cover((pixels.shape[0], pixels.shape[1]), resize)
+    picture = Image.fromarray(pixels)
+    smaller = picture.resize((columns, rows), Image.Resampling.LANCZOS)
     smaller.save(buffer, 'JPEG', quality=self._settings.quality, subsampling=0)
     return buffer.getvalue()
 

@@ -24,7 +24,7 @@ from grain import sources as grain_sources
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import picture_set
+from selfboottok_jax.data import packed_names, picture_set
 
 INDEX = 'dataset.json'
 VERSION = 1
@@ -98,8 +98,8 @@ def read_index(path: str) -> dict[str, Any]:
     ) from error
   if (kind, version) != (KIND, VERSION):
     raise errors.DataError(
-      f'{file} is {kind!r} of version {version}; this version reads {KIND!r} of '
-      f'version {VERSION}'
+      f'{file} is {kind!r} of version {version}; wanted {KIND!r} of version '
+      f'{VERSION}: prepare the data set with this version'
     )
   return content
 
@@ -153,11 +153,11 @@ def _open_split(
     if there != shard.bytes:
       found = 'is missing' if there is None else f'has {there:,} bytes'
       raise errors.DataError(
-        f'{shard_file} {found}; wanted {shard.bytes:,} bytes: copy it again, or '
-        'prepare the data set again'
+        f'{shard_file} {found}; wanted {shard.bytes:,} bytes: copy it '
+        'again, or prepare the data set again'
       )
   return picture_set.Split(
-    names,
+    packed_names.PackedNames(names),
     sizes,
     labels,
     RecordReader(path, shards),
@@ -173,8 +173,8 @@ def _read(file: pathlib.Path) -> bytes:
     return file.read_bytes()
   except OSError as error:
     raise errors.DataError(
-      f'{file} cannot be read ({error.strerror}); copy it again, or prepare the '
-      'data set again'
+      f'{file} cannot be read ({error.strerror}); copy it again, or prepare '
+      'the data set again'
     ) from error
 
 

@@ -13,7 +13,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from selfboottok_jax import data, errors, inference, pixels, pretrained
+from selfboottok_jax import (
+  data,
+  errors,
+  inference,
+  pixels,
+  pretrained,
+  sizes,
+)
 from selfboottok_jax.data import token_cache
 from selfboottok_jax.evaluation import evaluate, frechet, scores
 from selfboottok_jax.flow import path as path_lib
@@ -144,7 +151,9 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> inference.Tokenizer:
       '--config.tokenizer=runs/tok'
     )
   if autoencoders.is_autoencoder(config.tokenizer):
-    return inference.load_autoencoder(config.tokenizer, config.data.image_size)
+    return inference.load_autoencoder(
+      config.tokenizer, sizes.canonical(config.data.image_size)
+    )
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )

@@ -7,7 +7,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import data, errors, pretrained
+from selfboottok_jax import data, errors, pretrained, sizes
 from selfboottok_jax.evaluation import reconstruction
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import discriminators
@@ -194,7 +194,8 @@ def scaled_fields(
 def _fingerprint(run: checkpointing.Run) -> str:
   """The fingerprint of a tokenizer's run; nothing goes to a device."""
   model = tokenizer_lib.Tokenizer(
-    image_size=run.config['data']['image_size'], **run.config['model']
+    image_size=sizes.canonical(run.config['data']['image_size']),
+    **run.config['model'],
   )
   params = tokenizer_lib.served_params(run.params, run.ema)
   return inference_tokenizer.fingerprint(model, params)
@@ -241,7 +242,7 @@ def _parts(
 ]:
   """Model, objective, networks by term and discriminator of either stage."""
   model = tokenizer_lib.Tokenizer(
-    image_size=config.data.image_size, **model_fields
+    image_size=sizes.canonical(config.data.image_size), **model_fields
   )
   model.check()
   goal = objective.Objective(**config.loss)

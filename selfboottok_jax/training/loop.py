@@ -145,6 +145,9 @@ def run(
           planned = pending is newest or schedule.due(step, schedule.save_every)
           _flush(newest, clock, progress, writer if planned else None)
           pending = None
+          # A run that goes on from this state has the lines before it.
+          if writer is not None:
+            writer.flush()
           checkpointer.save(state, dict(meta))
         # An evaluation may fail, or run out of memory: the state is on disk by
         # then. Who stops has no time for it; the run that goes on sees in the

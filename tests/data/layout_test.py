@@ -1,7 +1,7 @@
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, picture_set
+from selfboottok_jax.data import layout, picture_set, roles
 
 
 def listing(names, folders=(), empty=()):
@@ -50,7 +50,7 @@ def test_what_systems_leave_is_ignored(name, wanted):
    ('valley', ''), ('cat', ''), ('2017', '')],
 )  # fmt: skip
 def test_names_of_splits(name, wanted):
-  assert layout.role(name) == wanted
+  assert roles.folder_role(name) == wanted
 
 
 def test_hash_split_holds_out_a_tenth_and_loses_nothing():
