@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -132,13 +133,14 @@ def test_a_closed_terminal_saves(arguments, tmp_path):
   ) as training:
     os.close(terminal)
     shown = b''
-    while b'3/1000000' not in shown:
+    # A bar, which does not show every step.
+    while not re.search(rb'[ |]([1-9]\d*)/1000000', shown):
       shown += os.read(screen, 1024)
     workers = processes.workers(training.pid)
     assert len(workers) == WORKERS
     os.close(screen)
     assert training.wait(120) == 130
-  assert checkpointing.latest_step(str(tmp_path / 'run')) >= 3
+  assert checkpointing.latest_step(str(tmp_path / 'run')) >= 1
   assert processes.ended([*workers, training.pid])
 
 
