@@ -11,14 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import photos
+from selfboottok_jax.data import layout
 
-_ROLES = {
-  'train': ('train', 'training'),
-  'val': ('val', 'valid', 'validation', 'eval', 'evaluation', 'dev'),
-  'test': ('test', 'testing'),
-}
-_ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
 _NUMBERED = re.compile(r'(.*?)(\d+)-of-(\d+)(.*)')
 
 
@@ -43,13 +37,8 @@ def role(name: str) -> str:
 
   It is the first word that does, as in 'imagenet-val-00000-of-00064'.
   """
-  words = re.split(r'[^a-z]+', name.lower())
-  return next((_ROLE_OF[word] for word in words if word in _ROLE_OF), '')
-
-
-def is_role(name: str) -> bool:
-  """Returns True for a name that is nothing but that of a split."""
-  return name in _ROLE_OF
+  words = re.split(r'[^A-Za-z]+', name)
+  return next((found for word in words if (found := layout.role(word))), '')
 
 
 def plan(roles: Mapping[str, str], path: str, kind: str) -> Plan:
@@ -108,7 +97,7 @@ def _count(parts: Sequence[str], kind: str) -> str:
 def held_out(names: Sequence[str]) -> Bool[np.ndarray, '_']:
   """Returns which pictures a hash of their names holds out, one in ten."""
   return np.fromiter(
-    (photos.in_validation(name) for name in names), np.bool_, len(names)
+    (layout.in_validation(name) for name in names), np.bool_, len(names)
   )
 
 

@@ -19,7 +19,13 @@ from absl import logging
 from jaxtyping import Int
 
 from selfboottok_jax import errors, files
-from selfboottok_jax.data import classes, packed_names, picture_set, roles
+from selfboottok_jax.data import (
+  classes,
+  layout,
+  packed_names,
+  picture_set,
+  roles,
+)
 
 PREFIX = 'tfds:'
 _LABELS = ('label', 'labels', 'fine_label')
@@ -322,7 +328,7 @@ def _plan(builder: Any, path: str) -> tuple[roles.Plan, list[str]]:
     raise errors.DataError(f'{path} has no records; prepare it again')
   chosen: dict[str, str] = {}
   # A name that is a role goes before one that has it in it.
-  for name in sorted(full, key=lambda name: not roles.is_role(name)):
+  for name in sorted(full, key=lambda name: not layout.role(name)):
     if full[name] and full[name] not in chosen.values():
       chosen[name] = full[name]
   if not chosen:

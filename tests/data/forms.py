@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import tensorflow_datasets as tensorflow_datasets
+import tensorflow_datasets
 from pyarrow import parquet
 
 from tests.data import trees
@@ -153,10 +153,12 @@ class Flowers(
   def _info(self):
     return tensorflow_datasets.core.DatasetInfo(
       builder=self,
-      features=tensorflow_datasets.features.FeaturesDict({
-        'image': tensorflow_datasets.features.Image(),
-        'label': tensorflow_datasets.features.ClassLabel(names=list(NAMES)),
-      }),
+      features=tensorflow_datasets.features.FeaturesDict(
+        {
+          'image': tensorflow_datasets.features.Image(),
+          'label': tensorflow_datasets.features.ClassLabel(names=list(NAMES)),
+        }
+      ),
       disable_shuffling=True,
     )
 
