@@ -57,7 +57,7 @@ _WITNESSES = 16
 _PEEKED = 64
 # Shards that are kept open; systems allow a process 1,024 files or fewer.
 _OPEN = 256
-_NUMBERED = re.compile(r'(.*[^0-9])?[0-9]{3,}(-of-[0-9]+)?\.tar')
+_NUMBERED = re.compile(r'(.*[-_.])?[0-9]{3,}(-of-[0-9]+)?\.tar')
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?')
 _PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')

@@ -240,16 +240,12 @@ def _open_builder(folder: str, path: str) -> Any:
   tfds = _import()
   try:
     builder = tfds.builder_from_directory(folder)
-    if _format(builder) != 'array_record':
-      # It may be there in several.
-      builder = tfds.builder_from_directory(folder, file_format='array_record')
-  except ValueError:
-    builder = None
   except Exception as error:  # noqa: BLE001 - of many kinds in damaged files.
     raise errors.DataError(
       f'{path}: TFDS cannot read {folder} ({_line(error)}); prepare it again'
     ) from error
-  if builder is None or _format(builder) != 'array_record':
+  formats = [builder.info.file_format, *builder.info.alternative_file_formats]
+  if 'array_record' not in [each.value for each in formats if each]:
     info = json.loads(pathlib.Path(folder, _INFO).read_text())
     name = '/'.join(filter(None, (info['name'], info.get('configName'))))
     version = info.get('version', '')
@@ -259,18 +255,16 @@ def _open_builder(folder: str, path: str) -> Any:
       'not read in any order without TensorFlow; '
       f'{_advice(f"{name}:{version}", beside)}'
     )
-  for split in builder.info.splits.values():
+  for name, split in builder.info.splits.items():
+    if split.num_examples:
+      # Where it is there in several formats, this chooses ours.
+      builder.as_data_source(split=name)
     for file in split.filepaths:
       if not os.path.isfile(file):
         raise errors.DataError(
           f'{path} lacks {file}; copy or download it again'
         )
   return builder
-
-
-def _format(builder: Any) -> str:
-  found = builder.info.file_format
-  return found.value if found else ''
 
 
 def _line(error: BaseException) -> str:
@@ -366,9 +360,7 @@ class _Records:
 
   def _open(self) -> Any:
     tfds = _import()
-    builder = tfds.builder_from_directory(
-      self.folder, file_format='array_record'
-    )
+    builder = tfds.builder_from_directory(self.folder)
     skip = {
       name: tfds.decode.SkipDecoding()
       for name, feature in dict(builder.info.features).items()
@@ -410,7 +402,7 @@ def _unreadable(
   path: str, records: _Records, number: int, error: BaseException
 ) -> errors.DataError:
   return errors.DataError(
-    f'{path}: record {number} of {records.split} cannot be read '
+    f'{path}: records of {records.split} from {number} on cannot be read '
     f'({_line(error)}); the shards in {records.folder} are damaged: prepare '
     'them again'
   )
@@ -465,10 +457,9 @@ def _read_records(
       )  # fmt: skip
     indices = range(start, min(start + _CHUNK, count))
     try:
-      rows = source.__getitems__(indices)
+      for index, row in zip(indices, source.__getitems__(indices), strict=True):
+        label = int(row[records.label]) if records.label else 0
+        table[index] = len(row[records.image]), label
     except Exception as error:  # noqa: BLE001 - of any kind, from C++.
       raise _unreadable(path, records, start, error) from error
-    for index, row in zip(indices, rows, strict=True):
-      label = int(row[records.label]) if records.label else 0
-      table[index] = len(row[records.image]), label
   return table

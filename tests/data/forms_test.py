@@ -69,7 +69,9 @@ def _wanted(tmp_path_factory):
   return takes.take(source, 12, num_workers=0, num_threads=0)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+  'workers', [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_training_batches_are_those_of_a_folder(found, wanted, workers):
   source = picture_set.PictureSource(found, 'train')
   given = takes.take(source, 12, num_workers=workers, num_threads=1)
