@@ -257,8 +257,10 @@ def _open_builder(folder: str, path: str) -> Any:
     )
   for name, split in builder.info.splits.items():
     if split.num_examples:
-      # Where it is there in several formats, this chooses ours.
+      # Where it is there in several formats, this chooses ours: splits have
+      # other files from then on.
       builder.as_data_source(split=name)
+  for split in builder.info.splits.values():
     for file in split.filepaths:
       if not os.path.isfile(file):
         raise errors.DataError(

@@ -246,7 +246,7 @@ if __name__ == '__main__':
   found = tfds.open_tfds('tfds:flowers')
   source = picture_set.PictureSource(found, 'train')
   batches = data.make_train_dataset(
-    source, batch_size=8, image_size=8, seed=0, num_workers=1, num_threads=1
+    source, batch_size=8, image_size=8, seed=0, num_workers=0, num_threads=1
   )
   print([next(batches)['label'].tolist() for _ in range(3)])
   batches.close()
