@@ -16,7 +16,6 @@ else. The exit code is 1 if a check failed.
 """
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -45,8 +44,9 @@ def main() -> None:
   cli.check_least(_STEPS, 1)
   cli.check_least(_ROUNDS, 1)
   if _OUT.value:
-    files.check_folder('out', os.path.dirname(_OUT.value) or '.')
-    if os.path.isdir(_OUT.value):
+    out = files.as_path(_OUT.value)
+    files.check_folder('out', out.parent)
+    if out.is_dir():
       raise errors.ConfigError(f'--out={_OUT.value} is a folder; wanted a file')
   if _SUITE.value:
     _run_suite()

@@ -16,6 +16,7 @@ Declaring defines nothing yet: absl's flags are global, and two commands that
 are imported by one process may have flags of the same name.
 """
 
+import contextlib
 import difflib
 import itertools
 import logging as python_logging
@@ -31,7 +32,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from selfboottok_jax import errors, trees
+from selfboottok_jax import errors, files, trees
 from selfboottok_jax.training import loop, processes
 
 Holder = flags.FlagHolder
@@ -113,6 +114,7 @@ class Flags:
       ConfigError: a configuration file, preset or key that does not exist.
       flags.Error: an unknown flag, or a value of the wrong type.
     """
+    argv = [_with_home(argument) for argument in argv]
     every = flags.FLAGS
     for name in self._own:
       every[name] = self._own[name]
@@ -226,6 +228,12 @@ def _parse(own: Flags, argv: Sequence[str]) -> list[str]:
     _end(_plain(str(error)), 2)
 
 
+def _with_home(argument: str) -> str:
+  """Expands the ~ of --config=~/FILE, which shells leave as it is."""
+  match = re.fullmatch(r'(--?config=)(~.*)', argument)
+  return match[1] + os.path.expanduser(match[2]) if match else argument
+
+
 def _plain(message: str) -> str:
   """Rewrites absl's message about a flag in words that need no Python."""
   for reason, kind in _KINDS.items():
@@ -237,8 +245,10 @@ def _plain(message: str) -> str:
 
 def _end(message: str, code: int) -> NoReturn:
   line = ' '.join(message.split())
-  sys.stderr.write(f'error: {line}\n')
-  sys.stderr.flush()
+  # A terminal that was closed takes nothing any more.
+  with contextlib.suppress(OSError):
+    sys.stderr.write(f'error: {line}\n')
+    sys.stderr.flush()
   sys.exit(code)
 
 
@@ -325,12 +335,10 @@ def start_jax(*, multihost: bool = False, devices: int | None = None) -> None:
     jax.config.update('jax_num_cpu_devices', devices)
   if multihost:
     _join()
+  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  cache = folder or os.path.join(
-    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
-    'selfboottok_jax',
-  )
-  jax.config.update('jax_compilation_cache_dir', cache)
+  cache = files.as_path(folder or os.path.join(base, 'selfboottok_jax'))
+  jax.config.update('jax_compilation_cache_dir', os.fspath(cache))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   # Early, as the first collective waits only shortly for late processes; but

@@ -14,7 +14,7 @@ import pathlib
 from typing import Any
 
 from launch import cli
-from selfboottok_jax import errors, pretrained
+from selfboottok_jax import errors, files, pretrained
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.pretrained import store, weight_files
 
@@ -33,7 +33,9 @@ def main() -> None:
     cli.say(_listing())
     return
   cli.require(network=_NETWORK.value)
-  out = pathlib.Path(_OUT.value) if _OUT.value else None
+  out = None
+  if _OUT.value:
+    out = files.local_path('--out', _OUT.value, weight_files.ELSEWHERE)
   if out:
     store.check_new(out)
   options = _parse_options(_OPTIONS.value)

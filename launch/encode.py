@@ -9,6 +9,7 @@ continues when it is given again.
 
 from launch import cli
 from selfboottok_jax import files
+from selfboottok_jax.data import token_cache
 from selfboottok_jax.stages import encode_dataset
 
 FLAGS = cli.Flags()
@@ -39,11 +40,12 @@ def main() -> None:
   """Encodes the data set that the configuration names."""
   config = _CONFIG.value
   cli.require(out=_OUT.value)
-  files.check_folder('out', _OUT.value)
+  out = files.local_path('--out', _OUT.value, token_cache.ELSEWHERE)
+  files.check_folder('out', out)
   cli.start_jax(multihost=_MULTIHOST.value)
   encode_dataset.encode_dataset(
     config,
-    _OUT.value,
+    out,
     splits=_SPLITS.value,
     shards=_SHARDS.value,
     dtype=_DTYPE.value,

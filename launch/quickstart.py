@@ -7,7 +7,6 @@ of the global tokens; samples, scores, and writes report.html.
 """
 
 import math
-import pathlib
 import time
 from collections.abc import Mapping
 
@@ -52,7 +51,7 @@ def main() -> None:
   files.check_folder('workdir', _WORKDIR.value)
   report.check_dependencies()
   cli.start_jax()
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = files.as_path(_WORKDIR.value)
   began = time.monotonic()
   configs = _make_configs(workdir, _BUDGET.value)
   _check_budget(workdir, configs)
@@ -76,7 +75,7 @@ def main() -> None:
 
 
 def _check_budget(
-  workdir: pathlib.Path, configs: dict[str, ml_collections.ConfigDict]
+  workdir: files.Path, configs: dict[str, ml_collections.ConfigDict]
 ) -> None:
   """Raises ConfigError if the folder holds a quickstart of another length.
 
@@ -97,7 +96,7 @@ def _check_budget(
 
 
 def _make_configs(
-  workdir: pathlib.Path, budget: float
+  workdir: files.Path, budget: float
 ) -> dict[str, ml_collections.ConfigDict]:
   """The four trainings, in their order."""
   baseline = tokenizer_config.get_config('quickstart')
@@ -119,7 +118,7 @@ def _make_configs(
   return configs
 
 
-def _make_report(workdir: pathlib.Path) -> report.Report:
+def _make_report(workdir: files.Path) -> report.Report:
   """Reads the four runs back, scores them and collects the page."""
   tokenizers = {
     name: inference.load_tokenizer(str(workdir / FOLDERS[name]))

@@ -91,7 +91,7 @@ def main() -> None:
   cli.start_jax(multihost=_MULTIHOST.value)
   generator = inference.load_generator(
     _WORKDIR.value,
-    tokenizer=inference.load_tokenizer(_TOKENIZER.value),
+    tokenizer=_TOKENIZER.value,
     device_batch=_DEVICE_BATCH.value,
   )
   filled = sample_folder.sample_folders(

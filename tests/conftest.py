@@ -7,12 +7,14 @@ import ctypes
 import dataclasses
 import fcntl
 import gc
+import importlib.util
 import inspect
 import json
 import os
 import pathlib
 import shutil
 import signal
+from collections.abc import Iterator
 from importlib import metadata
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -47,6 +49,7 @@ import jax
 import jaxtyping
 import pytest
 
+from tests import object_store
 from tests.launch import commands, pictures
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -117,6 +120,23 @@ def weights_cache(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp('weights_cache')
   os.environ['SELFBOOTTOK_CACHE'] = str(folder)
   return folder
+
+
+@pytest.fixture(scope='session')
+def store() -> Iterator[object_store.ObjectStore]:
+  """What gs:// leads to, here and in commands that get its variables."""
+  if importlib.util.find_spec('gcsfs') is None:
+    pytest.skip('gcsfs is not installed; pip install -r requirements-test.txt')
+  with object_store.serving() as store:
+    # Before the clients are imported, which read them then.
+    os.environ.update(store.variables)
+    yield store
+
+
+@pytest.fixture
+def bucket(store) -> str:
+  """gs://NAME of a bucket of the test's own."""
+  return f'gs://{store.make_bucket()}'
 
 
 @pytest.fixture(scope='session')

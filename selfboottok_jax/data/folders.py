@@ -1,7 +1,6 @@
 """Photographs as files in a folder, on a disk or in a bucket."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from etils import epath
@@ -24,11 +23,10 @@ class FolderReader:
 
   def __call__(self, index: int) -> bytes:
     """Returns the bytes of a file; DataError if it has gone since."""
-    file = f'{self._path}/{self._names[index]}'
+    file = files.as_path(f'{self._path}/{self._names[index]}')
     try:
-      if files.is_remote(file):
-        return epath.Path(file).read_bytes()
-      return pathlib.Path(file).read_bytes()
+      with files.reaching(file):
+        return file.read_bytes()
     except OSError as error:
       raise errors.DataError(
         f'cannot read {file}: {error.strerror or error}; it was there at the '
@@ -39,8 +37,10 @@ class FolderReader:
 def list_folder(path: str) -> layout.Listing:
   """Lists everything below a folder that is not hidden."""
   listing = layout.Listing()
-  if files.is_remote(path):
-    _list_remote(epath.Path(path), '', listing)
+  root = files.as_path(path)
+  if files.is_remote(root):
+    with files.reaching(root):
+      _list_remote(root, '', listing)
   else:
     # By device and inode, for which no link is resolved twice.
     stat = os.stat(path)
@@ -92,12 +92,13 @@ def _list_local(
 
 
 def _list_remote(
-  folder: epath.Path, relative: str, listing: layout.Listing
+  folder: files.Path, relative: str, listing: layout.Listing
 ) -> None:
   """Lists a folder of a bucket, where there are no links."""
-  for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+  for entry in sorted(files.children(folder), key=lambda entry: entry.name):
     if layout.is_ignored(entry.name):
       continue
+    assert isinstance(entry, epath.Path)
     name = f'{relative}{entry.name}'
     if entry.is_dir():
       listing.folders.add(name)

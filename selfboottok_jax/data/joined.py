@@ -6,8 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfboottok_jax import errors, files
-from selfboottok_jax.data import folders, labels, layout, picture_set, tars
+from selfboottok_jax import errors
+from selfboottok_jax.data import (
+  folders,
+  labels,
+  layout,
+  picture_set,
+  roles,
+  tars,
+)
 
 
 def open_trees(
@@ -67,7 +74,7 @@ def open_trees(
 
 def _list(path: str) -> tuple[layout.Listing, layout.ReaderMaker]:
   """What a folder or a tar holds, and what makes its readers."""
-  if files.is_remote(path) or os.path.isdir(path):
+  if '://' in path or os.path.isdir(path):
     return folders.list_folder(path), folders.reader_maker(path)
   return tars.list_tar(path), tars.reader_maker(path)
 
@@ -76,13 +83,13 @@ def _split_of(path: str, paths: Sequence[str]) -> str:
   """The split that a path's name tells."""
   base = os.path.basename(path.rstrip('/'))
   words = re.split(r'[^A-Za-z]+', base)
-  roles = {role for word in words if (role := layout.role(word))}
-  if len(roles) != 1 or 'test' in roles:
+  found = {role for word in words if (role := roles.folder_role(word))}
+  if len(found) != 1 or 'test' in found:
     raise errors.DataError(
       f'{",".join(paths)}: the name {base} does not tell train from val; '
       'wanted one path with train in its name and one with val'
     )
-  return roles.pop()
+  return found.pop()
 
 
 class _JoinedReader:
@@ -97,7 +104,7 @@ class _JoinedReader:
     for part, maker in enumerate(makers):
       mine = np.flatnonzero(self._part == part)
       self._index[mine] = np.arange(len(mine))
-      self._readers.append(maker([found[i] for i in mine]))
+      self._readers.append(maker([found[i] for i in mine.tolist()]))
 
   def __call__(self, index: int) -> bytes:
     return self._readers[self._part[index]](int(self._index[index]))

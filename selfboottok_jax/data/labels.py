@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, pictures, synsets
+from selfboottok_jax.data import layout, pictures, roles, synsets
 
 _TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
 _META = 'meta.mat'
@@ -67,7 +67,7 @@ def _flat_folder(listing: layout.Listing) -> str:
   val = [
     folder
     for folder in counts
-    if folder and layout.role(folder.rpartition('/')[2]) == 'val'
+    if folder and roles.folder_role(folder.rpartition('/')[2]) == 'val'
   ]
   if len(val) == 1:
     return val[0]

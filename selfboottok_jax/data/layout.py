@@ -6,7 +6,6 @@ give the same order, labels and split.
 
 import collections
 import dataclasses
-import hashlib
 import pathlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -15,23 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import picture_set, pictures, synsets
-
-VAL_FRACTION = 0.1
+from selfboottok_jax.data import (
+  packed_names,
+  picture_set,
+  pictures,
+  roles,
+  synsets,
+)
 
 Parts = tuple[str, ...]
 
-# Names of splits in any case, perhaps with a year, as COCO's train2017.
-_ROLES = {
-  'train': ('train', 'training'),
-  'val': ('val', 'valid', 'validation', 'eval', 'evaluation', 'dev'),
-  'test': ('test', 'testing'),
-}
-_SPLIT_NAME = re.compile(
-  rf'({"|".join(n for names in _ROLES.values() for n in names)})'
-  r'[-_]?(\d{4})?',
-  re.IGNORECASE,
-)
 # What systems leave in folders, beside names that begin with a dot.
 _SYSTEM_NAMES = frozenset({
   '#recycle', '$recycle.bin', '@eadir', '@recycle', '@tmp', '__macosx',
@@ -43,12 +35,6 @@ _SYSTEM_NAMES = frozenset({
 def is_ignored(name: str) -> bool:
   """True for the name of a file or folder that is hidden or a system's own."""
   return name.startswith('.') or name.lower() in _SYSTEM_NAMES
-
-
-def in_validation(path: str) -> bool:
-  """The split of a tree that has none: about 10 % of all paths."""
-  digest = hashlib.sha256(path.encode(*picture_set.UTF8)).digest()
-  return int.from_bytes(digest[:8], 'big') < VAL_FRACTION * 2**64
 
 
 def suffix(path: str) -> str:
@@ -201,7 +187,7 @@ def _strip_top(tree: _Tree) -> tuple[_Tree, str]:
   depth = 0
   while True:
     tops = {parts[depth] for parts in tree.files.values()}
-    if len(tops) > 1 or any(role(top) for top in tops):
+    if len(tops) > 1 or any(roles.folder_role(top) for top in tops):
       break
     # A single picture at this depth: its name is no folder.
     if any(len(parts) == depth + 1 for parts in tree.files.values()):
@@ -230,14 +216,6 @@ def common_top(listing: Listing) -> str:
   return ''.join(f'{part}/' for part in tops or ())
 
 
-def role(folder: str) -> str:
-  """The split that a folder's name means: 'train', 'val', 'test' or ''."""
-  match = _SPLIT_NAME.fullmatch(folder)
-  if not match:
-    return ''
-  return next(r for r, names in _ROLES.items() if match[1].lower() in names)
-
-
 Members = dict[str, dict[Parts, str]]
 
 
@@ -253,7 +231,7 @@ def _split_members(
   members: Members = {split: {} for split in picture_set.SPLITS}
   if not folders:
     for file, parts in tree.files.items():
-      split = 'val' if in_validation('/'.join(parts)) else 'train'
+      split = 'val' if roles.in_validation('/'.join(parts)) else 'train'
       members[split][parts] = file
     origin = (
       'no train/ and val/, so one image in ten is held out for val, by a hash '
@@ -286,7 +264,7 @@ def _split_members(
       + ' are the splits',
     )
   for parts in list(members['train']):
-    if in_validation('/'.join(parts)):
+    if roles.in_validation('/'.join(parts)):
       members['val'][parts] = members['train'].pop(parts)
   origin = (
     f'{folders["train"]}/ has no val/ beside it, so one of its images in ten '
@@ -305,8 +283,8 @@ def _find_splits(tree: _Tree, path: str, notes: list[str]) -> dict[str, str]:
   there = given | {parts[0] for parts in tree.folders}
   by_role: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
   for folder in sorted(there):
-    if role(folder):
-      by_role[role(folder)].append(folder)
+    if found_role := roles.folder_role(folder):
+      by_role[found_role].append(folder)
   # The plain names settle it where there are several.
   for split, found in by_role.items():
     if split in found:
@@ -323,7 +301,7 @@ def _find_splits(tree: _Tree, path: str, notes: list[str]) -> dict[str, str]:
         f'{path} has {" and ".join(f"{name}/" for name in found)}; wanted '
         'train/ and val/: rename one, or take the other out'
       )
-  classes = sorted(f for f in given if not role(f))
+  classes = sorted(f for f in given if not roles.folder_role(f))
   if trains and vals:
     return {'train': trains[0], 'val': vals[0]}
   if trains and not classes:
@@ -445,7 +423,11 @@ def _make_split(
     () if is_single else classes, names, sizes, labels
   )
   read = reader([files[key] for key in keys])
-  return picture_set.Split(keys, sizes, labels, read, digest, former=former)
+  prefix = keys[0].removesuffix(names[0]) if keys else ''
+  packed = packed_names.PackedNames(names)
+  return picture_set.Split(
+    packed, sizes, labels, read, digest, former=former, prefix=prefix
+  )
 
 
 def _note_shared(

@@ -49,7 +49,7 @@ class Split:
   """The pictures of one split, in a fixed order, not decoded.
 
   Attributes:
-    names: path of each picture in the data set, as errors and reports name it.
+    names: path of each picture inside the split.
     sizes: bytes of each picture.
     labels: the class of each picture, an index into the set's class names.
     read: reads a picture's bytes; raises DataError if it has gone.
@@ -58,19 +58,36 @@ class Split:
       it from the pictures.
     former: fingerprint of the same pictures in runs and caches of earlier
       versions; '' where there is none.
+    prefix: what stands before names in the data set, as 'train/'.
   """
 
-  names: Sequence[str]
-  sizes: Int[np.ndarray, '_']
-  labels: Int[np.ndarray, '_']
+  # Millions of these are nothing to print.
+  names: Sequence[str] = dataclasses.field(repr=False)
+  sizes: Int[np.ndarray, '_'] = dataclasses.field(repr=False)
+  labels: Int[np.ndarray, '_'] = dataclasses.field(repr=False)
   read: Reader
   digest: str
   known_fingerprint: str = ''
   former: str = ''
+  prefix: str = ''
 
   def __len__(self) -> int:
     """Number of pictures."""
     return len(self.names)
+
+  def path(self, index: int) -> str:
+    """Returns the path of a picture in the data set."""
+    return self.prefix + self.names[index]
+
+  def select(
+    self, kept: Int[np.ndarray, '_'], class_names: Sequence[str]
+  ) -> 'Split':
+    """Returns some of the pictures, given by their indices in order."""
+    names = [self.names[i] for i in kept]
+    sizes, labels = self.sizes[kept], self.labels[kept]
+    listed = digest(class_names, names, sizes, labels)
+    read = _Selected(self.read, kept)
+    return Split(names, sizes, labels, read, listed, prefix=self.prefix)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -84,6 +101,17 @@ class Split:
     for index in hashed_indices(len(self)):
       total.update(hashlib.sha256(self.read(index)).digest())
     return total.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selected:
+  """Reads some of a reader's pictures."""
+
+  read: Reader
+  kept: Int[np.ndarray, '_']
+
+  def __call__(self, index: int) -> bytes:
+    return self.read(int(self.kept[index]))
 
 
 def hashed_indices(count: int) -> list[int]:
@@ -253,7 +281,7 @@ class PictureSource:
 
   def name(self, index: int) -> str:
     """The path of a picture, for errors and reports."""
-    return f'{self._path}/{self._split.names[index]}'
+    return f'{self._path}/{self._split.path(index)}'
 
   # grain prints its sources, and a path is all that a reader wants to see.
   def __repr__(self) -> str:

@@ -122,10 +122,7 @@ def decode(data: bytes, name: str, options: Options) -> Pixels:
     if data.startswith(_PNG) and 'MAX_TEXT' in str(error):
       # Pillow refuses long texts, as a workflow that some programs store. They
       # are no part of the picture.
-      try:
-        return _decode(_without_texts(data), options)
-      except (_Refused, *_DECODE_ERRORS) as second:
-        error = second
+      return decode(_without_texts(data), name, options)
     raise PictureError(name, _reason(data, error)) from error
 
 
@@ -186,9 +183,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _bits(image: Image.Image) -> int:
   """Bits of a stored sample that Pillow widens to 8, or narrows; else 8."""
-  if not image.tile:
+  tile = getattr(image, 'tile', None)
+  if not tile:
     return 8
-  args = image.tile[0].args
+  args = tile[0].args
   raw = args if isinstance(args, str) else args and args[0]
   if raw == '1':
     return 1

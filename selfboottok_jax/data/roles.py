@@ -4,6 +4,7 @@ Parts are what a set is delivered in: tars, Parquet files, the splits of TFDS.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -11,8 +12,18 @@ import numpy as np
 from jaxtyping import Bool
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout
+from selfboottok_jax.data import picture_set
 
+VAL_FRACTION = 0.1
+
+_ROLES = {
+  'train': ('train', 'training'),
+  'val': ('val', 'valid', 'validation', 'eval', 'evaluation', 'dev'),
+  'test': ('test', 'testing'),
+}
+_ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
+# A folder's whole name, in any case, perhaps with a year, as COCO's train2017.
+_FOLDER = re.compile(rf'({"|".join(_ROLE_OF)})[-_]?(\d{{4}})?', re.IGNORECASE)
 _NUMBERED = re.compile(r'(.*?)(\d+)-of-(\d+)(.*)')
 
 
@@ -37,8 +48,20 @@ def role(name: str) -> str:
 
   It is the first word that does, as in 'imagenet-val-00000-of-00064'.
   """
-  words = re.split(r'[^A-Za-z]+', name)
-  return next((found for word in words if (found := layout.role(word))), '')
+  words = re.split(r'[^a-z]+', name.lower())
+  return next((_ROLE_OF[word] for word in words if word in _ROLE_OF), '')
+
+
+def folder_role(name: str) -> str:
+  """Returns the split that a folder's name is: 'train', 'val', 'test' or ''."""
+  match = _FOLDER.fullmatch(name)
+  return _ROLE_OF[match[1].lower()] if match else ''
+
+
+def in_validation(name: str) -> bool:
+  """The split of a set that has none: about 10 % of all names."""
+  digest = hashlib.sha256(name.encode(*picture_set.UTF8)).digest()
+  return int.from_bytes(digest[:8], 'big') < VAL_FRACTION * 2**64
 
 
 def plan(roles: Mapping[str, str], path: str, kind: str) -> Plan:
@@ -97,7 +120,7 @@ def _count(parts: Sequence[str], kind: str) -> str:
 def held_out(names: Sequence[str]) -> Bool[np.ndarray, '_']:
   """Returns which pictures a hash of their names holds out, one in ten."""
   return np.fromiter(
-    (layout.in_validation(name) for name in names), np.bool_, len(names)
+    (in_validation(name) for name in names), np.bool_, len(names)
   )
 
 

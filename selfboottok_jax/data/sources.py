@@ -9,8 +9,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from selfboottok_jax import errors, files
-from selfboottok_jax.data import joined, picture_set, pictures, scenes
+from selfboottok_jax import errors, files, sizes
+from selfboottok_jax.data import (
+  joined,
+  parquet,
+  picture_set,
+  pictures,
+  records,
+  scenes,
+  shards,
+  tfds,
+)
 
 BUILT_IN = 'procedural'
 BAD = ('stop', 'skip')
@@ -27,8 +36,11 @@ class Source(Protocol):
   """
 
   class_names: tuple[str, ...]
-  fingerprint: str
   max_scale: float
+
+  @property
+  def fingerprint(self) -> str:
+    """See the class."""
 
   def __len__(self) -> int:
     """Number of pictures."""
@@ -44,7 +56,7 @@ def open_source(
   source: str,
   path: str | os.PathLike[str],
   split: str,
-  image_size: int,
+  image_size: sizes.Size,
   *,
   options: pictures.Options | None = None,
   bad: str = 'stop',
@@ -52,11 +64,11 @@ def open_source(
   """Opens a split of photographs, or the built-in scenes.
 
   Args:
-    source: 'auto' (by `path`), 'folder', 'tar' or 'procedural'.
+    source: 'auto' (by `path`), one of SOURCES, or 'procedural'.
     path: where the photographs are; '' for 'procedural'.
     split: 'train' or 'val'.
-    image_size: pixels a side at which built-in scenes are drawn; photographs
-      keep their own size.
+    image_size: pixels a side, or (height, width), at which built-in scenes
+      are drawn; photographs keep their own size.
     options: how photographs are decoded.
     bad: 'stop' refuses a set with pictures that the listing shows to be
       unreadable; 'skip' leaves them out.
@@ -92,14 +104,18 @@ def open_pictures(
   *,
   source: str = 'auto',
   label_files: Sequence[str] = (),
+  any_size: bool = False,
 ) -> picture_set.PictureSet:
   """Lists both splits of photographs.
 
   Args:
-    path: a folder or a tar; or two, with a comma between, of which one has
-      'train' and one 'val' in its name.
+    path: a folder or a tar of pictures; two of them, with a comma between, of
+      which one has 'train' and one 'val' in its name; or what `shards`,
+      `parquet`, `tfds` and `records` open.
     source: see `open_source`; not 'procedural'.
     label_files: see `labels.label_pictures`.
+    any_size: opens sets too that are fast only where pictures are read in
+      order, see `parquet.open_parquet`.
 
   Raises:
     ConfigError: an unknown source.
@@ -116,12 +132,24 @@ def open_pictures(
       'the path of the photographs is empty; give a folder of images or a '
       f'.tar of one, or set the source to {BUILT_IN!r} for built-in scenes'
     )
+  if source == 'auto':
+    source = next(
+      (name for name, matches in _MATCHES.items() if matches(path)), 'auto'
+    )
+  if source == 'tfds':
+    return tfds.open_tfds(path)
+  if source == 'shards':
+    return shards.open_shards(path)
+  if source == 'parquet':
+    return parquet.open_parquet(path, any_size=any_size)
+  if source == 'records':
+    return records.open_records(os.path.expanduser(path))
   paths = [path]
   if ',' in path and not os.path.exists(os.path.expanduser(path)):
     paths = [part for part in path.split(',') if part]
-  paths = [os.path.expanduser(part) for part in paths]
+  paths = [os.fspath(files.as_path(part)) for part in paths]
   for each in paths:
-    if not files.is_remote(each) and not os.path.exists(each):
+    if '://' not in each and not os.path.exists(each):
       raise errors.DataError(
         f'{each} does not exist; give a folder of images or a .tar of one'
       )
@@ -129,12 +157,19 @@ def open_pictures(
   return joined.open_trees(paths, label_files)
 
 
-SOURCES = ('auto', 'folder', 'tar')
+# How the forms are told apart that are not the trees of files that remain.
+_MATCHES = {
+  'tfds': tfds.matches,
+  'records': lambda path: records.is_prepared(os.path.expanduser(path)),
+  'shards': shards.matches,
+  'parquet': parquet.matches,
+}
+SOURCES = ('auto', 'folder', 'tar', *_MATCHES)
 
 
 def _check_kind(source: str, path: str) -> None:
   """Raises DataError for a path that is no source of the kind."""
-  is_folder = files.is_remote(path) or os.path.isdir(path)
+  is_folder = '://' in path or os.path.isdir(path)
   if source == 'folder' and not is_folder:
     raise errors.DataError(f'{path} is no folder; give a folder of images')
   if source == 'tar' and is_folder:

@@ -21,7 +21,6 @@ from jaxtyping import Int
 from selfboottok_jax import errors, files
 from selfboottok_jax.data import (
   classes,
-  layout,
   packed_names,
   picture_set,
   roles,
@@ -324,7 +323,7 @@ def _plan(builder: Any, path: str) -> tuple[roles.Plan, list[str]]:
     raise errors.DataError(f'{path} has no records; prepare it again')
   chosen: dict[str, str] = {}
   # A name that is a role goes before one that has it in it.
-  for name in sorted(full, key=lambda name: not layout.role(name)):
+  for name in sorted(full, key=lambda name: not roles.folder_role(name)):
     if full[name] and full[name] not in chosen.values():
       chosen[name] = full[name]
   if not chosen:

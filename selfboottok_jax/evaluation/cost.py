@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,7 +134,7 @@ def complete(card: Card, other: Card) -> Card:
 def write(card: Card, workdir: str | os.PathLike[str]) -> None:
   """Writes the card of a training into its workdir."""
   text = json.dumps(card.to_dict(), indent=2) + '\n'
-  files.write_atomically(pathlib.Path(workdir) / FILE, text.encode())
+  files.write_atomically(files.as_path(workdir) / FILE, text.encode())
 
 
 def read(workdir: str | os.PathLike[str]) -> Card:
@@ -144,9 +143,10 @@ def read(workdir: str | os.PathLike[str]) -> Card:
   Raises:
     UserError: there is none, or it is damaged.
   """
-  path = pathlib.Path(workdir) / FILE
+  path = files.as_path(workdir) / FILE
   try:
-    values = json.loads(path.read_text())
+    with files.reaching(path):
+      values = json.loads(path.read_bytes())
     rows = [
       Row(**{**row, 'flops': flops.Flops(**row['flops'])})
       for row in values['rows']

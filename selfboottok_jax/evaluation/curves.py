@@ -7,14 +7,13 @@ Figures are built without pyplot, so nothing here is global or needs a screen.
 import io
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, files
 
 if TYPE_CHECKING:
   import matplotlib.axes
@@ -50,10 +49,11 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
   Raises:
     UserError: the file cannot be read, or a line before the last is damaged.
   """
-  path = pathlib.Path(path)
-  path = path / 'metrics.jsonl' if path.is_dir() else path
+  path = files.as_path(path)
   try:
-    lines = path.read_bytes().splitlines()
+    with files.reaching(path):
+      path = path / 'metrics.jsonl' if path.is_dir() else path
+      lines = path.read_bytes().splitlines()
   except OSError as error:
     raise errors.UserError(
       f'Metrics {path} cannot be read ({error.strerror}); give a workdir or '
@@ -84,7 +84,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
 
 
 def _checked(
-  entry: object, number: int, path: pathlib.Path
+  entry: object, number: int, path: files.Path
 ) -> tuple[int, dict[str, float]]:
   """Splits a parsed line into step and numbers; null becomes NaN."""
   values = dict(entry) if isinstance(entry, dict) else {}

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -302,7 +301,7 @@ def write_scores(
 ) -> None:
   """Writes the scores of a run into its workdir, as scores.json."""
   records = [dataclasses.asdict(score) for score in found]
-  files.write_json(pathlib.Path(workdir, SCORES), records)
+  files.write_json(files.as_path(workdir) / SCORES, records)
 
 
 def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
@@ -311,15 +310,17 @@ def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
   Raises:
     UserError: the file is damaged.
   """
-  path = pathlib.Path(workdir, SCORES)
-  if not path.exists():
-    return []
+  path = files.as_path(workdir) / SCORES
+  with files.reaching(path):
+    if not path.exists():
+      return []
+    text = path.read_bytes()
   with contextlib.suppress(ValueError, TypeError, KeyError):
     # Only known fields, so that files of other versions stay readable.
     known = [field.name for field in dataclasses.fields(scores.Score)]
     return [
       scores.Score(**{name: record[name] for name in known})
-      for record in json.loads(path.read_text())
+      for record in json.loads(text)
     ]
   raise errors.UserError(
     f'{path} is damaged; measure again with launch.evaluate --workdir={workdir}'

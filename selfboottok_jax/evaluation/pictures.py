@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import pathlib
 import textwrap
 from collections.abc import Mapping
 
@@ -141,6 +140,6 @@ def png_bytes(image: UInt8[np.ndarray, 'h w 3']) -> bytes:
 
 def save_png(
   path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']
-) -> pathlib.Path:
+) -> files.Path:
   """Writes a PNG file atomically, so no reader sees half of it."""
   return files.write_atomically(path, png_bytes(image))

@@ -12,7 +12,6 @@ import importlib.resources
 import importlib.util
 import math
 import os
-import pathlib
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -183,9 +182,7 @@ def make_page(
         f'--tokenizer not given; {generators[0]} is a generator, wanted the '
         'workdir of the tokenizer that decodes for it'
       )
-    generator = inference.load_generator(
-      generators[0], tokenizer=inference.load_tokenizer(tokenizer)
-    )
+    generator = inference.load_generator(generators[0], tokenizer=tokenizer)
     samples = draw_samples(
       generator, per_class, seed=seed, decoded_by=tokenizer
     )
@@ -201,7 +198,7 @@ def make_page(
     costs={
       name: cost.read(name)
       for name in names
-      if pathlib.Path(name, cost.FILE).exists()
+      if (files.as_path(name) / cost.FILE).exists()
     },
   )
 
@@ -211,7 +208,7 @@ def read_run(
 ) -> Run:
   """Reads a run for a page; errors name the flag that gave the workdir."""
   run = checkpointing.read_run(str(workdir), what=flag)
-  path = pathlib.Path(workdir, logging_lib.METRICS)
+  path = files.as_path(workdir) / logging_lib.METRICS
   return Run(
     name,
     str(workdir),
@@ -265,7 +262,7 @@ def timestamp() -> str:
 
 def write_report(
   report: Report, directory: str | os.PathLike[str]
-) -> pathlib.Path:
+) -> files.Path:
   """Writes report.html, and comparison.png and samples.png beside it.
 
   The page holds its own copies of the pictures, so it can be sent alone. It
@@ -278,7 +275,7 @@ def write_report(
   Raises:
     UserError: metrics that cannot be read, or rows of unequal shapes.
   """
-  directory = pathlib.Path(directory)
+  directory = files.as_path(directory)
   page = render(report)
   if report.comparison:
     image = pictures.comparison(

@@ -5,10 +5,11 @@
   samples.npz         arr_0 (uint8 [n, h, w, 3]) and arr_1 (labels), as ADM's
                       evaluator reads them
   grids/              a picture for each class
+  grid.png            the first classes together; the last file to be written
   parts/              batches of samples.npz, until all of them are there
 
 A sample is known by its index, so a folder may be continued with another batch
-size and by another number of processes.
+size and by another number of processes. It may be in an object store.
 """
 
 import concurrent.futures
@@ -19,7 +20,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,9 @@ from selfboottok_jax.training import processes
 
 SETTINGS = 'sampling.json'
 ARRAYS = 'samples.npz'
+GRID = 'grid.png'
 _IMAGE = re.compile(r'(\d+)_class\d+\.png')
+_PART = re.compile(r'\d.*\.npz')
 # Errors of reading a damaged part.
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _PER_CLASS = 16  # Samples in the picture of a class.
@@ -79,7 +81,7 @@ class SampleFolder:
       raise errors.UserError(
         '--nopng without --npz keeps no sample; wanted one of them'
       )
-    self.path, self.labels = pathlib.Path(path), labels
+    self.path, self.labels = files.as_path(path), labels
     self._png, self._npz = png, npz
     # Through JSON and back: tuples become lists, as in the record on disk that
     # these are compared with.
@@ -98,9 +100,10 @@ class SampleFolder:
   @property
   def is_complete(self) -> bool:
     """Returns True if `finish` has nothing left to do."""
-    is_drawn = (self.path / 'grids').is_dir()
-    is_tidy = not (self.path / 'parts').exists()
-    return is_drawn and is_tidy and not self.missing().size
+    with self._writing():
+      is_drawn = (self.path / GRID).is_file() and (self.path / 'grids').is_dir()
+      is_tidy = not (self.path / 'parts').exists()
+      return is_drawn and is_tidy and not self.missing().size
 
   def begin(self) -> None:
     """Makes the folder and records the settings in it."""
@@ -110,13 +113,14 @@ class SampleFolder:
   def missing(self) -> Int[np.ndarray, ' m']:
     """Returns ascending indices of the samples that are not written yet."""
     here = np.zeros(len(self.labels), bool)
-    if not self._npz:
-      here[self._indices_of_images()] = True
-    elif (self.path / ARRAYS).exists():
-      here[:] = True
-    else:
-      for indices, _ in self._read_parts():
-        here[indices] = True
+    with files.reaching(self.path):
+      if not self._npz:
+        here[self._indices_of_images()] = True
+      elif (self.path / ARRAYS).exists():
+        here[:] = True
+      else:
+        for indices, _ in self._read_parts():
+          here[indices] = True
     return np.flatnonzero(~here)
 
   def add(
@@ -161,12 +165,14 @@ class SampleFolder:
       if self._npz and not (self.path / ARRAYS).exists():
         self._write_arrays()
       # Last: a stop before this line needs the parts again.
-      shutil.rmtree(self.path / 'parts', ignore_errors=True)
+      files.remove_tree(self.path / 'parts')
 
   def _check(self) -> None:
     """Raises UserError if the folder holds other samples or other files."""
     record = self.path / SETTINGS
-    if not record.exists():
+    with files.reaching(record):
+      text = record.read_bytes() if record.exists() else None
+    if text is None:
       if not files.is_vacant(self.path):
         raise errors.UserError(
           f'--out={self.path} is not empty and holds no samples; choose a new '
@@ -174,7 +180,7 @@ class SampleFolder:
         )
       return
     try:
-      there = dict(json.loads(record.read_text()))
+      there = dict(json.loads(text))
     except (ValueError, TypeError) as error:
       raise errors.UserError(
         f'{record} is damaged ({error}); choose another folder'
@@ -185,7 +191,7 @@ class SampleFolder:
         'choose another folder, or the same values'
       )
 
-  def _image_path(self, index: int) -> pathlib.Path:
+  def _image_path(self, index: int) -> files.Path:
     name = f'{index:06d}_class{self.labels[index]:04d}.png'
     return self.path / 'images' / name
 
@@ -197,18 +203,23 @@ class SampleFolder:
 
   def _indices_of_images(self) -> list[int]:
     folder = self.path / 'images'
-    if not folder.is_dir():
-      return []
-    # A loss of power may leave empty files.
-    names = [e.name for e in os.scandir(folder) if e.stat().st_size]
+    if not isinstance(folder, pathlib.Path):
+      names = [child.name for child in files.children(folder)]
+    elif folder.is_dir():
+      # A loss of power may leave empty files.
+      names = [e.name for e in os.scandir(folder) if e.stat().st_size]
+    else:
+      names = []
     found = [match for name in names if (match := _IMAGE.fullmatch(name))]
     return [int(m[1]) for m in found if int(m[1]) < len(self.labels)]
 
-  def _read_parts(self) -> Iterator[tuple[Int[np.ndarray, ' b'], pathlib.Path]]:
+  def _read_parts(self) -> Iterator[tuple[Int[np.ndarray, ' b'], files.Path]]:
     """Yields indices and path of each part."""
-    for path in sorted((self.path / 'parts').glob('[0-9]*.npz')):
+    for path in sorted(files.children(self.path / 'parts')):
+      if not _PART.fullmatch(path.name):
+        continue
       try:
-        with np.load(path) as arrays:
+        with _load(path) as arrays:
           indices = arrays['indices']
       except _DAMAGED:
         continue  # Its samples are made again.
@@ -220,11 +231,12 @@ class SampleFolder:
     """Yields samples by ascending index, with one part in memory at a time."""
     if not self._npz:
       for index in wanted:
-        with Image.open(self._image_path(int(index))) as image:
+        path = self._image_path(int(index))
+        with path.open('rb') as file, Image.open(file) as image:
           yield np.asarray(image)
       return
     if (self.path / ARRAYS).exists():
-      with np.load(self.path / ARRAYS) as arrays:
+      with _load(self.path / ARRAYS) as arrays:
         yield from arrays['arr_0'][wanted]
       return
     # A later part overrides an earlier one with the same index: both hold the
@@ -238,7 +250,7 @@ class SampleFolder:
     for index in wanted:
       path, row = place[int(index)]
       if path != opened:
-        with np.load(path) as arrays:
+        with _load(path) as arrays:
           opened, images = path, arrays['images']
       yield images[row]
 
@@ -251,32 +263,30 @@ class SampleFolder:
     wanted = np.unique(np.concatenate(list(chosen.values())))
     images = dict(zip(wanted.tolist(), self._in_order(wanted), strict=True))
     rows = []
-    # Renamed when all are drawn: the folder `grids` marks the end.
-    partial = self.path / '.grids'
     for label, indices in chosen.items():
       of_class = np.stack([images[index] for index in indices.tolist()])
       shown = pictures.enlarge(of_class)
       name = _file_name(class_names[label])
       pictures.save_png(
-        partial / f'class{label:04d}_{name}.png',
+        self.path / 'grids' / f'class{label:04d}_{name}.png',
         pictures.grid(shown, min(len(shown), _COLUMNS)),
       )
       rows.append(shown)
     columns = min(8, min(len(row) for row in rows))
     first = np.concatenate([row[:columns] for row in rows[:10]])
-    pictures.save_png(self.path / 'grid.png', pictures.grid(first, columns))
-    if not (self.path / 'grids').is_dir():
-      partial.rename(self.path / 'grids')
-    shutil.rmtree(partial, ignore_errors=True)
+    # Last, as it marks the end.
+    pictures.save_png(self.path / GRID, pictures.grid(first, columns))
 
   def _write_arrays(self) -> None:
     """Streams all samples into one file that numpy reads."""
-    partial = self.path / f'.{ARRAYS}.partial'
     # Streamed: fifty thousand images of 256 pixels are 10 GB.
     count = len(self.labels)
     samples = self._in_order(np.arange(count))
     first = next(samples)
-    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:
+    with (
+      files.writing(self.path / ARRAYS) as whole,
+      zipfile.ZipFile(whole, 'w', zipfile.ZIP_STORED) as archive,
+    ):
       # ZIP64 in any case: the size is not known in advance.
       with archive.open('arr_0.npy', 'w', force_zip64=True) as file:
         np.lib.format.write_array_header_2_0(
@@ -292,18 +302,25 @@ class SampleFolder:
           file.write(image.tobytes())
       with archive.open('arr_1.npy', 'w') as file:
         np.save(file, self.labels.astype(np.int64))
-    os.replace(partial, self.path / ARRAYS)
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Turns an OSError into a UserError that names the folder."""
+    """Turns a failure to read or write into a UserError about the folder."""
     try:
-      yield
+      with files.reaching(self.path):
+        yield
     except OSError as error:
       raise errors.UserError(
         f'{self.path} cannot be written or read ({error}); make room and give '
         'the same command again'
       ) from error
+
+
+@contextlib.contextmanager
+def _load(path: files.Path) -> Iterator[Any]:
+  """Opens a file of arrays, which may be in an object store."""
+  with path.open('rb') as file, np.load(file) as arrays:
+    yield arrays
 
 
 def _file_name(name: str) -> str:
@@ -360,7 +377,7 @@ def sample_folders(
     'rounding': rounding,
     'labels': labels_as,
   }
-  out = pathlib.Path(out)
+  out = files.as_path(out)
   paths = [out / s.name if len(sweep) > 1 else out for s in sweep]
   at_a_time = [generator.device_batch] * len(sweep)
   if by_memory:
@@ -403,7 +420,7 @@ def sample_folders(
 def _device_batches(
   generator: inference.ImageGenerator,
   sweep: Sequence[inference.Sampling],
-  paths: Sequence[pathlib.Path],
+  paths: Sequence[files.Path],
   count: int,
   batch_size: int,
 ) -> list[int]:
@@ -429,10 +446,11 @@ def _device_batches(
   return [size or chosen for size in recorded]
 
 
-def _recorded_device_batch(path: pathlib.Path) -> int | None:
+def _recorded_device_batch(path: files.Path) -> int | None:
   """The number on a folder's record; None if there is no such record."""
   try:
-    size = json.loads((path / SETTINGS).read_text())['device_batch']
+    with files.reaching(path):
+      size = json.loads((path / SETTINGS).read_bytes())['device_batch']
   except (OSError, ValueError, TypeError, KeyError):
     # What is damaged is told when the folder is opened.
     return None

@@ -21,7 +21,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, files
 from selfboottok_jax.pretrained import contract, weight_files
 
 _REPOSITORY = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w./-]+))?')
@@ -87,7 +87,13 @@ def resolve(
   """
   if not source:
     return _published(name, published, inbox)
-  path = pathlib.Path(source).expanduser()
+  several = [
+    pathlib.Path(os.path.expanduser(part)) for part in source.split(',')
+  ]
+  for part in source.split(','):
+    if part.startswith('gs:/'):
+      files.local_path(name, part, weight_files.ELSEWHERE)
+  path = pathlib.Path(os.path.expanduser(source))
   if path.is_file():
     return LocalFiles((path,))
   if path.is_dir():
@@ -96,7 +102,6 @@ def resolve(
   if match and not source.endswith(weight_files.SUFFIXES):
     names = published.files if published else _USUAL
     return HubFiles(match[1], match[2] or 'main', names)
-  several = [pathlib.Path(part).expanduser() for part in source.split(',')]
   missing = [str(part) for part in several if not part.is_file()]
   if missing:
     raise errors.WeightsError(

@@ -178,9 +178,9 @@ _imported: contextvars.ContextVar[list[dict[str, Any]] | None] = (
 def cache_folder() -> pathlib.Path:
   """Folder of the cache; it need not exist."""
   if folder := os.environ.get('SELFBOOTTOK_CACHE'):
-    return pathlib.Path(folder).expanduser()
+    return files.local_path('SELFBOOTTOK_CACHE', folder, weight_files.ELSEWHERE)
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'selfboottok_jax'
+  return pathlib.Path(os.path.expanduser(base)) / 'selfboottok_jax'
 
 
 @contextlib.contextmanager

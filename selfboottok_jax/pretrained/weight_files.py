@@ -25,6 +25,11 @@ import safetensors
 
 from selfboottok_jax import errors
 
+# safetensors and torch map files of this machine into memory.
+ELSEWHERE = (
+  'weight files are read and written on local disks alone; wanted a place '
+  'there, copied with gcloud storage cp -r FROM TO'
+)
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.ckpt', '.bin')
 
 # Errors of numpy, zipfile, safetensors and torch for files that are cut short

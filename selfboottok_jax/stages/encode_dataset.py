@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from selfboottok_jax import data, errors, pixels
+from selfboottok_jax import data, errors, files, pixels, sizes
 from selfboottok_jax.data import cores, token_cache, token_cache_writer
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.stages import (
@@ -74,7 +74,7 @@ def encode_dataset(
     ConfigError: settings that cannot be used, or a folder of another cache.
     DataError: images that cannot be read, or a disk that is too small.
   """
-  out = os.path.expanduser(out)
+  out = str(files.local_path('--out', out, token_cache.ELSEWHERE))
   _check(config, splits)
   with processes.all_or_none():
     sources = {s: inputs.open_data(config, s) for s in splits}
@@ -83,7 +83,7 @@ def encode_dataset(
       config, tokenizer.image_encoder, tokenizer.patch_size
     )
   given = token_cache.Index(
-    config.data.image_size,
+    sizes.canonical(config.data.image_size),
     dtype,
     {name: leaf.shape for name, leaf in encoders.shapes.items()},
     sources[splits[0]].class_names,
@@ -159,8 +159,7 @@ class CacheEncoder:
     everywhere = sharding.replicated(self._mesh)
     rows = sharding.batch_sharding(self._mesh)
     self._params = jax.device_put(encoders.params, everywhere)
-    size = encoders.tokenizer.image_size
-    shape = (batch_size, size, size, 3)
+    shape = (batch_size, *sizes.pair(encoders.tokenizer.image_size), 3)
     self._batch = jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows)
 
     def encode(params: PyTree, images: Array) -> dict[str, Array]:

@@ -13,7 +13,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from selfboottok_jax import data, errors, inference, pixels, pretrained
+from selfboottok_jax import (
+  data,
+  errors,
+  inference,
+  pixels,
+  pretrained,
+  sizes,
+)
 from selfboottok_jax.data import token_cache
 from selfboottok_jax.evaluation import evaluate, frechet, scores
 from selfboottok_jax.flow import path as path_lib
@@ -72,11 +79,15 @@ class GeneratorStage:
     # All that may fail is opened here, before anything is written.
     self._mesh, val = mesh, inputs.open_val(config, train)
     self._batches = inputs.eval_batches(config, val, mesh)
+    self.held_out = [self._batches]
     self._distances: list[loop.Evaluator] = []
     if config.evaluation.num_samples:
-      self._distances.append(
-        _sample_distance(config, self.task, tokenizer, val, mesh)
+      images, distance = _sample_distance(
+        config, self.task, tokenizer, val, mesh
       )
+      self._distances.append(distance)
+      # All pictures: also those of `_batches`, unless these are a cache's.
+      self.held_out = [images, *self.held_out * cached]
 
   def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
     """Starts fresh or from another run, with the statistics of the codes.
@@ -140,7 +151,9 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> inference.Tokenizer:
       '--config.tokenizer=runs/tok'
     )
   if autoencoders.is_autoencoder(config.tokenizer):
-    return inference.load_autoencoder(config.tokenizer, config.data.image_size)
+    return inference.load_autoencoder(
+      config.tokenizer, sizes.canonical(config.data.image_size)
+    )
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
@@ -272,8 +285,8 @@ def _sample_distance(
   tokenizer: inference.Tokenizer,
   val: data.Source,
   mesh: Mesh,
-) -> 'SampleDistance':
-  """The evaluator that compares samples with held-out images."""
+) -> tuple[data.EvalBatches, 'SampleDistance']:
+  """All held-out images, and the evaluator that compares samples with them."""
   if config.data.cache and not config.data.path:
     raise errors.ConfigError(
       f'evaluation.num_samples={config.evaluation.num_samples} compares '
@@ -288,12 +301,13 @@ def _sample_distance(
       f'data.path={config.data.path} has other images than those of data.cache='
       f'{config.data.cache}; wanted the ones that were encoded'
     )
-  return SampleDistance(
+  images = inputs.eval_batches(config, source, mesh, num_images=0)
+  return images, SampleDistance(
     task,
     tokenizer,
     inference.Sampling(**config.sampling),
     load_frechet(config.networks.frechet, tokenizer.patch_size),
-    inputs.eval_batches(config, source, mesh, num_images=0),
+    images,
     num_samples=config.evaluation.num_samples,
     batch_size=config.evaluation.batch_size,
     class_names=class_names(val),

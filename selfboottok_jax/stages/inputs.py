@@ -1,13 +1,13 @@
 """The images, or cached codes, that a configuration's stages read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from selfboottok_jax import data, errors
+from selfboottok_jax import data, errors, sizes
 from selfboottok_jax.data import cores
 from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import processes, sharding
@@ -30,7 +30,8 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
   if config.data.get('cache', ''):
     cached = data.open_token_cache(config.data.cache, split)
     cached.check_use(
-      config.data.image_size, random_crop=config.data.random_crop
+      sizes.canonical(config.data.image_size),
+      random_crop=config.data.random_crop,
     )
     names = frozen_encoders.wanted_fields(config)
     if split != 'train':
@@ -46,7 +47,7 @@ def open_images(config: ml_collections.ConfigDict, split: str) -> data.Source:
     config.data.source,
     config.data.path,
     split,
-    config.data.image_size,
+    sizes.canonical(config.data.image_size),
     options=data.Options(config.data.exif, config.data.max_pixels),
     bad=config.data.bad,
   )
@@ -96,7 +97,7 @@ def train_batches(
   return data.make_train_dataset(
     source,
     batch_size=config.data.batch_size,
-    image_size=config.data.image_size,
+    image_size=sizes.canonical(config.data.image_size),
     seed=config.train.seed,
     start_step=start_step,
     process_index=jax.process_index(),
@@ -140,7 +141,7 @@ def eval_batches(
   return data.make_eval_dataset(
     source,
     batch_size=config.evaluation.batch_size,
-    image_size=config.data.image_size,
+    image_size=sizes.canonical(config.data.image_size),
     num_images=num_images or None,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -148,6 +149,17 @@ def eval_batches(
     num_workers=config.data.num_workers,
     skip_bad=config.data.bad == 'skip',
   )
+
+
+def read_through(every: Sequence[data.EvalBatches]) -> None:
+  """Reads batches, this process's share of each, and drops them.
+
+  Raises:
+    DataError: a picture or a record cannot be read.
+  """
+  for batches in every:
+    for _ in batches:
+      pass
 
 
 def check_image_size(
@@ -159,10 +171,11 @@ def check_image_size(
     config: of stage 2 or of a generator.
     stage1: configuration of the tokenizer's run.
   """
-  trained = stage1['data']['image_size']
-  if config.data.image_size != trained:
+  trained = sizes.canonical(stage1['data']['image_size'])
+  given = sizes.canonical(config.data.image_size)
+  if given != trained:
     raise errors.ConfigError(
-      f'data.image_size={config.data.image_size}, but tokenizer='
+      f'data.image_size={given}, but tokenizer='
       f'{config.tokenizer or config.assumed.tokenizer} is of {trained}; set '
-      f'--config.data.image_size={trained}'
+      f'--config.data.image_size={sizes.as_flag(trained)}'
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from selfboottok_jax import data, errors, files
+from selfboottok_jax import data, errors, files, sizes
 from selfboottok_jax import stages as stages_lib
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.stages import (
@@ -32,7 +31,7 @@ STAGES: dict[str, Callable[..., stages_lib.Stage]] = {
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+  config: ml_collections.ConfigDict, workdir: files.Given
 ) -> state_lib.TrainState:
   """Trains, or continues to train, in a workdir.
 
@@ -43,7 +42,8 @@ def train(
 
   Args:
     config: of a preset, see `selfboottok_jax.get_config`.
-    workdir: folder of the run; made if it is absent.
+    workdir: folder of the run, made if it is absent; gs://BUCKET/NAME is one
+      in Google Cloud Storage.
 
   Returns:
     The state after the last step.
@@ -51,7 +51,7 @@ def train(
   Raises:
     UserError: a value, data, weights or a workdir that cannot be used.
     DivergedError: the loss is no longer finite.
-    Interrupted: SIGINT or SIGTERM, after the state was saved.
+    Interrupted: SIGINT, SIGTERM or SIGHUP, after the state was saved.
   """
   workdir = str(workdir)
   checks.check(config)
@@ -69,8 +69,14 @@ def train(
   }
   # Fields that the tokenizer and the data decided are stored with the others.
   resolved = config.to_dict() | {'model': stage.model_fields}
+  # A square is a number, however it was given.
+  resolved['data']['image_size'] = sizes.canonical(config.data.image_size)
   with processes.all_or_none():
     latest = _check_workdir(config, resolved, workdir)
+    # A picture that cannot be read should not end the training at its first
+    # evaluation.
+    if latest != config.train.steps:
+      inputs.read_through(stage.held_out)
   # Traced before the workdir is touched: what does not fit together, as a depth
   # that no head divides, must not leave a workdir that refuses the right value.
   step_fn = programs.TrainPrograms(config, stage.task, mesh)
@@ -124,6 +130,8 @@ def train(
         checkpointer=checkpointer,
         meta=meta,
         evaluators=stage.evaluators(frozen),
+        # Only the first process has a log.
+        evaluated=processes.anywhere(writer is not None and writer.evaluated),
         writer=writer,
       )
 
@@ -198,8 +206,8 @@ def _keep_bad(source: data.Source, index: int, workdir: str) -> None:
     source[index]
   except data.PictureError as error:
     logging_lib.note(f'skipped: {error.name}: {error.reason}', everywhere=True)
-    path = pathlib.Path(workdir) / f'bad{jax.process_index() or ""}.jsonl'
-    lines = path.read_text() if path.is_file() else ''
+    path = files.as_path(workdir) / f'bad{jax.process_index() or ""}.jsonl'
+    lines = path.read_text() if path.exists() else ''
     line = json.dumps({'path': error.name, 'reason': error.reason}) + '\n'
     if line not in lines:
       files.write_atomically(path, (lines + line).encode())

@@ -4,12 +4,13 @@ A workdir holds `config.json`, written before the first step, and a folder
 `checkpoints/STEP/` for each step that was saved, with three items: `model`
 (parameters, running means, statistics), `optimizer`, and `meta` (step, seed,
 data fingerprint, batch size). Orbax writes to a temporary name and renames it,
-so a folder is either complete or absent.
+so a folder is either complete or absent. In an object store, where nothing can
+be renamed, it writes `commit_success.txt` last, and a folder without it counts
+as absent.
 """
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -69,14 +70,16 @@ def read_config(
   Raises:
     CheckpointError: the folder is no run, is damaged, or is of another task.
   """
-  path = pathlib.Path(workdir) / CONFIG
-  if not path.is_file():
+  path = files.as_path(workdir) / CONFIG
+  with files.reaching(path):
+    text = path.read_bytes() if path.is_file() else None
+  if text is None:
     raise errors.CheckpointError(
       f'{what}={workdir} is no run: it has no {CONFIG}; wanted the --workdir '
       'of a training'
     )
   try:
-    config = json.loads(path.read_text())
+    config = json.loads(text)
   except ValueError as error:  # no JSON, or not even text
     raise errors.CheckpointError(
       f'{path} is damaged ({error}); restore it or train anew'
@@ -101,8 +104,11 @@ def latest_step(workdir: str) -> int | None:
   The workdir need not exist. A single process of several may call this.
   """
   # Not by a checkpoint manager, which waits for all processes when it opens.
-  folder = pathlib.Path(workdir) / FOLDER
-  steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+  folder = files.as_path(workdir) / FOLDER
+  with files.reaching(folder):
+    # Orbax would take a store that cannot be reached for an absent folder.
+    is_there = bool(files.children(folder))
+    steps = ocp.utils.checkpoint_steps(folder) if is_there else []
   return max(steps, default=None)
 
 
@@ -116,8 +122,10 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
     CheckpointError: the workdir has a checkpoint of another configuration, or
       imported weights.
   """
-  if not (pathlib.Path(workdir) / CONFIG).exists():
-    return
+  path = files.as_path(workdir) / CONFIG
+  with files.reaching(path):
+    if not path.exists():
+      return
   config_there = read_config(workdir, '--workdir')
   if latest_step(workdir) is None:
     return
@@ -146,9 +154,7 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
 def write_config(workdir: str, config: dict[str, Any]) -> None:
   """Writes the configuration to a workdir, once `check_config` accepts it."""
   check_config(workdir, config)
-  folder = pathlib.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / CONFIG
+  path = files.make_folder(workdir) / CONFIG
   # Sorted, so that equal runs have equal files.
   files.write_json(path, config, sort_keys=True)
 
@@ -187,12 +193,16 @@ class Checkpointer:
       max_to_keep: checkpoints that stay; older ones are deleted.
     """
     # Orbax refuses relative paths.
-    self._manager = ocp.CheckpointManager(
-      pathlib.Path(workdir).resolve() / FOLDER,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, enable_async_checkpointing=True
-      ),
-    )
+    folder = files.absolute(workdir) / FOLDER
+    self._is_remote = files.is_remote(folder)
+    # It also asks what kind of bucket this is.
+    with files.reaching(folder):
+      self._manager = ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=max_to_keep, enable_async_checkpointing=True
+        ),
+      )
 
   def save(self, state: state_lib.TrainState, meta: dict[str, Any]) -> None:
     """Starts to save a state, unless its step is saved already.
@@ -207,14 +217,13 @@ class Checkpointer:
     # The optimiser is an item of its own: its two moments are twice the size of
     # the parameters, and inference need not read them.
     model = {'params': state.params, 'ema': state.ema, 'stats': state.stats}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardSave(model),
-        optimizer=ocp.args.StandardSave({'opt': state.opt}),
-        meta=ocp.args.JsonSave({**meta, 'step': step}),
-      ),
-    )
+    items: dict[str, Any] = {
+      'model': ocp.args.StandardSave(model),
+      'meta': ocp.args.JsonSave({**meta, 'step': step}),
+    }
+    if self._has_optimizer(state):
+      items['optimizer'] = ocp.args.StandardSave({'opt': state.opt})
+    self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(
     self, abstract: state_lib.TrainState, step: int
@@ -234,22 +243,30 @@ class Checkpointer:
       'ema': abstract.ema,
       'stats': abstract.stats,
     }
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardRestore(model),
-        optimizer=ocp.args.StandardRestore({'opt': abstract.opt}),
-        meta=ocp.args.JsonRestore(),
-      ),
-    )
+    items: dict[str, Any] = {
+      'model': ocp.args.StandardRestore(model),
+      'meta': ocp.args.JsonRestore(),
+    }
+    opt = abstract.opt
+    if self._has_optimizer(abstract):
+      items['optimizer'] = ocp.args.StandardRestore({'opt': opt})
+    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    if 'optimizer' in items:
+      opt = restored['optimizer']['opt']
     # The step is stored as a number in `meta` and by the folder's name.
     placed = jax.device_put(
       jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding
     )
-    state = state_lib.TrainState(
-      step=placed, opt=restored['optimizer']['opt'], **restored['model']
-    )
+    state = state_lib.TrainState(step=placed, opt=opt, **restored['model'])
     return state, restored['meta']
+
+  def _has_optimizer(self, state: state_lib.TrainState) -> bool:
+    """True if the optimiser is an item of the checkpoint.
+
+    In an object store an item without arrays has no objects either, and Orbax
+    takes it for one that was lost.
+    """
+    return not self._is_remote or bool(jax.tree.leaves(state.opt))
 
   def wait(self) -> None:
     """Waits until everything that was saved is on disk."""
@@ -301,9 +318,9 @@ def read_optimizer(workdir: str, step: int) -> dict[str, PyTree]:
   return _read_arrays(workdir, step, 'optimizer')['opt']
 
 
-def _path(workdir: str, step: int) -> pathlib.Path:
+def _path(workdir: str, step: int) -> files.Path:
   """Returns the absolute path of a checkpoint, as Orbax needs it."""
-  return pathlib.Path(workdir).resolve() / FOLDER / str(step)
+  return files.absolute(workdir) / FOLDER / str(step)
 
 
 def _reader() -> ocp.Checkpointer:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, roles
+from selfboottok_jax.data import roles
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_tenth_is_held_out_as_from_a_folder():
   held = roles.held_out(names)
   assert 150 < held.sum() < 250
   np.testing.assert_array_equal(
-    held, [layout.in_validation(name) for name in names]
+    held, [roles.in_validation(name) for name in names]
   )
 
 

@@ -217,6 +217,82 @@ def test_a_folder_that_is_no_run(tmp_path):
     checkpointing.read_run(str(tmp_path), what='init_from')
 
 
+def _save(workdir, *states):
+  checkpointing.write_config(workdir, CONFIG)
+  checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=2)
+  with contextlib.closing(checkpointer):
+    for state in states:
+      checkpointer.save(state, META)
+
+
+def test_a_run_in_an_object_store(store, bucket):
+  workdir = f'{bucket}/a run'
+  assert checkpointing.latest_step(workdir) is None
+  _save(workdir, *(_state(step, seed=step) for step in (1, 2, 3)))
+  steps = {name.split('/')[1] for name in store.names(workdir)[:-1]}
+  assert steps == {'2', '3'}
+  state = _state(3, seed=3)
+  run = checkpointing.read_run(f'{workdir}/', what='tokenizer')
+  assert run.step == 3
+  tiny.assert_same(run.params, state.params)
+  # A save that was cut off is none, and is made again.
+  store.remove(f'{workdir}/{checkpointing.FOLDER}/3/commit_success.txt')
+  assert checkpointing.latest_step(workdir) == 2
+  checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=2)
+  abstract = sharding.place_abstractly(state, sharding.make_mesh(4, 2))
+  with contextlib.closing(checkpointer):
+    restored, meta = checkpointer.restore(abstract, 2)
+    tiny.assert_same(restored, _state(2, seed=2))
+    assert meta == {**META, 'step': 2}
+    checkpointer.save(state, META)
+  assert checkpointing.latest_step(workdir) == 3
+  moments = checkpointing.read_optimizer(workdir, 3)['tokenizer']
+  assert jax.tree.leaves(moments)
+
+
+def test_an_import_in_an_object_store(bucket):
+  # Without an optimiser, and so without arrays of one.
+  state = _state().replace(opt={})
+  _save(bucket, state)
+  run = checkpointing.read_run(bucket, what='tokenizer')
+  tiny.assert_same(run.params, state.params)
+  checkpointer = checkpointing.Checkpointer(bucket, max_to_keep=2)
+  with contextlib.closing(checkpointer):
+    abstract = sharding.place_abstractly(state, sharding.make_mesh())
+    restored, _ = checkpointer.restore(abstract, 3)
+  tiny.assert_same(restored, state)
+
+
+def test_a_run_may_be_copied_into_a_store(begun, store, bucket):
+  store.upload(begun, f'{bucket}/copied')
+  run = checkpointing.read_run(f'{bucket}/copied', what='tokenizer')
+  assert run.step == 0
+
+
+def test_a_store_that_is_away_is_no_new_run(store):
+  store.forbidden.add('away-bucket')
+  for call in (
+    lambda: checkpointing.latest_step('gs://away-bucket/run'),
+    lambda: checkpointing.check_config('gs://away-bucket/run', CONFIG),
+    lambda: checkpointing.read_config('gs://away-bucket/run', 'tokenizer'),
+    lambda: checkpointing.Checkpointer('gs://away-bucket/run', max_to_keep=1),
+  ):
+    with pytest.raises(errors.UserError, match='away-bucket/.*be reached'):
+      call()
+
+
+def test_a_run_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  _save('~/runs/tok', _state())
+  _save('runs/relative', _state())
+  for name in ('tok', 'relative'):
+    config = tmp_path / 'runs' / name / checkpointing.CONFIG
+    assert config.is_file()
+    assert checkpointing.read_run(f'~/runs/{name}', what='tokenizer').step == 3
+  assert not (tmp_path / '~').exists()
+
+
 READ_ALONE = """
 import pathlib, sys, time
 import jax

@@ -1,9 +1,11 @@
 import contextlib
 import json
 import sys
+import time
 
 import pytest
 
+from selfboottok_jax import errors, files
 from selfboottok_jax.training import logging
 
 
@@ -80,3 +82,65 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
   shown = capsys.readouterr().err
   assert shown.count('\n') == 1
   assert 'tensorboardX is not installed' in shown
+
+
+def _uploaded(store, workdir):
+  lines = store.read(f'{workdir}/{logging.METRICS}').splitlines()
+  return [json.loads(line)['step'] for line in lines]
+
+
+def test_a_log_in_an_object_store(store, bucket):
+  workdir = f'{bucket}/a run'
+  _write(workdir, 0, [(step, {'loss': float(step)}) for step in (2, 4, 6)])
+  assert _uploaded(store, workdir) == [2, 4, 6]
+  _write(workdir, 4, [(5, {'loss': 50.0, 'seconds': 2.0})])
+  assert _uploaded(store, workdir) == [2, 4, 5]
+  assert logging.seconds(files.as_path(workdir) / logging.METRICS) == 2.0
+  # Of each session, as in a folder.
+  events = [n for n in store.names(workdir) if n.startswith('tensorboard/')]
+  assert events
+  assert all(store.read(f'{workdir}/{name}') for name in events)
+
+
+def test_an_uploaded_log_is_whole_before_a_save(store, bucket):
+  writer = logging.MetricsWriter(bucket, start_step=0)
+  with contextlib.closing(writer):
+    writer.write(1, {'loss': 1.0})
+    writer.flush()
+    assert _uploaded(store, bucket) == [1]
+    count = len(store.log)
+    writer.flush()
+    # Nothing has grown.
+    assert len(store.log) == count
+  writer = logging.MetricsWriter(bucket, start_step=1)
+  with contextlib.closing(writer):
+    # A kill before the first upload loses no line of an earlier session.
+    assert _uploaded(store, bucket) == [1]
+
+
+def test_a_growing_log_is_uploaded_by_itself(store, bucket, monkeypatch):
+  monkeypatch.setattr(logging, 'UPLOAD_EVERY', 0.05)
+  writer = logging.MetricsWriter(bucket, start_step=0)
+  with contextlib.closing(writer):
+    writer.write(1, {'loss': 1.0})
+    deadline = time.monotonic() + 60
+    while _uploaded(store, bucket) != [1] and time.monotonic() < deadline:
+      time.sleep(0.05)
+    assert _uploaded(store, bucket) == [1]
+
+
+def test_a_store_that_is_away_ends_no_training(store, bucket, monkeypatch):
+  monkeypatch.setattr(logging, 'UPLOAD_EVERY', 0.05)
+  name = bucket.removeprefix('gs://')
+  writer = logging.MetricsWriter(bucket, start_step=0)
+  with contextlib.closing(writer):
+    store.buckets.remove(name)
+    store.forbidden.add(name)
+    writer.write(1, {'loss': 1.0})
+    with pytest.raises(errors.UserError, match='cannot be reached'):
+      writer.flush()
+    time.sleep(0.2)
+    writer.write(2, {'loss': 1.0})
+    store.forbidden.remove(name)
+    store.buckets.add(name)
+  assert _uploaded(store, bucket) == [1, 2]
