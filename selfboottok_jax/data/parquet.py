@@ -166,7 +166,7 @@ def _list_files(folder: str, *, first: bool = False) -> list[str]:
   for _ in range(_DEPTH):
     below: list[str] = []
     for relative in level:
-      for entry in os.scandir(os.path.join(folder, relative)):
+      for entry in list(os.scandir(os.path.join(folder, relative))):
         name = f'{relative}{entry.name}'
         if entry.name.startswith('.'):
           continue

@@ -58,11 +58,6 @@ def folder_role(name: str) -> str:
   return _ROLE_OF[match[1].lower()] if match else ''
 
 
-def is_role(name: str) -> bool:
-  """Returns True for a name that is nothing but that of a split."""
-  return name in _ROLE_OF
-
-
 def in_validation(name: str) -> bool:
   """The split of a set that has none: about 10 % of all names."""
   digest = hashlib.sha256(name.encode(*picture_set.UTF8)).digest()

@@ -26,10 +26,12 @@ from jaxtyping import Int
 from selfboottok_jax import errors
 from selfboottok_jax.data import (
   classes,
+  layout,
   packed_names,
   picture_set,
   pictures,
   roles,
+  tars,
 )
 
 # Members of a JSON object that hold a class; the first that is there counts.
@@ -55,7 +57,7 @@ _WITNESSES = 16
 _PEEKED = 64
 # Shards that are kept open; systems allow a process 1,024 files or fewer.
 _OPEN = 256
-_NUMBERED = re.compile(r'(.*[^0-9])?[0-9]{3,}(-of-[0-9]+)?\.tar')
+_NUMBERED = re.compile(r'(.*[-_.])?[0-9]{3,}(-of-[0-9]+)?\.tar')
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?')
 _PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
@@ -231,30 +233,6 @@ def _split_key(name: str) -> tuple[str, str]:
   return f'{folder}{slash}{key}', ending.lower()
 
 
-def _index(path: str) -> Mapping[str, tuple[int, int]]:
-  """The (offset, bytes) of every file in a tar, by name."""
-  size = os.path.getsize(path)
-  spans: dict[str, tuple[int, int]] = {}
-  try:
-    with tarfile.open(path, 'r:') as tar:
-      while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]
-        if member.isreg():
-          name = os.path.normpath(member.name).lstrip('/')
-          spans[name] = (member.offset_data, member.size)
-  except (tarfile.TarError, OSError) as error:
-    raise errors.DataError(
-      f'the shard {path} is no tar, or is cut short ({size:,} bytes, {error}); '
-      'copy or download it again'
-    ) from error
-  if any(offset + length > size for offset, length in spans.values()):
-    raise errors.DataError(
-      f'the shard {path} is cut short at {size:,} bytes; copy or download it '
-      'again'
-    )
-  return spans
-
-
 def _has_end(path: str) -> bool:
   """True if a tar ends in zeros, as all do that were written to their end."""
   with open(path, 'rb') as file:
@@ -354,7 +332,7 @@ def _open(
   found = _Found(paths, shown, path)
   unended = [shown[shard] for shard in used if not _has_end(paths[shard])]
   for shard in used:
-    found.add(shard, _index(paths[shard]))
+    found.add(shard, tars.list_tar(paths[shard]))
   members = found.finish()
   if unended:
     members.notes += (
@@ -483,15 +461,17 @@ class _Found:
     self._skipped: collections.Counter[str] = collections.Counter()
     self._bad: list[picture_set.Bad] = []
 
-  def add(self, shard: int, spans: Mapping[str, tuple[int, int]]) -> None:
-    """Adds the members of a shard, given by name."""
+  def add(self, shard: int, listing: layout.Listing) -> None:
+    """Adds the members of a shard."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, span in sorted(spans.items(), key=lambda item: item[1][0]):
+    files = listing.files.items()
+    for name, file in sorted(files, key=lambda item: item[1].address):
       key, ending = _split_key(name)
-      base = os.path.basename(key)
-      hidden = not base or base.startswith('__') or '/.' in f'/{key}'
-      if not hidden and '__MACOSX' not in key:
-        groups.setdefault(key, {})[ending] = span
+      groups.setdefault(key, {})[ending] = int(file.address), file.size
+    self._bad += [
+      picture_set.Bad(f'{self._shown[shard]}/{bad.path}', bad.reason)
+      for bad in listing.bad
+    ]
     for key, members in groups.items():
       self._add_key(shard, key, members)
 

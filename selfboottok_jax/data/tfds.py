@@ -19,7 +19,12 @@ from absl import logging
 from jaxtyping import Int
 
 from selfboottok_jax import errors, files
-from selfboottok_jax.data import classes, packed_names, picture_set, roles
+from selfboottok_jax.data import (
+  classes,
+  packed_names,
+  picture_set,
+  roles,
+)
 
 PREFIX = 'tfds:'
 _LABELS = ('label', 'labels', 'fine_label')
@@ -234,16 +239,12 @@ def _open_builder(folder: str, path: str) -> Any:
   tfds = _import()
   try:
     builder = tfds.builder_from_directory(folder)
-    if _format(builder) != 'array_record':
-      # It may be there in several.
-      builder = tfds.builder_from_directory(folder, file_format='array_record')
-  except ValueError:
-    builder = None
   except Exception as error:  # noqa: BLE001 - of many kinds in damaged files.
     raise errors.DataError(
       f'{path}: TFDS cannot read {folder} ({_line(error)}); prepare it again'
     ) from error
-  if builder is None or _format(builder) != 'array_record':
+  formats = [builder.info.file_format, *builder.info.alternative_file_formats]
+  if 'array_record' not in [each.value for each in formats if each]:
     info = json.loads(pathlib.Path(folder, _INFO).read_text())
     name = '/'.join(filter(None, (info['name'], info.get('configName'))))
     version = info.get('version', '')
@@ -253,6 +254,11 @@ def _open_builder(folder: str, path: str) -> Any:
       'not read in any order without TensorFlow; '
       f'{_advice(f"{name}:{version}", beside)}'
     )
+  for name, split in builder.info.splits.items():
+    if split.num_examples:
+      # Where it is there in several formats, this chooses ours: splits have
+      # other files from then on.
+      builder.as_data_source(split=name)
   for split in builder.info.splits.values():
     for file in split.filepaths:
       if not os.path.isfile(file):
@@ -260,11 +266,6 @@ def _open_builder(folder: str, path: str) -> Any:
           f'{path} lacks {file}; copy or download it again'
         )
   return builder
-
-
-def _format(builder: Any) -> str:
-  found = builder.info.file_format
-  return found.value if found else ''
 
 
 def _line(error: BaseException) -> str:
@@ -322,7 +323,7 @@ def _plan(builder: Any, path: str) -> tuple[roles.Plan, list[str]]:
     raise errors.DataError(f'{path} has no records; prepare it again')
   chosen: dict[str, str] = {}
   # A name that is a role goes before one that has it in it.
-  for name in sorted(full, key=lambda name: not roles.is_role(name)):
+  for name in sorted(full, key=lambda name: not roles.folder_role(name)):
     if full[name] and full[name] not in chosen.values():
       chosen[name] = full[name]
   if not chosen:
@@ -360,9 +361,7 @@ class _Records:
 
   def _open(self) -> Any:
     tfds = _import()
-    builder = tfds.builder_from_directory(
-      self.folder, file_format='array_record'
-    )
+    builder = tfds.builder_from_directory(self.folder)
     skip = {
       name: tfds.decode.SkipDecoding()
       for name, feature in dict(builder.info.features).items()
@@ -404,7 +403,7 @@ def _unreadable(
   path: str, records: _Records, number: int, error: BaseException
 ) -> errors.DataError:
   return errors.DataError(
-    f'{path}: record {number} of {records.split} cannot be read '
+    f'{path}: records of {records.split} from {number} on cannot be read '
     f'({_line(error)}); the shards in {records.folder} are damaged: prepare '
     'them again'
   )
@@ -459,10 +458,9 @@ def _read_records(
       )  # fmt: skip
     indices = range(start, min(start + _CHUNK, count))
     try:
-      rows = source.__getitems__(indices)
+      for index, row in zip(indices, source.__getitems__(indices), strict=True):
+        label = int(row[records.label]) if records.label else 0
+        table[index] = len(row[records.image]), label
     except Exception as error:  # noqa: BLE001 - of any kind, from C++.
       raise _unreadable(path, records, start, error) from error
-    for index, row in zip(indices, rows, strict=True):
-      label = int(row[records.label]) if records.label else 0
-      table[index] = len(row[records.image]), label
   return table

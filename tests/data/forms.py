@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import tensorflow_datasets as tensorflow_datasets
+import tensorflow_datasets
 from pyarrow import parquet
 
 from tests.data import trees

@@ -1,11 +1,18 @@
 """The same pictures give the same training, whatever they are kept in."""
 
+import concurrent.futures
 import pickle
 
 import numpy as np
 import pytest
 
-from selfboottok_jax.data import parquet, picture_set, shards, tfds
+from selfboottok_jax.data import (
+  parquet,
+  picture_set,
+  shards,
+  sources,
+  tfds,
+)
 from tests.data import forms, takes
 
 FORMS = {
@@ -54,12 +61,29 @@ def test_no_pictures_are_sent_along(found):
   assert len(pickle.dumps(found.splits['train'])) < total / 2
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_training_batches_are_those_of_a_folder(found, workers, tmp_path):
-  folder = _Folder()
+@pytest.fixture(name='wanted', scope='module')
+def _wanted(tmp_path_factory):
+  """Batches of the same pictures in a folder."""
+  root = tmp_path_factory.mktemp('folder') / 'set'
+  source = sources.open_source('auto', forms.write_folder(root), 'train', 32)
+  return takes.take(source, 12, num_workers=0, num_threads=0)
+
+
+@pytest.mark.parametrize(
+  'workers', [0, pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_training_batches_are_those_of_a_folder(found, wanted, workers):
   source = picture_set.PictureSource(found, 'train')
-  wanted = takes.take(folder, 12, num_workers=0, num_threads=0)
   given = takes.take(source, 12, num_workers=workers, num_threads=1)
   for theirs, ours in zip(wanted, given, strict=True):
     np.testing.assert_array_equal(theirs['image'], ours['image'])
     np.testing.assert_array_equal(theirs['label'], ours['label'])
+
+
+def test_threads_read_at_a_time(found):
+  split = found.splits['train']
+  wanted = [p.data for p in forms.of_split('train')] * 20
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    copy = pickle.loads(pickle.dumps(split))
+    indices = [i for _ in range(20) for i in range(len(split))]
+    assert list(pool.map(copy.read, indices)) == wanted
