@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -123,6 +124,8 @@ def test_a_signal_for_all_processes_saves_and_leaves_nothing(
 def test_a_closed_terminal_saves(arguments, tmp_path):
   """As when a window is closed, or a connection breaks."""
   screen, terminal = pty.openpty()
+  # Or a bar would have no columns.
+  termios.tcsetwinsize(terminal, (24, 100))
   with _start(
     arguments,
     stderr=terminal,
