@@ -40,8 +40,7 @@ class MetricsWriter:
     """
     folder = files.as_path(workdir)
     path = folder / METRICS
-    with files.reaching(path):
-      kept = _lines_until(path, start_step) if path.exists() else []
+    kept = _lines_until(path, start_step) if files.exists(path) else []
     # Atomically: an interruption cannot lose the log.
     text = ''.join(f'{line}\n' for line in kept)
     files.write_atomically(path, text.encode())

@@ -163,3 +163,39 @@ def test_a_killed_training_goes_on_in_a_store(there, store, runs, tmp_path):
   lines = store.read(f'{stored}/metrics.jsonl').splitlines()
   steps = [json.loads(line)['step'] for line in lines]
   assert list(dict.fromkeys(steps)) == list(range(1, 31))
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_store(there, store):
+  """Training and sampling, each process its share of what is written."""
+  arguments = (
+    '--config=tests/launch/tiny.py:generator',
+    '--config.checkpoint.every=1',
+    '--config.checkpoint.max_to_keep=1',
+  )
+  commands.run_together(
+    'train',
+    *arguments,
+    f'--config.tokenizer={there}/tokenizer',
+    f'--workdir={there}/together',
+  )
+  run = checkpointing.read_run(f'{there}/together', what='test')
+  assert run.step == 2
+  steps = {
+    n.split('/')[0] for n in store.names(f'{there}/together/checkpoints')
+  }
+  assert steps == {'2'}
+  first, second = commands.run_together(
+    'sample',
+    f'--workdir={there}/generator',
+    f'--tokenizer={there}/scaled',
+    f'--out={there}/shared',
+    '--num_samples=5',
+    '--batch_size=1',
+    '--npz',
+  )
+  assert f'5 samples in {there}/shared' in first.out + second.out
+  names = store.names(f'{there}/shared')
+  assert len([name for name in names if name.startswith('images/')]) == 5
+  assert not [name for name in names if name.startswith('parts/')]
+  assert 'samples.npz' in names
