@@ -16,6 +16,7 @@ Declaring defines nothing yet: absl's flags are global, and two commands that
 are imported by one process may have flags of the same name.
 """
 
+import contextlib
 import difflib
 import itertools
 import logging as python_logging
@@ -244,8 +245,10 @@ def _plain(message: str) -> str:
 
 def _end(message: str, code: int) -> NoReturn:
   line = ' '.join(message.split())
-  sys.stderr.write(f'error: {line}\n')
-  sys.stderr.flush()
+  # A terminal that was closed takes nothing any more.
+  with contextlib.suppress(OSError):
+    sys.stderr.write(f'error: {line}\n')
+    sys.stderr.flush()
   sys.exit(code)
 
 

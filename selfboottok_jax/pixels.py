@@ -10,7 +10,7 @@ import numpy as np
 from jax import core
 from jaxtyping import Array, Float, Num, UInt8
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 
 # What is added to a level before its fraction is dropped.
 ROUNDINGS = {'truncate': 0.0, 'round': 0.5}
@@ -53,19 +53,19 @@ def to_uint8(
   return jnp.floor(levels + ROUNDINGS[rounding]).astype(jnp.uint8)
 
 
-def as_images(images: Any, image_size: int) -> Float[Array, 'b h w 3']:
+def as_images(images: Any, image_size: sizes.Size) -> Float[Array, 'b h w 3']:
   """Checks images that a user gave, and converts them to float32 in [-1, 1].
 
   Args:
-    images: uint8, or float in [-1, 1]; [b, image_size, image_size, 3].
-    image_size: the side that is wanted.
+    images: uint8, or float in [-1, 1]; [b, height, width, 3].
+    image_size: the side that is wanted, or (height, width).
 
   Raises:
     UserError: another shape, type or range. The range is that of the values,
       which are not known while a function is traced (jit, vmap, grad): there
       it is not checked.
   """
-  wanted = (image_size, image_size, 3)
+  wanted = (*sizes.pair(image_size), 3)
   if np.ndim(images) != 4 or np.shape(images)[1:] != wanted:
     raise errors.UserError(
       f'images of shape {np.shape(images)}; wanted [b, {wanted[0]}, '

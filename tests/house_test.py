@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = 'selfboottok_jax'
 
 # The ground floor, which every room may import.
-GROUND = ('errors', 'files', 'pixels', 'placement', 'trees')
+GROUND = ('errors', 'files', 'pixels', 'placement', 'sizes', 'trees')
 # What a part may import of ours, besides itself and the ground floor. The first
 # prefix that fits a module decides.
 MAY_IMPORT = {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
   'files': (),
   'pixels': (),
   'placement': (),
+  'sizes': (),
   # Configurations are read without jax.
   'presets': (),
   'models.layers': (),
@@ -88,7 +89,7 @@ def _upward(name: str, source: str) -> set[str]:
   part = next(p for p in MAY_IMPORT if not p or _inside(name, p))
   own = part.split('.')[0]
   # `models` may read all of itself, `models.layers` nothing.
-  ground = ('errors',) if part == 'presets' else GROUND
+  ground = ('errors', 'sizes') if part == 'presets' else GROUND
   allowed = (*MAY_IMPORT[part], *ground, *([own] if own == part else []))
   return {
     imported

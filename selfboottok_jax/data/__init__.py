@@ -1,5 +1,7 @@
 """Pictures, or a cache of their codes, as batches for training and scores."""
 
+from selfboottok_jax.data.picture_set import PictureSet, PictureSource
+from selfboottok_jax.data.pictures import Options, PictureError
 from selfboottok_jax.data.pipeline import (
   EvalBatches,
   TrainBatches,
@@ -8,7 +10,13 @@ from selfboottok_jax.data.pipeline import (
   make_train_dataset,
 )
 from selfboottok_jax.data.scenes import ProceduralSource
-from selfboottok_jax.data.sources import Source, describe, open_source
+from selfboottok_jax.data.sources import (
+  Source,
+  describe,
+  is_same,
+  open_pictures,
+  open_source,
+)
 from selfboottok_jax.data.token_cache import (
   Statistics,
   TokenCache,
@@ -17,15 +25,21 @@ from selfboottok_jax.data.token_cache import (
 
 __all__ = [
   'EvalBatches',
-  'TokenCache',
+  'Options',
+  'PictureError',
+  'PictureSet',
+  'PictureSource',
   'ProceduralSource',
   'Source',
   'Statistics',
+  'TokenCache',
   'TrainBatches',
   'describe',
+  'is_same',
   'make_eval_dataset',
   'make_row_dataset',
   'make_train_dataset',
-  'open_token_cache',
+  'open_pictures',
   'open_source',
+  'open_token_cache',
 ]

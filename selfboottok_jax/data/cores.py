@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import photos, sources, token_cache
+from selfboottok_jax.data import picture_set, sources, token_cache
 
 BY_CORES = -1
 # A worker's Python runs one thread at a time. Decoding and resizing release it
@@ -118,5 +118,6 @@ def _is_large(source: sources.Source) -> bool:
     return len(source) >= LEAST_RECORDS
   # Others, as drawn scenes, may not be what another process can be given.
   return (
-    isinstance(source, photos.PhotoSource) and len(source) >= LEAST_PICTURES
+    isinstance(source, picture_set.PictureSource)
+    and len(source) >= LEAST_PICTURES
   )

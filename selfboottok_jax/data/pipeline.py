@@ -8,21 +8,42 @@ the rows depend on seed and step alone, not on the number of processes.
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
-from selfboottok_jax import errors
-from selfboottok_jax.data import cores, sources, token_cache, transforms
+from selfboottok_jax import errors, sizes
+from selfboottok_jax.data import (
+  cores,
+  pictures,
+  sources,
+  token_cache,
+  transforms,
+)
+from selfboottok_jax.data import workers as workers_lib
 
 Row = dict[str, Any]
+# More that cannot be read one after another are no accident.
+_MOST_BAD_IN_A_ROW = 100
+
+
+@runtime_checkable
+class Prepared(Protocol):
+  """An iterator over batches that others prepare until it is closed."""
+
+  def __iter__(self) -> Iterator[Row]:
+    """Returns itself."""
+
+  def __next__(self) -> Row:
+    """The next batch."""
+
+  def close(self) -> None:
+    """Stops what prepares them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +52,28 @@ class TrainPictures:
 
   source: sources.Source
   transform: transforms.TrainTransform
+  skip_bad: bool = False
 
   def __call__(self, index: int, rng: np.random.Generator) -> Row:
-    """Reads and augments one."""
-    return self.transform(self.source[index], rng)
+    """Reads and augments one.
+
+    With `skip_bad` the next picture that can be read takes the place of one
+    that cannot, and 'skipped' is the index of the latter, or -1: which pictures
+    a step has is still decided by seed and step.
+    """
+    if not self.skip_bad:
+      return self.transform(self.source[index], rng)
+    for tried in range(_MOST_BAD_IN_A_ROW):
+      try:
+        element = self.source[(index + tried) % len(self.source)]
+      except pictures.PictureError as error:
+        last = error
+      else:
+        skipped = np.int64(index if tried else -1)
+        return {**self.transform(element, rng), 'skipped': skipped}
+    raise errors.DataError(
+      f'{_MOST_BAD_IN_A_ROW} images in a row cannot be read, the last: {last}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +93,23 @@ class EvalPictures:
   """Centre crops, uint8."""
 
   source: sources.Source
-  image_size: int
+  image_size: sizes.Size
+  skip_bad: bool = False
 
-  def __call__(self, index: int) -> Row:
-    """Reads and crops one."""
-    element = self.source[index]
+  def __call__(self, index: int) -> Row | None:
+    """Reads and crops one; None for a picture that is skipped."""
+    try:
+      element = self.source[index]
+    except pictures.PictureError:
+      if not self.skip_bad:
+        raise
+      return None
     image = transforms.center_crop(element['image'], self.image_size)
     return {'image': image, 'label': np.int32(element['label'])}
 
   def blank(self) -> Row:
     """Padding: black, of class 0."""
-    shape = (self.image_size, self.image_size, 3)
+    shape = (*sizes.pair(self.image_size), 3)
     return {'image': np.zeros(shape, np.uint8), 'label': np.int32(0)}
 
 
@@ -92,11 +137,12 @@ EvalRows = EvalPictures | EvalCodes
 
 def train_rows(
   source: sources.Source,
-  image_size: int,
+  image_size: sizes.Size,
   *,
   max_scale: float | None,
   flip: bool,
   random_crop: bool,
+  skip_bad: bool = False,
 ) -> Callable[[int, np.random.Generator], Row]:
   """Returns the reader of training rows; ConfigError for unfit settings."""
   if isinstance(source, token_cache.TokenCache):
@@ -104,16 +150,20 @@ def train_rows(
     return TrainCodes(source, flip)
   scale = source.max_scale if max_scale is None else max_scale
   return TrainPictures(
-    source, transforms.TrainTransform(image_size, scale, flip, random_crop)
+    source,
+    transforms.TrainTransform(image_size, scale, flip, random_crop),
+    skip_bad,
   )
 
 
-def eval_rows(source: sources.Source, image_size: int) -> EvalRows:
+def eval_rows(
+  source: sources.Source, image_size: sizes.Size, *, skip_bad: bool = False
+) -> EvalRows:
   """Returns the reader of evaluation rows; ConfigError for a wrong size."""
   if isinstance(source, token_cache.TokenCache):
     source.check_use(image_size, random_crop=False)
     return EvalCodes(source)
-  return EvalPictures(source, image_size)
+  return EvalPictures(source, image_size, skip_bad)
 
 
 _SHUFFLE, _AUGMENT = range(2)
@@ -123,7 +173,7 @@ def make_train_dataset(
   source: sources.Source,
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
@@ -134,6 +184,8 @@ def make_train_dataset(
   max_scale: float | None = None,
   flip: bool = True,
   random_crop: bool = True,
+  skip_bad: bool = False,
+  on_skip: Callable[[int], None] | None = None,
 ) -> 'TrainBatches':
   """Starts endless training batches; call `close()` when done.
 
@@ -144,7 +196,7 @@ def make_train_dataset(
     source: pictures or a cache; every epoch comes in a new order, and a source
       smaller than a batch is repeated within it.
     batch_size: of all processes together.
-    image_size: pixels a side.
+    image_size: pixels a side, or (height, width).
     seed: of order and augmentation.
     start_step: the first batch is that of this step of an endless run.
     process_index: which rows of the global batch: their concatenation in order
@@ -159,6 +211,8 @@ def make_train_dataset(
     max_scale: see `transforms.TrainTransform`; None takes the source's.
     flip: see there.
     random_crop: see there.
+    skip_bad: see `TrainPictures`.
+    on_skip: called with the index of each picture that was skipped, once.
 
   Returns:
     Iterator of {'image': uint8 [b, h, w, 3], 'label': int32 [b]}, b =
@@ -171,49 +225,67 @@ def make_train_dataset(
   """
   local = _local_batch(batch_size, process_count)
   draw = train_rows(
-    source, image_size, max_scale=max_scale, flip=flip, random_crop=random_crop
+    source,
+    image_size,
+    max_scale=max_scale,
+    flip=flip,
+    random_crop=random_crop,
+    skip_bad=skip_bad,
   )
-  rows = (
+  order = (
     grain.MapDataset.range(len(source))
     .shuffle(seed=_stream(seed, _SHUFFLE))
     .repeat()
-    .random_map(draw, seed=_stream(seed, _AUGMENT))
   )
   # Processes are split after the shuffle, so that their number does not
   # change the global batch.
-  share = _Share(rows, start_step, batch_size, local, process_index)
-  batches = grain.MapDataset.source(share).batch(local)
+  share = _Share(
+    order,
+    draw,
+    _stream(seed, _AUGMENT),
+    start_step,
+    batch_size,
+    local,
+    process_index,
+  )
+  batches = grain.MapDataset.source(share)
+  batch_bytes = local * _row_bytes(source, image_size)
   threads, workers = cores.choose(
     source,
     num_threads,
     num_workers,
     shared_by=cores_shared_by,
-    batch_bytes=local * _row_bytes(source, image_size),
+    batch_bytes=batch_bytes,
   )
-  # Each worker prepares as many as this process would without any, and one
-  # more of each is handed over.
-  ahead = (_ahead(threads) + 1) * max(workers, 1)
-  return TrainBatches(iter(_prefetch(batches, threads, workers)), ahead)
+  # Each worker prepares as many as this process would without any, and those
+  # that wait in shared memory.
+  ahead = _ahead(threads) + 1
+  if workers:
+    ahead = (ahead + workers_lib.SLOTS) * workers
+  return TrainBatches(
+    _prefetch(batches, threads, workers, batch_bytes), ahead, on_skip
+  )
 
 
 def make_eval_dataset(
   source: sources.Source,
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   num_images: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
   cores_shared_by: int = 1,
+  skip_bad: bool = False,
 ) -> 'EvalBatches':
   """Makes one pass over a source under ADM's centre crop.
 
   Args:
     source: pictures or a cache.
     batch_size: of all processes together.
-    image_size: pixels a side.
+    image_size: pixels a side, or (height, width).
     num_images: at most so many, spread evenly over the source, whose order
       is by class; None for all.
     process_index: which rows of each batch, as in `make_train_dataset`.
@@ -221,6 +293,7 @@ def make_eval_dataset(
     num_threads: as in `make_train_dataset`.
     num_workers: as there, but -1 is 0: every pass would start them anew.
     cores_shared_by: as there.
+    skip_bad: whether a picture that cannot be read is padding.
 
   Raises:
     ConfigError: a batch size that processes cannot share; a cache of another
@@ -238,6 +311,7 @@ def make_eval_dataset(
     num_threads=num_threads,
     num_workers=num_workers,
     cores_shared_by=cores_shared_by,
+    skip_bad=skip_bad,
   )
 
 
@@ -246,12 +320,13 @@ def make_row_dataset(
   indices: Int[np.ndarray, '_'],
   *,
   batch_size: int,
-  image_size: int,
+  image_size: sizes.Size,
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = cores.BY_CORES,
   num_workers: int = 0,
   cores_shared_by: int = 1,
+  skip_bad: bool = False,
 ) -> 'EvalBatches':
   """Makes one pass over chosen rows; else as `make_eval_dataset`.
 
@@ -262,14 +337,15 @@ def make_row_dataset(
   padding = -len(indices) % batch_size
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
-  rows = _Rows(eval_rows(source, image_size), share)
+  rows = _Rows(eval_rows(source, image_size, skip_bad=skip_bad), share, local)
   count = int(np.sum(indices >= 0))
   if num_workers == cores.BY_CORES:
     num_workers = 0
   num_threads, num_workers = cores.choose(
     source, num_threads, num_workers, shared_by=cores_shared_by
   )
-  return EvalBatches(rows, count, local, num_threads, num_workers)
+  batch_bytes = local * _row_bytes(source, image_size)
+  return EvalBatches(rows, count, num_threads, num_workers, batch_bytes)
 
 
 class TrainBatches:
@@ -281,12 +357,16 @@ class TrainBatches:
     ahead: the most batches that are prepared before they are asked for.
   """
 
-  def __init__(self, iterator: grain.DatasetIterator, ahead: int):
-    """Takes over a grain iterator, which nobody else may hold."""
+  def __init__(
+    self,
+    iterator: Prepared,
+    ahead: int,
+    on_skip: Callable[[int], None] | None = None,
+  ):
+    """Takes over an iterator, which nobody else may hold."""
     self.ahead = ahead
-    # Held in a box that the finaliser empties: a grain iterator that is left
-    # to the interpreter's own shutdown leaks shared memory and complains,
-    # even if it was closed.
+    self._on_skip, self._skipped = on_skip, set[int]()
+    # Held in a box that the finaliser empties.
     self._box = [iterator]
     self._finalizer = weakref.finalize(self, _close, self._box)
 
@@ -298,7 +378,14 @@ class TrainBatches:
     """Returns the next step's batch; ends once closed."""
     if not self._box:
       raise StopIteration
-    return next(self._box[0])
+    batch = next(self._box[0])
+    # Told here, as pictures are read by other threads and processes.
+    for index in batch.pop('skipped', np.empty(0, np.int64)).tolist():
+      if index >= 0 and index not in self._skipped:
+        self._skipped.add(index)
+        if self._on_skip:
+          self._on_skip(index)
+    return batch
 
   def close(self) -> None:
     """Stops threads and workers; may be called again."""
@@ -319,96 +406,135 @@ class EvalBatches:
 
   rows: '_Rows'
   count: int
-  local: int
   num_threads: int
   num_workers: int
+  batch_bytes: int
 
   def __len__(self) -> int:
     """Number of batches."""
-    return len(self.rows) // self.local
+    return len(self.rows)
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Reads the batches; threads end when the reader stops."""
-    batches = grain.MapDataset.source(self.rows).batch(self.local)
-    iterator = iter(_prefetch(batches, self.num_threads, self.num_workers))
+    batches = grain.MapDataset.source(self.rows)
+    # A worker without a batch would start for nothing.
+    workers = min(self.num_workers, len(self))
+    iterator = _prefetch(batches, self.num_threads, workers, self.batch_bytes)
     with contextlib.closing(iterator):
       yield from iterator
 
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-  """One process's rows of the endless stream, from a step on."""
+  """One process's batches of the endless stream, from a step on.
 
-  rows: Any
+  A whole batch is one element of grain's, whose bookkeeping for an element
+  takes as long as a small picture.
+  """
+
+  order: grain.MapDataset
+  draw: Callable[[int, np.random.Generator], Row]
+  seed: int
   start_step: int
   batch_size: int
   local: int
   process_index: int
 
   def __len__(self) -> int:
-    # Whole batches, or the last index would wrap within one.
-    return sys.maxsize // self.local * self.local
+    return sys.maxsize // self.batch_size - self.start_step
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    step, row = divmod(index, self.local)
-    first = (self.start_step + step) * self.batch_size
-    return self.rows[first + self.process_index * self.local + row]
+  def __getitem__(self, index: int) -> Row:
+    first = (self.start_step + index) * self.batch_size
+    first += self.process_index * self.local
+    philox = np.random.Philox(self.seed)
+    rng, state = np.random.Generator(philox), philox.state
+    # A thread has its own: setting the state is faster than a new one.
+    rows = []
+    for place in range(first, first + self.local):
+      # What a picture draws depends on its place in the stream alone.
+      state['state']['counter'] = np.array([0, 0, 0, place], np.uint64)
+      philox.state = state
+      rows.append(self.draw(self.order[place], rng))
+    return _stack(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """One process's rows of an evaluation, padded to whole batches."""
+  """One process's batches of an evaluation, of the rows with these indices.
+
+  Pictures that are skipped are padding too.
+  """
 
   read: EvalRows
   indices: Int[np.ndarray, '_']
+  local: int
 
   def __len__(self) -> int:
-    return len(self.indices)
+    return len(self.indices) // self.local
 
-  def __getitem__(self, row: int) -> dict[str, Any]:
-    index = int(self.indices[row])
+  def __getitem__(self, batch: int) -> Row:
+    first = batch * self.local
+    return _stack(
+      [self._row(i) for i in self.indices[first : first + self.local].tolist()]
+    )
+
+  def _row(self, index: int) -> Row:
     if index < 0:
       return {**self.read.blank(), 'mask': np.False_}
-    return {**self.read(index), 'mask': np.True_}
+    element = self.read(index)
+    if element is None:
+      return {**self.read.blank(), 'mask': np.False_}
+    return {**element, 'mask': np.True_}
 
 
-def _close(box: list[grain.DatasetIterator]) -> None:
+def _stack(rows: list[Row]) -> Row:
+  """Rows as one batch; each array is copied once, into its place."""
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _close(box: list[Prepared]) -> None:
   box.pop().close()
 
 
 def _prefetch(
-  batches: grain.MapDataset, num_threads: int, num_workers: int
-) -> grain.IterDataset:
+  batches: grain.MapDataset,
+  num_threads: int,
+  num_workers: int,
+  batch_bytes: int,
+) -> Prepared:
   """Prepares whole batches ahead, one to a thread, and at least two."""
-  options = grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=_ahead(num_threads)
+  prepare = _Prepare(batches, num_threads, max(num_workers, 1))
+  if not num_workers:
+    return prepare(0)
+  return workers_lib.Workers(
+    prepare, count=num_workers, batch_bytes=batch_bytes
   )
-  dataset = batches.to_iter_dataset(options)
-  if num_workers:
-    # grain reads its flags to start workers, and outside an absl main, as in a
-    # notebook, nobody has parsed them: the defaults will do.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers), worker_init_fn=_outlive_ctrl_c
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+  """Prepares every so manieth batch, in threads."""
+
+  batches: grain.MapDataset
+  num_threads: int
+  every: int
+
+  def __call__(self, first: int) -> grain.DatasetIterator:
+    """Iterates over the batches first, first + every, ..."""
+    options = grain.ReadOptions(
+      num_threads=self.num_threads,
+      prefetch_buffer_size=_ahead(self.num_threads),
     )
-  return dataset
+    mine = self.batches
+    if self.every > 1:
+      mine = mine.slice(slice(first, None, self.every))
+    return iter(mine.to_iter_dataset(options))
 
 
-def _outlive_ctrl_c(index: int, count: int) -> None:
-  """Leaves an interrupt of the terminal to the process that trains.
-
-  Every process of the terminal gets it. A training saves its state first, and
-  may need another batch until then; it stops its workers itself.
-  """
-  del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _row_bytes(source: sources.Source, image_size: int) -> int:
+def _row_bytes(source: sources.Source, image_size: sizes.Size) -> int:
   """Size of a row of a batch, without its label."""
   if not isinstance(source, token_cache.TokenCache):
-    return 3 * image_size**2
+    return 3 * math.prod(sizes.pair(image_size))
   shapes = source.index.shapes
   return 4 * sum(math.prod(shapes[name]) for name in source.names)
 

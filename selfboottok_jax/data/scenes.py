@@ -2,7 +2,8 @@
 
 Ten classes need the whole silhouette, the textures need detail, and nothing
 needs a download. A scene is a pure function of (split, index); its geometry is
-in units of the picture, so it is the same scene at every size.
+in units of the picture's shorter side, so it is the same scene at every size.
+Longer sides show more of the background.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from selfboottok_jax import sizes
 
 Plane = Float[np.ndarray, '...']
 
@@ -164,7 +167,11 @@ class Surface:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """Everything about a picture but its size; lengths in half widths."""
+  """Everything about a picture but its size; lengths in half widths.
+
+  Those are of a square. In a rectangle the centre moves over the whole longer
+  side in the way it moves over a side of the square.
+  """
 
   label: int
   center: tuple[float, float]
@@ -175,13 +182,17 @@ class Scene:
   background: Surface
 
 
+# How far from the middle of a square a shape may come, in half widths.
+_REACH = 0.95
+
+
 def make_scene(split: str, index: int) -> Scene:
   """Draws the scene of an index: all of its numbers in one call."""
   generator = np.random.Philox(key=[_STREAMS[split], index])
   draws = iter(np.random.Generator(generator).random(_DRAWS).tolist())
   label = int(len(SHAPES) * next(draws))
   radius = 0.56 + 0.24 * next(draws)
-  reach = 0.95 - radius
+  reach = _REACH - radius
   center = tuple(reach * (2 * next(draws) - 1) for _ in range(2))
   angle = 2 * np.pi * next(draws)
   fall = 2 * np.pi * next(draws)
@@ -221,25 +232,46 @@ def _colour(hue: float, saturation: float, value: float) -> Colour:
   return (value * (1 - saturation * (1 - wheel))).astype(np.float32)
 
 
-def render(scene: Scene, size: int) -> UInt8[np.ndarray, '{size} {size} 3']:
+def render(scene: Scene, size: sizes.Size) -> UInt8[np.ndarray, 'h w 3']:
   """Draws a scene, anti-aliased.
 
   Small pictures are drawn at twice their size and averaged, which textures of
   a few pixels need; edges are soft over a pixel at any size.
   """
-  fine = size * (2 if size <= 64 else 1)
-  line = (np.arange(fine, dtype=np.float32) + 0.5) * (2 / fine) - 1
-  x, y = np.meshgrid(line, -line)
+  height, width = sizes.pair(size)
+  shorter = min(height, width)
+  finer = 2 if shorter <= 64 else 1
+  pixel = 2 / (shorter * finer)
+  # Half the length of each side, in half shorter sides: 1 in a square.
+  reach = width / shorter, height / shorter
+  across, down = (
+    (np.arange(side * finer, dtype=np.float32) + 0.5) * pixel - half
+    for side, half in zip((width, height), reach, strict=True)
+  )
+  scene = _spread(scene, reach)
+  x, y = np.meshgrid(across, -down)
   x, y = x.astype(np.float32), y.astype(np.float32)
-  pixel = 2 / fine
   cover = np.clip(0.5 - _distance(scene, x, y) / pixel, 0, 1)
   moved = _distance(scene, x - scene.shadow[0], y - scene.shadow[1])
   shade = 1 - 0.4 * np.clip(0.5 - moved / 0.16, 0, 1)
-  back = _paint(scene.background, x, y) * shade[..., None]
-  image = back + cover[..., None] * (_paint(scene.shape, x, y) - back)
-  if fine != size:
-    image = image.reshape(size, 2, size, 2, 3).mean((1, 3))
+  # Colours change from corner to corner, however far apart those are.
+  extent = max(reach)
+  back = _paint(scene.background, x, y, extent) * shade[..., None]
+  shape = _paint(scene.shape, x, y, extent)
+  image = back + cover[..., None] * (shape - back)
+  if finer > 1:
+    image = image.reshape(height, finer, width, finer, 3).mean((1, 3))
   return (255 * np.clip(image, 0, 1) + 0.5).astype(np.uint8)
+
+
+def _spread(scene: Scene, reach: tuple[float, float]) -> Scene:
+  """Moves the centre over a picture of `reach`, half widths from its middle."""
+  room = _REACH - scene.radius
+  x, y = (
+    place * (1 + (half - 1) / room)
+    for place, half in zip(scene.center, reach, strict=True)
+  )
+  return dataclasses.replace(scene, center=(x, y))
 
 
 def _distance(scene: Scene, x: Plane, y: Plane) -> Plane:
@@ -251,9 +283,12 @@ def _distance(scene: Scene, x: Plane, y: Plane) -> Plane:
   return _OUTLINES[scene.label](u, v) * scene.radius
 
 
-def _paint(surface: Surface, x: Plane, y: Plane) -> Float[np.ndarray, '... 3']:
+def _paint(
+  surface: Surface, x: Plane, y: Plane, extent: float
+) -> Float[np.ndarray, '... 3']:
+  """Colours of points that lie within `extent` of the middle on each axis."""
   c, s = float(np.cos(surface.direction)), float(np.sin(surface.direction))
-  mix = 0.5 + 0.35 * (c * x + s * y)
+  mix = 0.5 + 0.35 / extent * (c * x + s * y)
   c, s = float(np.cos(surface.angle)), float(np.sin(surface.angle))
   scale = 1 / (2 * surface.period)
   u, v = scale * (c * x + s * y), scale * (c * y - s * x)
@@ -275,8 +310,10 @@ class ProceduralSource:
   class_names = tuple(SHAPES)
   max_scale = 1.0
 
-  def __init__(self, split: str, image_size: int, length: int | None = None):
-    """Takes pixels a side, and scenes to offer if not the usual number."""
+  def __init__(
+    self, split: str, image_size: sizes.Size, length: int | None = None
+  ):
+    """Takes the pictures' size, and scenes to offer if not the usual number."""
     self._split = split
     self._size = image_size
     self._length = _LENGTHS[split] if length is None else length
@@ -296,4 +333,4 @@ class ProceduralSource:
 
   def __repr__(self) -> str:
     """Names the split and size, for logs."""
-    return f'built-in scenes, {self._size}x{self._size} ({self._split})'
+    return f'built-in scenes, {sizes.describe(self._size)} ({self._split})'

@@ -1,4 +1,4 @@
-"""Opens sources of pictures: a folder, a tar, or the built-in scenes.
+"""Opens sources of pictures, in whatever form they are kept.
 
 A source is random access, thread safe and picklable; `source[i]` is
 {'image': uint8 [h, w, 3], 'label': int}.
@@ -6,19 +6,23 @@ A source is random access, thread safe and picklable; `source[i]` is
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from selfboottok_jax import errors
-from selfboottok_jax.data import photos, scenes
+from selfboottok_jax import errors, files, sizes
+from selfboottok_jax.data import (
+  joined,
+  parquet,
+  picture_set,
+  pictures,
+  records,
+  scenes,
+  shards,
+  tfds,
+)
 
-# Files by their first bytes, and what turns them into a plain tar.
-_PACKED = {
-  b'\x1f\x8b': ('gzip', 'gunzip'),
-  b'BZh': ('bzip2', 'bunzip2'),
-  b'\xfd7zXZ\x00': ('xz', 'unxz'),
-  b'\x28\xb5\x2f\xfd': ('zstd', 'unzstd'),
-  b'PK\x03\x04': ('zip', 'unzip'),
-}
+BUILT_IN = 'procedural'
+BAD = ('stop', 'skip')
 
 
 @runtime_checkable
@@ -32,8 +36,11 @@ class Source(Protocol):
   """
 
   class_names: tuple[str, ...]
-  fingerprint: str
   max_scale: float
+
+  @property
+  def fingerprint(self) -> str:
+    """See the class."""
 
   def __len__(self) -> int:
     """Number of pictures."""
@@ -45,68 +52,35 @@ class Source(Protocol):
     """
 
 
-def open_folder(path: str, split: str) -> Source:
-  """Opens a folder of class folders, or of pictures."""
-  if not os.path.isdir(path):
-    raise errors.DataError(f'{path} is no folder; give a folder of images')
-  return photos.open_folder(path, split)
-
-
-def open_tar(path: str, split: str) -> Source:
-  """Opens an uncompressed tar of such a folder."""
-  if not os.path.isfile(path):
-    raise errors.DataError(f'{path} is no file; give a .tar of images')
-  with open(path, 'rb') as file:
-    start = file.read(8)
-  for magic, (kind, command) in _PACKED.items():
-    if start.startswith(magic):
-      raise errors.DataError(
-        f'{path} is {kind}-compressed; wanted a plain .tar, whose images can '
-        f'be read in any order: uncompress it first, with {command}'
-      )
-  return photos.open_tar(path, split)
-
-
-def _open_auto(path: str, split: str) -> Source:
-  if os.path.isdir(path):
-    return open_folder(path, split)
-  # Compressed tars go on to open_tar for its advice.
-  if '.tar' in pathlib.Path(path).suffixes or path.endswith(
-    ('.tgz', '.tbz2', '.txz', '.zip')
-  ):
-    return open_tar(path, split)
-  raise errors.DataError(
-    f'{path} is neither a folder nor a .tar; give a folder of images or a '
-    '.tar of one'
-  )
-
-
-SOURCES = {'auto': _open_auto, 'folder': open_folder, 'tar': open_tar}
-BUILT_IN = 'procedural'
-
-
-def open_source(source: str, path: str, split: str, image_size: int) -> Source:
+def open_source(
+  source: str,
+  path: str | os.PathLike[str],
+  split: str,
+  image_size: sizes.Size,
+  *,
+  options: pictures.Options | None = None,
+  bad: str = 'stop',
+) -> Source:
   """Opens a split of photographs, or the built-in scenes.
 
   Args:
-    source: 'auto' (by `path`), 'folder', 'tar' or 'procedural'.
+    source: 'auto' (by `path`), one of SOURCES, or 'procedural'.
     path: where the photographs are; '' for 'procedural'.
     split: 'train' or 'val'.
-    image_size: pixels a side at which built-in scenes are drawn; photographs
-      keep their own size.
+    image_size: pixels a side, or (height, width), at which built-in scenes
+      are drawn; photographs keep their own size.
+    options: how photographs are decoded.
+    bad: 'stop' refuses a set with pictures that the listing shows to be
+      unreadable; 'skip' leaves them out.
 
   Raises:
     ConfigError: an unknown source or split, or 'procedural' with a path.
     DataError: a path that is missing or empty, or holds no such images.
   """
-  if source not in (*SOURCES, BUILT_IN):
+  path = os.fspath(path)
+  if split not in picture_set.SPLITS:
     raise errors.ConfigError(
-      f'unknown data source {source!r}; wanted one of '
-      f'{", ".join((*SOURCES, BUILT_IN))}'
-    )
-  if split not in photos.SPLITS:
-    raise errors.ConfigError(
-      f'unknown split {split!r}; wanted one of {", ".join(photos.SPLITS)}'
+      f'unknown split {split!r}; wanted one of {", ".join(picture_set.SPLITS)}'
     )
   if source == BUILT_IN:
     if path:
@@ -115,17 +89,106 @@ def open_source(source: str, path: str, split: str, image_size: int) -> Source:
         f"leave it empty, or set the source to 'auto' to train on {path}"
       )
     return scenes.ProceduralSource(split, image_size)
+  found = open_pictures(path, source=source)
+  if found.bad and bad == 'stop':
+    first = found.bad[0]
+    raise errors.DataError(
+      f'{len(found.bad):,} images of {path} cannot be read, such as '
+      f'{first.path}: {first.reason}; take them out, or set data.bad=skip'
+    )
+  return picture_set.PictureSource(found, split, options)
+
+
+def open_pictures(
+  path: str | os.PathLike[str],
+  *,
+  source: str = 'auto',
+  label_files: Sequence[str] = (),
+  any_size: bool = False,
+) -> picture_set.PictureSet:
+  """Lists both splits of photographs.
+
+  Args:
+    path: a folder or a tar of pictures; two of them, with a comma between, of
+      which one has 'train' and one 'val' in its name; or what `shards`,
+      `parquet`, `tfds` and `records` open.
+    source: see `open_source`; not 'procedural'.
+    label_files: see `labels.label_pictures`.
+    any_size: opens sets too that are fast only where pictures are read in
+      order, see `parquet.open_parquet`.
+
+  Raises:
+    ConfigError: an unknown source.
+    DataError: a path that is missing or empty, or holds no images.
+  """
+  path = os.fspath(path)
+  if source not in SOURCES:
+    raise errors.ConfigError(
+      f'unknown data source {source!r}; wanted one of '
+      f'{", ".join((*SOURCES, BUILT_IN))}'
+    )
   if not path:
     raise errors.DataError(
       'the path of the photographs is empty; give a folder of images or a '
       f'.tar of one, or set the source to {BUILT_IN!r} for built-in scenes'
     )
-  path = os.path.expanduser(path)
-  if not os.path.exists(path):
-    raise errors.DataError(
-      f'{path} does not exist; give a folder of images or a .tar of one'
+  if source == 'auto':
+    source = next(
+      (name for name, matches in _MATCHES.items() if matches(path)), 'auto'
     )
-  return SOURCES[source](path, split)
+  if source == 'tfds':
+    return tfds.open_tfds(path)
+  if source == 'shards':
+    return shards.open_shards(path)
+  if source == 'parquet':
+    return parquet.open_parquet(path, any_size=any_size)
+  if source == 'records':
+    return records.open_records(os.path.expanduser(path))
+  paths = [path]
+  if ',' in path and not os.path.exists(os.path.expanduser(path)):
+    paths = [part for part in path.split(',') if part]
+  paths = [os.fspath(files.as_path(part)) for part in paths]
+  for each in paths:
+    if '://' not in each and not os.path.exists(each):
+      raise errors.DataError(
+        f'{each} does not exist; give a folder of images or a .tar of one'
+      )
+    _check_kind(source, each)
+  return joined.open_trees(paths, label_files)
+
+
+# How the forms are told apart that are not the trees of files that remain.
+_MATCHES = {
+  'tfds': tfds.matches,
+  'records': lambda path: records.is_prepared(os.path.expanduser(path)),
+  'shards': shards.matches,
+  'parquet': parquet.matches,
+}
+SOURCES = ('auto', 'folder', 'tar', *_MATCHES)
+
+
+def _check_kind(source: str, path: str) -> None:
+  """Raises DataError for a path that is no source of the kind."""
+  is_folder = '://' in path or os.path.isdir(path)
+  if source == 'folder' and not is_folder:
+    raise errors.DataError(f'{path} is no folder; give a folder of images')
+  if source == 'tar' and is_folder:
+    raise errors.DataError(f'{path} is no file; give a .tar of images')
+  # Compressed tars go on, for the advice that they get.
+  is_tar = '.tar' in pathlib.Path(path).suffixes or path.endswith(
+    ('.tgz', '.tbz2', '.txz', '.zip')
+  )
+  if source == 'auto' and not is_folder and not is_tar:
+    raise errors.DataError(
+      f'{path} is neither a folder nor a .tar; give a folder of images or a '
+      '.tar of one'
+    )
+
+
+def is_same(source: Source, fingerprint: str) -> bool:
+  """True if a fingerprint, perhaps of an earlier version, is a source's."""
+  former = getattr(source, 'former_fingerprint', '')
+  return fingerprint in (source.fingerprint, former)
 
 
 def describe(source: Source) -> str:

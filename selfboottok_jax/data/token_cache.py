@@ -26,10 +26,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from grain import sources as grain_sources
 from jaxtyping import Float
 
-from selfboottok_jax import errors, files, trees
+from selfboottok_jax import errors, files, sizes, trees
+from selfboottok_jax.data import records as record_files
 
 # Version 1 has a record for each image, version 2 one for each of its sides.
 VERSIONS = (1, 2)
@@ -68,7 +68,7 @@ class Index:
   """Everything that must be equal for two commands to write one cache.
 
   Attributes:
-    image_size: side of the images.
+    image_size: side of the images, or (height, width).
     dtype: type of the stored numbers, one of DTYPES.
     shapes: shape of each field of an image, in the order of a record; one is
       'codes'.
@@ -82,7 +82,7 @@ class Index:
     ConfigError: an unknown type, or shards without images.
   """
 
-  image_size: int
+  image_size: sizes.Size
   dtype: str
   shapes: Mapping[str, tuple[int, ...]]
   class_names: tuple[str, ...]
@@ -132,7 +132,10 @@ class Index:
     ]
     return {
       'version': VERSIONS[self.apart],
-      'image_size': self.image_size,
+      # As JSON has it, so that indices compare with what is on disk.
+      'image_size': self.image_size
+      if isinstance(self.image_size, int)
+      else list(self.image_size),
       'fields': [*fields, _LABEL],
       'class_names': list(self.class_names),
       'made_by': dict(self.made_by),
@@ -144,7 +147,7 @@ class Index:
     """Inverse of `to_json`; KeyError, ValueError or the like for others."""
     *fields, _ = content['fields']
     index = cls(
-      content['image_size'],
+      sizes.canonical(content['image_size']),
       fields[0]['dtype'],
       {f['name']: tuple(f['shape'][1:]) for f in fields},
       tuple(content['class_names']),
@@ -435,26 +438,6 @@ def combine(parts: Iterable[Sums]) -> Statistics:
   )
 
 
-# What reading a damaged ArrayRecord raises, which has checksums of its own.
-_READ_ERRORS = (RuntimeError, OSError, ValueError)
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """A shard for ArrayRecordDataSource, which then opens it only when read.
-
-  With bare paths it would open every file at once to count its records.
-  """
-
-  filename: str
-  take: int
-  skip: int = 0
-
-  @property
-  def examples_in_shard(self) -> int:
-    return self.take
-
-
 class TokenCache:
   """The encoders' outputs for the images of one split, by index.
 
@@ -463,7 +446,7 @@ class TokenCache:
     fingerprint: fingerprint of the images.
     max_scale: 1, as nothing can be enlarged.
     index: the cache's index.
-    image_size: side of the images.
+    image_size: side of the images, or (height, width).
     names: the fields that are read.
     statistics: statistics of the codes.
   """
@@ -490,8 +473,8 @@ class TokenCache:
     for shard in range(self._size.shards):
       first, end = self._size.bounds(shard)
       records = (end - first) * index.records_of_image
-      files.append(_File(str(self._file(shard)), records))
-    self._records = grain_sources.ArrayRecordDataSource(files)
+      files.append((str(self._file(shard)), records))
+    self._records = record_files.open_files(files)
 
   def __len__(self) -> int:
     """Number of images."""
@@ -530,7 +513,7 @@ class TokenCache:
       self._folder, self._split, self.index, self.statistics, names
     )
 
-  def check_use(self, image_size: int, *, random_crop: bool) -> None:
+  def check_use(self, image_size: sizes.Size, *, random_crop: bool) -> None:
     """Raises ConfigError for uses that need images."""
     if random_crop:
       raise errors.ConfigError(
@@ -540,7 +523,8 @@ class TokenCache:
     if image_size != self.image_size:
       raise errors.ConfigError(
         f'data.image_size={image_size}, but the cache {self._folder} is of '
-        f'images of {self.image_size}; set data.image_size={self.image_size}'
+        f'images of {self.image_size}; set '
+        f'data.image_size={sizes.as_flag(self.image_size)}'
       )
 
   def check(
@@ -593,7 +577,7 @@ class TokenCache:
     try:
       place = index * self.index.records_of_image + record
       return unpack(self.index, self._records[place], self.names, sides)
-    except _READ_ERRORS as error:
+    except record_files.READ_ERRORS as error:
       file = self._file(self._size.shard_of(index))
       raise damaged(file, error) from error
 

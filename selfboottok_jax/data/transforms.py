@@ -1,57 +1,108 @@
 """From a decoded picture to what a model sees."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from selfboottok_jax import sizes
+
 Pixels = UInt8[np.ndarray, '_ _ 3']
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-  """Any mode to RGB: transparent parts on white, 16-bit grey scaled down."""
-  if image.mode.startswith('I'):
-    grey = np.asarray(image).astype(np.int64)
-    # 16-bit PNGs open as 'I' or 'I;16' by Pillow's version: 0..65535 in both.
-    return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert(
-      'RGB'
-    )
-  if image.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or (
-    'transparency' in image.info
-  ):
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
-  return image.convert('RGB')
+# A picture this many times larger than what is cut out of it is resized in part
+# only: the whole of a strip of 1 x 30,000 pixels would take gigabytes.
+_LONG = 16
 
 
-def resize_shorter(image: Pixels, size: int) -> Pixels:
-  """Resizes so that the shorter side is `size`, as ADM does.
+def cover(picture: tuple[int, int], size: sizes.Size) -> tuple[int, int]:
+  """(height, width) at which a picture just covers `size`, its aspect kept.
 
-  The picture is halved by box filters while twice as large as wanted, then
-  resized bicubically.
+  For a square that is a shorter side of `size`, as ADM has it.
   """
-  if min(image.shape[:2]) == size:
-    return image
-  picture = Image.fromarray(image)
-  while min(picture.size) >= 2 * size:
-    half = (picture.width // 2, picture.height // 2)
-    picture = picture.resize(half, Image.Resampling.BOX)
-  scale = size / min(picture.size)
-  whole = (round(picture.width * scale), round(picture.height * scale))
-  return np.asarray(picture.resize(whole, Image.Resampling.BICUBIC))
+  (height, width), (rows, columns) = picture, sizes.pair(size)
+  scale = max(rows / height, columns / width)
+  return round(height * scale), round(width * scale)
 
 
-def center_crop(
-  image: Pixels, size: int
-) -> UInt8[np.ndarray, '{size} {size} 3']:
-  """ADM's evaluation crop: shorter side to `size`, then the middle."""
-  image = resize_shorter(image, size)
-  top = (image.shape[0] - size) // 2
-  left = (image.shape[1] - size) // 2
-  return image[top : top + size, left : left + size]
+def resize_and_crop(
+  image: Pixels,
+  size: sizes.Size,
+  crop: sizes.Size,
+  place: Callable[[int, int], tuple[int, int]],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Resizes to cover `size`, as ADM does, and cuts `crop` out.
+
+  The picture is halved by box filters while both sides are twice as long as
+  wanted, then resized bicubically.
+
+  Args:
+    image: the picture.
+    size: what it covers after the resize; no smaller than `crop`.
+    crop: height and width of the result.
+    place: first row and column of the crop, from the rows and columns that are
+      left over; called once.
+  """
+  (rows, columns), (height, width) = sizes.pair(size), sizes.pair(crop)
+  picture = None
+  whole = image.shape[0], image.shape[1]
+  while whole[0] >= 2 * rows and whole[1] >= 2 * columns:
+    if picture is None:
+      picture = Image.fromarray(image)
+    whole = whole[0] // 2, whole[1] // 2
+    picture = picture.resize(whole[::-1], Image.Resampling.BOX)
+  target = cover(whole, size)
+  top, left = place(target[0] - height, target[1] - width)
+  if target != whole:
+    if picture is None:
+      picture = Image.fromarray(image)
+    if math.prod(target) > _LONG * height * width:
+      return _resize_part(picture, target, (top, left), (height, width))
+    picture = picture.resize(target[::-1], Image.Resampling.BICUBIC)
+  if picture is not None:
+    image = np.asarray(picture)
+  return image[top : top + height, left : left + width]
+
+
+def _resize_part(
+  picture: Image.Image,
+  whole: tuple[int, int],
+  first: tuple[int, int],
+  size: tuple[int, int],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """The part of a picture of `whole` rows and columns, which is never made.
+
+  Args:
+    picture: before the resize.
+    whole: rows and columns after it.
+    first: row and column at which the part begins.
+    size: its rows and columns.
+  """
+  edges = []
+  for axis in (1, 0):  # Pillow counts columns first.
+    old, new = picture.size[1 - axis], whole[axis]
+    ends = first[axis], first[axis] + size[axis]
+    # Rounding must not lead beyond the picture.
+    edges.append([min(end * old / new, old) for end in ends])
+  (left, right), (top, bottom) = edges
+  part = picture.resize(
+    size[::-1], Image.Resampling.BICUBIC, box=(left, top, right, bottom)
+  )
+  return np.asarray(part)
+
+
+def center_crop(image: Pixels, size: sizes.Size) -> UInt8[np.ndarray, 'h w 3']:
+  """ADM's evaluation crop: resized to cover `size`, then the middle.
+
+  ADM's are squares; a rectangle is covered and cut in the same way.
+  """
+  return resize_and_crop(
+    image, size, size, lambda rows, columns: (rows // 2, columns // 2)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +110,15 @@ class TrainTransform:
   """Random scale and crop, or the centre; then flip. Images stay uint8.
 
   Attributes:
-    image_size: pixels a side of the result.
-    max_scale: with a random crop, the shorter side becomes a random integer in
-      [image_size, max_scale * image_size].
+    image_size: pixels a side of the result, or (height, width).
+    max_scale: with a random crop, the picture covers a rectangle whose shorter
+      side is a random integer in [s, max_scale * s], where s is the shorter
+      side of the result, and whose aspect is that of the result.
     flip: whether every other picture is mirrored.
-    random_crop: whether the square is cut anywhere, or as in evaluation.
+    random_crop: whether the result is cut anywhere, or as in evaluation.
   """
 
-  image_size: int
+  image_size: sizes.Size
   max_scale: float = 1.25
   flip: bool = True
   random_crop: bool = True
@@ -77,11 +129,15 @@ class TrainTransform:
     """Augments one element of a source."""
     size, image = self.image_size, element['image']
     if self.random_crop:
-      shorter = rng.integers(size, int(self.max_scale * size) + 1)
-      image = resize_shorter(image, int(shorter))
-      top = rng.integers(image.shape[0] - size + 1)
-      left = rng.integers(image.shape[1] - size + 1)
-      image = image[top : top + size, left : left + size]
+      image = resize_and_crop(
+        image,
+        self._draw_scale(rng),
+        size,
+        lambda rows, columns: (
+          int(rng.integers(rows + 1)),
+          int(rng.integers(columns + 1)),
+        ),
+      )
     else:
       image = center_crop(image, size)
     if mirrors(self.flip, rng):
@@ -90,6 +146,14 @@ class TrainTransform:
       'image': image,
       'label': np.int32(element['label']),
     }
+
+  def _draw_scale(self, rng: np.random.Generator) -> tuple[int, int]:
+    """Draws height and width of the rectangle that the picture covers."""
+    height, width = sizes.pair(self.image_size)
+    shorter = min(height, width)
+    drawn = int(rng.integers(shorter, int(self.max_scale * shorter) + 1))
+    # In whole numbers, so that the longer side is never rounded below its own.
+    return height * drawn // shorter, width * drawn // shorter
 
 
 def mirror(image: Pixels) -> Pixels:

@@ -182,9 +182,7 @@ def make_page(
         f'--tokenizer not given; {generators[0]} is a generator, wanted the '
         'workdir of the tokenizer that decodes for it'
       )
-    generator = inference.load_generator(
-      generators[0], tokenizer=inference.load_tokenizer(tokenizer)
-    )
+    generator = inference.load_generator(generators[0], tokenizer=tokenizer)
     samples = draw_samples(
       generator, per_class, seed=seed, decoded_by=tokenizer
     )

@@ -19,7 +19,7 @@ from selfboottok_jax.flow import guidance, samplers
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.inference import device_batch as device_batch_lib
 from selfboottok_jax.inference import sampling as sampling_lib
-from selfboottok_jax.inference.tokenizer import Tokenizer
+from selfboottok_jax.inference.tokenizer import Tokenizer, load_tokenizer
 from selfboottok_jax.models import layers, sit, transformer
 from selfboottok_jax.training import checkpointing
 
@@ -453,14 +453,16 @@ def make_codes(
 def load_generator(
   workdir: str | os.PathLike[str],
   *,
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | str | os.PathLike[str],
   device_batch: int = 0,
 ) -> ImageGenerator:
   """Loads a generator from the workdir of its training, with EMA weights.
 
   Args:
     workdir: folder of the training.
-    tokenizer: the one whose codes it was trained on, or one scaled from it.
+    tokenizer: the one whose codes it was trained on, or one scaled from it; or
+      what `load_tokenizer` knows it by, where an autoencoder then is one of
+      images of the generator's size.
     device_batch: samples that a device computes at a time; 0 is 4 on CPUs and
       32 elsewhere.
 
@@ -470,6 +472,10 @@ def load_generator(
   run = checkpointing.read_run(
     str(workdir), what='generator workdir', task='generator'
   )
+  if isinstance(tokenizer, str | os.PathLike):
+    tokenizer = load_tokenizer(
+      tokenizer, image_size=run.config['data']['image_size']
+    )
   if run.meta['tokenizer_fingerprint'] != tokenizer.fingerprint:
     raise errors.CheckpointError(
       f'{workdir} was trained on the codes of another tokenizer '

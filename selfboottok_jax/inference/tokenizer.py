@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from selfboottok_jax import pixels, pretrained
+from selfboottok_jax import pixels, pretrained, sizes
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import autoencoders, contract
 from selfboottok_jax.training import checkpointing
@@ -23,7 +23,8 @@ class ImageTokenizer:
   Attributes:
     model: the module.
     params: its parameters.
-    image_size: side in pixels of the images that it reads and makes.
+    image_size: side in pixels of the images that it reads and makes, or
+      (height, width) if they are no squares.
     patch_size: side in pixels of the patches that it makes images of.
     num_tokens: number of codes per image, k in shapes.
     token_dim: channels of a code, e in shapes.
@@ -67,7 +68,7 @@ class ImageTokenizer:
     """Encodes images into the codes that a generator models.
 
     Args:
-      images: uint8 in 0 to 255, or float in [-1, 1]; square, of `image_size`.
+      images: uint8 in 0 to 255, or float in [-1, 1]; of `image_size`.
 
     Returns:
       float32 codes [b, num_tokens, token_dim].
@@ -112,18 +113,24 @@ class ImageTokenizer:
 Tokenizer: TypeAlias = ImageTokenizer | autoencoders.ImageAutoencoder
 
 
-def load_tokenizer(workdir: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(
+  workdir: str | os.PathLike[str], *, image_size: Any = 256
+) -> Tokenizer:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
 
-  It may be gs://BUCKET/NAME. Instead of a folder, `workdir` may name a released
-  2D autoencoder of 256-pixel images: 'sdvae' or 'vavae'. 'sdvae:SOURCE' reads
-  its weights from SOURCE instead of the place where they are published.
+  Args:
+    workdir: the folder, which may be gs://BUCKET/NAME. It may also name a
+      released 2D autoencoder: 'sdvae' or 'vavae'. 'sdvae:SOURCE' reads its
+      weights from SOURCE instead of the place where they are published.
+    image_size: pixels a side, or (height, width), of the images of such an
+      autoencoder. A run has the size that it was trained on.
 
   Raises:
     CheckpointError: the folder holds no tokenizer run.
   """
   if autoencoders.is_autoencoder(str(workdir)):
-    return pretrained.load_autoencoder(str(workdir))
+    size = sizes.canonical(image_size, 'image_size')
+    return pretrained.load_autoencoder(str(workdir), size)
   run = checkpointing.read_run(
     str(workdir), what='tokenizer workdir', task='tokenizer'
   )
@@ -133,7 +140,8 @@ def load_tokenizer(workdir: str | os.PathLike[str]) -> Tokenizer:
 def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
   """Builds a tokenizer from a run that was read already."""
   model = tokenizer_lib.Tokenizer(
-    image_size=run.config['data']['image_size'], **run.config['model']
+    image_size=sizes.canonical(run.config['data']['image_size']),
+    **run.config['model'],
   )
   params = tokenizer_lib.served_params(run.params, run.ema)
   return ImageTokenizer(model, params, step=run.step, config=run.config)

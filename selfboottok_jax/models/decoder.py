@@ -1,12 +1,14 @@
 """Fusion of the token groups, and the decoder from tokens to pixels."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from selfboottok_jax import sizes
 from selfboottok_jax.models import layers, transformer
 
 FUSIONS = ('residual', 'concat')
@@ -95,7 +97,8 @@ class Decoder(nn.Module):
   The output is made for [-1, 1], but it is linear and may overshoot.
 
   Attributes:
-    image_size: side of the square output, a multiple of `patch_size`.
+    image_size: side of the output, or (height, width); multiples of
+      `patch_size`.
     patch_size: side of a patch in pixels.
     width: of the transformer, a multiple of 4.
     depth: number of blocks.
@@ -110,7 +113,7 @@ class Decoder(nn.Module):
     dtype: of the blocks' computation; parameters and pixels are float32.
   """
 
-  image_size: int
+  image_size: sizes.Size
   patch_size: int
   width: int
   depth: int
@@ -132,12 +135,12 @@ class Decoder(nn.Module):
   ) -> Float[Array, 'b h w 3']:
     b, m, _ = fused.shape
     stream = self.residual_dtype or self.dtype
-    side = self.image_size // self.patch_size
+    grid = sizes.grid(self.image_size, self.patch_size)
     normal = nn.initializers.normal(0.02)
     # One vector for all patches: their positions alone tell them apart.
     mask_token = self.param('mask_token', normal, (1, 1, self.width))
     patches = mask_token + layers.position_table(
-      self, 'patch_positions', layers.sincos_2d(side, self.width)
+      self, 'patch_positions', layers.sincos_2d(grid, self.width)
     )
     cls = self.param('cls', normal, (1, 1, self.width))
     start = jnp.concatenate([cls, patches], axis=1).astype(stream)
@@ -173,11 +176,13 @@ class Decoder(nn.Module):
       block, self.depth, self.remat, self.unroll, self.dtype, name='blocks'
     )(x, projected, tuple(keep))
     # Drop cls and the codes; cross-attention and the blocks have read them.
-    x = layers.layer_norm(self.dtype, name='norm')(x[:, 1 : 1 + side**2])
+    x = layers.layer_norm(self.dtype, name='norm')(
+      x[:, 1 : 1 + math.prod(grid)]
+    )
     # The adaptive weight of the adversarial loss needs the input of the last
     # layer. Sowing costs nothing where no caller collects it.
     self.sow('intermediates', 'features', x)
     pixels = layers.dense(self.patch_size**2 * 3, 'float32', name='to_pixels')(
       x
     )
-    return layers.unpatchify(pixels, self.patch_size)
+    return layers.unpatchify(pixels, self.patch_size, grid)

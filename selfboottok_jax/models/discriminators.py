@@ -383,14 +383,15 @@ class StyleGanDiscriminator(nn.Module):
     if shorter < self.min_resolution:
       raise errors.ConfigError(
         f'the discriminator got images of {height}x{width} pixels and needs '
-        f'at least {self.min_resolution}; lower its min_resolution'
+        f'at least {self.min_resolution}; lower '
+        'discriminator.stylegan.min_resolution'
       )
     num_blocks = int(math.log2(shorter / self.min_resolution))
     if height % 2**num_blocks or width % 2**num_blocks:
       raise errors.ConfigError(
         f'the discriminator halves images {num_blocks} times and got '
         f'{height}x{width} pixels; use sides that are multiples of '
-        f'{2**num_blocks} or raise its min_resolution'
+        f'{2**num_blocks} or raise discriminator.stylegan.min_resolution'
       )
     return num_blocks
 

@@ -16,7 +16,7 @@ class Encoder(nn.Module):
   queries, k = num_tokens of e = token_dim numbers each, in float32.
 
   Attributes:
-    patch_size: side of a patch in pixels, a divisor of the image's side.
+    patch_size: side of a patch in pixels, a divisor of the image's sides.
     num_tokens: tokens per image.
     token_dim: numbers per token.
     width: of the transformer, a multiple of 4.
@@ -49,14 +49,14 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b k e']:
     b = images.shape[0]
-    side = images.shape[1] // self.patch_size
+    rows, columns = (side // self.patch_size for side in images.shape[1:3])
     x = layers.patchify(images.astype(self.dtype), self.patch_size)
     stream = self.residual_dtype or self.dtype
     x = layers.dense(self.width, self.dtype, name='patch_embed')(x)
     # Learned, but from the 2D sin-cos table: a short training cannot discover
     # the geometry of the grid.
     x = x.astype(stream) + layers.position_table(
-      self, 'patch_positions', layers.sincos_2d(side, self.width)
+      self, 'patch_positions', layers.sincos_2d((rows, columns), self.width)
     ).astype(stream)
     normal = nn.initializers.normal(0.02)
     cls = self.param('cls', normal, (1, 1, self.width))

@@ -1,6 +1,7 @@
 """Building blocks shared by every transformer in this package."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from selfboottok_jax import errors, placement
+from selfboottok_jax import errors, placement, sizes
 
 LAYER_NORM_EPSILON = 1e-6
 # Accepted values of every module field called `attention` or `dtype`.
@@ -46,16 +47,29 @@ def patchify(
 
 
 def unpatchify(
-  patches: Float[Array, 'b n f'], patch_size: int
+  patches: Float[Array, 'b n f'],
+  patch_size: int,
+  grid: tuple[int, int] | None = None,
 ) -> Float[Array, 'b h w c']:
-  """Reassembles square images from patches; the inverse of `patchify`."""
+  """Reassembles images from patches; the inverse of `patchify`.
+
+  `grid` is rows and columns of patches, None for those of a square image.
+  """
   b, n, f = patches.shape
-  side = round(n**0.5)
+  rows, columns = grid or square_grid(n)
   channels = f // patch_size**2
   # Swapping axes 2 and 3 undoes itself, so this is the transpose of `patchify`.
-  x = patches.reshape(b, side, side, patch_size, patch_size, channels)
+  x = patches.reshape(b, rows, columns, patch_size, patch_size, channels)
   x = x.transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, side * patch_size, side * patch_size, channels)
+  return x.reshape(b, rows * patch_size, columns * patch_size, channels)
+
+
+def square_grid(count: int) -> tuple[int, int]:
+  """Rows and columns of a square of `count` patches; ValueError for none."""
+  side = math.isqrt(count)
+  if side**2 != count:
+    raise ValueError(f'{count} patches are no square; wanted their grid')
+  return side, side
 
 
 def sincos_1d(length: int, width: int) -> Float[np.ndarray, 'k d']:
@@ -76,13 +90,20 @@ def sincos_1d(length: int, width: int) -> Float[np.ndarray, 'k d']:
   return table.astype(np.float32)
 
 
-def sincos_2d(side: int, width: int) -> Float[np.ndarray, 'n d']:
-  """Returns a fixed 2D position table of a square grid, in raster order.
+def sincos_2d(
+  grid: int | tuple[int, int], width: int
+) -> Float[np.ndarray, 'n d']:
+  """Returns a fixed 2D position table of a grid, in raster order.
 
   The first half of the features encodes the column of a patch and the second
-  half its row; each half is sines, then cosines, as in MAE and DiT. `width`
-  must be a multiple of 4.
+  half its row; each half is sines, then cosines, as in MAE and DiT. Places are
+  counted in patches, so neighbours are as far apart in every grid.
+
+  Args:
+    grid: rows and columns, or one number for both.
+    width: features, a multiple of 4.
   """
+  rows, columns = sizes.pair(grid)
   # Half of the features per axis, and half of those for the sines.
   frequency = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4.0))
 
@@ -90,7 +111,7 @@ def sincos_2d(side: int, width: int) -> Float[np.ndarray, 'n d']:
     angle = position.reshape(-1, 1) * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
-  row, column = np.meshgrid(np.arange(side), np.arange(side), indexing='ij')
+  row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij')
   # MAE's meshgrid returns columns before rows, and its table follows it.
   table = np.concatenate([encode(column), encode(row)], axis=1)
   return table.astype(np.float32)

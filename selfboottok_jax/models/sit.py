@@ -8,6 +8,7 @@ blocks, projected to the width of that encoder's patches.
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -33,7 +34,6 @@ CHOICES = {
   'dtype': layers.DTYPES,
   'mlp': tuple(MLPS),
   'norm': NORMS,
-  'positions': ('1d', '2d'),
   'residual_dtype': layers.RESIDUAL_DTYPES,
 }
 
@@ -128,8 +128,9 @@ class SiT(nn.Module):
     align_dim: width of a teacher's patches (a); 0 for no alignment.
     align_depth: blocks after which tokens are aligned.
     projector_width: hidden width of the MLP from d to a teacher's width.
-    positions: fixed sin-cos table of a sequence ('1d'), or of a square grid in
-      raster order ('2d'). The class token has no position.
+    positions: fixed sin-cos table of a sequence ('1d'), of a square grid in
+      raster order ('2d'), or of one of so many rows and columns ('16x24'). The
+      class token has no position.
     norm: 'layer' without parameters, or 'rms' with a gain; also of `qk_norm`.
     mlp: 'gelu' (tanh), or 'swiglu', at a width that gives it as many
       parameters.
@@ -197,7 +198,35 @@ class SiT(nn.Module):
       wanted = f'1 to model.depth={self.depth}'
       fits = self.align_depth <= self.depth
       errors.require(fits, 'model.align_depth', self.align_depth, wanted)
+    self._check_positions()
     self._check_widths()
+
+  def _check_positions(self) -> None:
+    """Checks that the tokens fill the grid of their positions.
+
+    Raises:
+      ConfigError: they do not, or `positions` is none of what it may be.
+    """
+    count, kind = self.num_tokens, self.positions
+    if kind == '1d':
+      return
+    if kind == '2d':
+      is_square = math.isqrt(count) ** 2 == count
+      errors.require(is_square, 'model.num_tokens', count, 'a square number')
+      return
+    wanted = f"'1d', '2d', or as '16x24' a grid of {count} tokens"
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', kind)
+    fits = bool(match) and math.prod(self.grid) == count
+    errors.require(fits, 'model.positions', kind, wanted)
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Rows and columns of the tokens, or their number in a sequence."""
+    if self.positions == '1d':
+      return (self.num_tokens,)
+    if self.positions == '2d':
+      return layers.square_grid(self.num_tokens)
+    return tuple(int(side) for side in self.positions.split('x'))
 
   def _check_widths(self) -> None:
     """Checks that heads and positions divide the width evenly.
@@ -218,12 +247,9 @@ class SiT(nn.Module):
         f'model.rope=True with heads of {head_width} ({width}, {heads}); '
         f'wanted heads of a multiple of {parts}'
       )
-    if self.positions == '2d':
+    if self.positions != '1d':
       wanted = 'a multiple of 4, for the 2D positions'
       errors.require(self.width % 4 == 0, 'model.width', self.width, wanted)
-      count = self.num_tokens
-      is_square = math.isqrt(count) ** 2 == count
-      errors.require(is_square, 'model.num_tokens', count, 'a square number')
 
   @property
   def segments(self) -> list[tuple[int, int]]:
@@ -304,15 +330,14 @@ class SiT(nn.Module):
     """Returns the fixed position table of the tokens."""
     if self.positions == '1d':
       return layers.sincos_1d(self.num_tokens, self.width)
-    return layers.sincos_2d(round(self.num_tokens**0.5), self.width)
+    rows, columns = self.grid
+    return layers.sincos_2d((rows, columns), self.width)
 
   def _angles(self) -> Float[Array, 'm _'] | None:
     """Returns rotary angles, zero for the class token; None without RoPE."""
     if not self.rope:
       return None
-    side = round(self.num_tokens**0.5)
-    grid = (self.num_tokens,) if self.positions == '1d' else (side, side)
-    table = layers.rotary_angles(grid, self.width // self.heads)
+    table = layers.rotary_angles(self.grid, self.width // self.heads)
     # An angle of zero turns nothing, so the class token stays as it is.
     return jnp.pad(table, ((int(self.cls_dim > 0), 0), (0, 0)))
 

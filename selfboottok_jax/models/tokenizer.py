@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.models import (
   aligners,
   decoder,
@@ -66,7 +66,8 @@ class Tokenizer(nn.Module):
   decoder reads the quantised tokens of all groups.
 
   Attributes:
-    image_size: side of the square images, a multiple of `patch_size`.
+    image_size: side of the images, or (height, width); multiples of
+      `patch_size`. Codes and parameters belong to one size.
     patch_size: side of a patch in pixels, in the encoder and the decoder.
     num_tokens: global tokens per image, a multiple of `num_codebooks`.
     token_dim: numbers per token.
@@ -108,7 +109,7 @@ class Tokenizer(nn.Module):
     dtype: of the blocks' computation; parameters and tokens are float32.
   """
 
-  image_size: int
+  image_size: sizes.Size
   patch_size: int = 16
   num_tokens: int = 64
   token_dim: int = 32
@@ -217,7 +218,7 @@ class Tokenizer(nn.Module):
     errors.require_choice('model.remat', remat, transformer.REMATS)
     # (name, value, name of a field that must divide it), under the names that a
     # user sets them by.
-    multiples = [
+    multiples: list[tuple[str, sizes.Size, str]] = [
       ('data.image_size', self.image_size, 'model.patch_size'),
       ('model.num_tokens', self.num_tokens, 'model.num_codebooks'),
       ('model.encoder_width', self.encoder_width, 'model.head_dim'),
@@ -226,8 +227,9 @@ class Tokenizer(nn.Module):
     ]
     for name, value, divisor_name in multiples:
       divisor = getattr(self, divisor_name.removeprefix('model.'))
+      parts = value if isinstance(value, tuple) else (value,)
       # Values below 1 are refused too: 0 divides by everything.
-      if divisor < 1 or value < 1 or value % divisor:
+      if divisor < 1 or any(part < 1 or part % divisor for part in parts):
         raise errors.ConfigError(
           f'{name}={value} does not divide by {divisor_name}={divisor}; '
           'change one of the two'

@@ -41,6 +41,11 @@ def pool_all(patches: Float[Array, 'b n d'], k: int) -> Float[Array, 'b 1 d']:
   return _unit(jnp.mean(patches, axis=1, keepdims=True))
 
 
+def can_pair(patches: int, tokens: int, mode: str) -> bool:
+  """True if a key of ALIGNMENTS pairs so many patches with so many tokens."""
+  return mode == 'global' or not (patches % tokens and tokens % patches)
+
+
 ALIGNMENTS = {'repeat': repeat, 'pool': pool, 'global': pool_all}
 
 
@@ -89,7 +94,7 @@ def make_targets(
   """
   n = patches.shape[1]
   errors.require_choice('alignment mode', mode, ALIGNMENTS)
-  if mode != 'global' and n % k and k % n:
+  if not can_pair(n, k, mode):
     raise errors.ConfigError(
       f'alignment {mode!r} got {n} patches and {k} tokens, which do not divide '
       "one another; change the number of tokens or use mode 'global'"

@@ -10,14 +10,38 @@ import ast
 import importlib
 import importlib.resources
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import ml_collections
+from absl import flags
+from ml_collections import config_dict, config_flags
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 
 Preset = Callable[[ml_collections.ConfigDict], None]
 
 STAGES = ('tokenizer', 'scaling', 'generator')
+
+
+class _SizeParser(flags.ArgumentParser):
+  """Reads an image's size from a command line, as 64 or "(96, 64)"."""
+
+  def parse(self, argument: Any) -> Any:
+    """Reads a text; a field's own value comes through here as well."""
+    if not isinstance(argument, str):
+      return argument
+    size = sizes.parse(argument)
+    if not isinstance(size, sizes.AnySize):
+      raise ValueError('wanted a whole number, or (height, width)')
+    return size
+
+  def flag_type(self) -> str:
+    """Names the kind of value in --help."""
+    return 'size'
+
+
+# Whoever reads a preset may let flags change it.
+config_flags.register_flag_parser_for_type(sizes.AnySize, _SizeParser())
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:
@@ -103,13 +127,17 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   # Workdir of a run of the same task to fine-tune from; '' starts fresh.
   config.init_from = ''
 
-  config.data = ml_collections.ConfigDict()
+  config.data = fields_of('data/pictures.py', 'Options')
   config.data.source = 'auto'  # folder, tar, procedural; auto goes by the path
   config.data.path = ''
   config.data.batch_size = 256  # global, over all processes and devices
-  config.data.image_size = 256
+  # Pixels a side, or (height, width); each a multiple of the patch size.
+  config.data.image_size = config_dict.FieldReference(
+    256, field_type=sizes.AnySize
+  )
   config.data.random_crop = True  # of a random scale; else the centre
   config.data.flip = True  # mirror every other picture
+  config.data.bad = 'stop'  # at pictures that cannot be read; or skip them
   # Decoding threads of each process, and processes beside it; -1 is by cores.
   config.data.num_threads = -1
   config.data.num_workers = -1

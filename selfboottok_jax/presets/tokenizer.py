@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from selfboottok_jax import presets
+from selfboottok_jax.presets import following
 
 
 def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
@@ -36,6 +37,7 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
     without=('dtype', 'group'),
   )
   presets.choose(PRESETS, preset, 'configs/tokenizer.py')(config)
+  following.follow(config)
   return config
 
 

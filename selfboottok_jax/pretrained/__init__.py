@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.pretrained import (
   autoencoders,
   builtin,
@@ -43,7 +43,7 @@ class Patches:
   """A tokenizer's grid of patches, to which a network is brought.
 
   Attributes:
-    image_size: side of the images, in pixels.
+    image_size: side of the images, or (height, width), in pixels.
     patch_size: side of a patch, in pixels.
     dim: width of a patch vector, for networks that offer any.
     dtype: floating-point type of the computation, for networks with a choice.
@@ -53,7 +53,7 @@ class Patches:
       256 pixels sees 16 x 16 patches of 14, as in REPA and REG.
   """
 
-  image_size: int
+  image_size: sizes.Size
   patch_size: int
   dim: int
   dtype: str = 'float32'
@@ -61,9 +61,9 @@ class Patches:
   native: bool = False
 
   @property
-  def side(self) -> int:
-    """Rows (and columns) of patches."""
-    return self.image_size // self.patch_size
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    return sizes.grid(self.image_size, self.patch_size)
 
 
 Options = dict[str, Any]
@@ -94,12 +94,15 @@ def _with_size_and_dim(patches: Patches) -> Options:
 
 
 def _on_grid(patches: Patches) -> Options:
-  return {'grid': patches.side, 'dtype': patches.dtype}
+  grid = sizes.canonical(patches.grid, 'grid')
+  return {'grid': grid, 'dtype': patches.dtype}
 
 
 def _on_stride(patches: Patches) -> Options:
-  # The side of images whose map at the network's stride has that grid.
-  return {'image_size': mobilenet.STRIDE * patches.side}
+  # The size of images whose map at the network's stride has that grid.
+  rows, columns = patches.grid
+  size = mobilenet.STRIDE * rows, mobilenet.STRIDE * columns
+  return {'image_size': sizes.canonical(size)}
 
 
 def _transformer(name: str) -> Recipe:
@@ -110,7 +113,7 @@ def _transformer(name: str) -> Recipe:
 
   return Recipe(
     lambda **options: vision.build(name, **options),
-    {'grid': int, 'patch_size': int, 'dtype': str, 'attention': str},
+    {'grid': sizes.AnySize, 'patch_size': int, 'dtype': str, 'attention': str},
     fit,
   )
 
@@ -118,7 +121,7 @@ def _transformer(name: str) -> Recipe:
 def _autoencoder(name: str) -> Recipe:
   return Recipe(
     lambda **options: autoencoders.build(name, **options),
-    {'grid': int, 'dtype': str, 'decodes': bool},
+    {'grid': sizes.AnySize, 'dtype': str, 'decodes': bool},
     _on_grid,
   )
 
@@ -133,7 +136,7 @@ NETWORKS: dict[str, Recipe] = {
   ),
   'random': Recipe(builtin.init_random, _RANDOM, _with_size_and_dim),
   'mobilenet_v2': Recipe(
-    mobilenet.MobileNetV2, {'image_size': int}, _on_stride
+    mobilenet.MobileNetV2, {'image_size': sizes.AnySize}, _on_stride
   ),
   'inception': Recipe(inception.Inception, {'resize': str}),
   **{name: _transformer(name) for name in vision.TEACHERS},
@@ -234,7 +237,7 @@ def load_vit(
 
   Args:
     spec: spec of a vision transformer among NETWORKS.
-    grid: rows and columns of its position table; they are equal.
+    grid: rows and columns of its position table.
     patch_size: side of the patches of its embedding, in pixels.
     abstract: as in `load_network`.
 
@@ -247,19 +250,19 @@ def load_vit(
       f'{", ".join(vision.TEACHERS)}'
     )
   network: Any = load_network(
-    spec, abstract=abstract, grid=grid[0], patch_size=patch_size
+    spec, abstract=abstract, grid=grid, patch_size=patch_size
   )
   return network.vit, network.params
 
 
 def load_latents(
-  spec: str, image_size: int, *, abstract: bool = False
+  spec: str, image_size: sizes.Size, *, abstract: bool = False
 ) -> autoencoders.LatentNetwork:
   """Loads an autoencoder that decodes, for images of a size.
 
   Args:
     spec: 'NAME', 'NAME:SOURCE' or 'NAME:random' of `autoencoders.AUTOENCODERS`.
-    image_size: side of the images, a multiple of 16.
+    image_size: side of the images, or (height, width); multiples of 16.
     abstract: as in `load_network`.
 
   Raises:
@@ -267,18 +270,17 @@ def load_latents(
     WeightsError: see `store.load`.
   """
   size = autoencoders.PATCH_SIZE
-  if image_size < size or image_size % size:
+  if any(side < size or side % size for side in sizes.pair(image_size)):
     raise errors.UserError(
       f'image_size={image_size} with {spec}; wanted a multiple of {size}'
     )
-  network: Any = load_network(
-    spec, grid=image_size // size, decodes=True, abstract=abstract
-  )
+  grid = sizes.canonical(sizes.grid(image_size, size), 'grid')
+  network: Any = load_network(spec, grid=grid, decodes=True, abstract=abstract)
   return network
 
 
 def load_autoencoder(
-  spec: str, image_size: int = 256
+  spec: str, image_size: sizes.Size = 256
 ) -> autoencoders.ImageAutoencoder:
   """Loads an autoencoder as a tokenizer; see `load_latents`."""
   return autoencoders.ImageAutoencoder(load_latents(spec, image_size))
@@ -363,11 +365,23 @@ def _load(
       f'{kind} {name!r} has no option {", ".join(unknown)}; it has '
       f'{", ".join(recipe.options) or "none"}'
     )
-  words = {int: 'a whole number', str: 'a name', bool: 'True or False'}
+  words = {
+    int: 'a whole number',
+    str: 'a name',
+    bool: 'True or False',
+    sizes.AnySize: 'a whole number, or two as 16x24',
+  }
   for option, value in options.items():
     wanted = recipe.options[option]
-    # Not isinstance: True is no whole number.
-    if type(value) is not wanted:
+    if wanted is sizes.AnySize:
+      if isinstance(value, str) and 'x' in value:
+        options[option] = value = sizes.parse(value)
+      is_pair = isinstance(value, tuple) and len(value) == 2
+      fits = all(type(v) is int for v in (value if is_pair else (value,)))
+    else:
+      # Not isinstance: True is no whole number.
+      fits = type(value) is wanted
+    if not fits:
       raise errors.UserError(
         f'{kind} {name!r} got {option}={value!r}; wanted {words[wanted]}'
       )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from selfboottok_jax import errors, pixels
+from selfboottok_jax import errors, pixels, sizes
 from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import contract, resample, vae
 
@@ -87,7 +87,8 @@ class LatentNetwork:
     name: one of AUTOENCODERS.
     autoencoder: encodes, and decodes if wanted.
     variant: normalisation of latents, and their folding into patches.
-    side: rows (and columns) of patches; images are resized to fit, bicubic.
+    side: rows (and columns) of patches, or (rows, columns); images are resized
+      to fit, bicubic.
     decodes: True if the decoder's parameters are kept.
     params: 'network' (of the autoencoder), 'mean' and 'deviation' (of each
       latent channel); None until they are loaded.
@@ -96,7 +97,7 @@ class LatentNetwork:
   name: str
   autoencoder: vae.Autoencoder
   variant: PatchedAutoencoder
-  side: int
+  side: sizes.Size
   decodes: bool = False
   params: Any = None
 
@@ -115,10 +116,15 @@ class LatentNetwork:
     """Returns the settings that change the parameters made of a file."""
     return {'decodes': self.decodes}
 
-  def grid(self, image_size: int) -> tuple[int, int]:
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    return sizes.pair(self.side)
+
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
     """(rows, columns) of patches, whatever the size of the images."""
     del image_size
-    return self.side, self.side
+    return self.shape
 
   def __call__(
     self, params: PyTree, images: Float[Array, 'b h w 3']
@@ -127,9 +133,10 @@ class LatentNetwork:
 
     A patch of several latents is flattened as (row, column, channel).
     """
-    size = self.side * self.variant.fold * self.autoencoder.stride
+    stride = self.variant.fold * self.autoencoder.stride
+    rows, columns = (count * stride for count in self.shape)
     x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    x = resample.resize_images(x, (size, size))
+    x = resample.resize_images(x, (rows, columns))
     mean, _ = self.autoencoder.apply(
       {'params': params['network']}, x, method='encode'
     )
@@ -149,7 +156,7 @@ class LatentNetwork:
     """
     if not self.decodes:
       raise ValueError(f'{self.name} was built without decodes=True')
-    latents = layers.unpatchify(patches, self.variant.fold)
+    latents = layers.unpatchify(patches, self.variant.fold, self.shape)
     shift, scale = _channel_statistics(params)
     images: Any = self.autoencoder.apply(
       {'params': params['network']}, latents * scale + shift, method='decode'
@@ -225,17 +232,20 @@ def _channel_statistics(params: PyTree) -> tuple[Array, Array]:
 
 
 def build(
-  name: str, grid: int = 16, dtype: str = 'float32', decodes: bool = False
+  name: str,
+  grid: sizes.Size = 16,
+  dtype: str = 'float32',
+  decodes: bool = False,
 ) -> LatentNetwork:
   """An autoencoder without its weights.
 
   Args:
     name: one of AUTOENCODERS.
-    grid: rows (and columns) of patches that it returns.
+    grid: rows (and columns) of patches that it returns, or (rows, columns).
     dtype: floating-point type of the computation.
     decodes: True to decode too.
   """
-  contract.check_options(name, dtype=dtype, grid=grid)
+  contract.check_options(name, dtype=dtype, grid=min(sizes.pair(grid)))
   variant = AUTOENCODERS[name]
   network = vae.Autoencoder(**variant.fields, dtype=dtype)
   return LatentNetwork(name, network, variant, grid, decodes)
@@ -261,10 +271,11 @@ class ImageAutoencoder:
     """Wraps a network that decodes, with its parameters."""
     self.network, self.params = network, jax.device_put(network.params)
     self.patch_size = PATCH_SIZE
-    self.image_size = network.side * PATCH_SIZE
-    self.num_tokens, self.token_dim = network.side**2, network.dim
-    self.latent_dim = network.autoencoder.latent_dim
     self.image_encoder = encoder_of(network)
+    self.image_size = self.image_encoder.image_size
+    self.num_tokens = self.image_encoder.num_tokens
+    self.token_dim = network.dim
+    self.latent_dim = network.autoencoder.latent_dim
     self.fingerprint = fingerprint(network.name, self.image_size)
     self.step = 0
     self.config: dict[str, Any] = {
@@ -312,17 +323,19 @@ class ImageAutoencoder:
 def encoder_of(network: LatentNetwork) -> contract.ImageEncoder:
   """Returns the encoding half of an autoencoder."""
   parts = {name: network.params['network'][name] for name in _ENCODER}
+  rows, columns = network.shape
+  image_size = sizes.canonical((rows * PATCH_SIZE, columns * PATCH_SIZE))
   return contract.ImageEncoder(
     lambda params, images: network(params, images).patches,
     {**network.params, 'network': parts},
-    network.side**2,
+    rows * columns,
     network.dim,
-    network.side * PATCH_SIZE,
-    positions='2d',
+    image_size,
+    positions='2d' if rows == columns else f'{rows}x{columns}',
   )
 
 
-def fingerprint(name: str, image_size: int) -> str:
+def fingerprint(name: str, image_size: sizes.Size) -> str:
   """Digest of all that `encode` depends on, as published."""
   text = json.dumps({'autoencoder': name, 'image_size': image_size})
   return hashlib.sha256(text.encode()).hexdigest()

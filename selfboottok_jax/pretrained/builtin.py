@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import contract
 
@@ -76,9 +76,9 @@ class Hog:
     """Width of a patch vector: cells^2 * (bins + 3)."""
     return self.cells**2 * (self.bins + 3)
 
-  def grid(self, image_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches of a square image."""
-    return _grid('hog', image_size, image_size, self.patch_size)
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
+    """(rows, columns) of patches of an image."""
+    return _grid('hog', *sizes.pair(image_size), self.patch_size)
 
   def __call__(
     self, params: dict[str, Any], images: Float[Array, 'b h w 3']
@@ -162,9 +162,9 @@ class Dct:
         f'coefficients of patch_size={self.patch_size}; lower dim'
       )
 
-  def grid(self, image_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches of a square image."""
-    return _grid('dct', image_size, image_size, self.patch_size)
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
+    """(rows, columns) of patches of an image."""
+    return _grid('dct', *sizes.pair(image_size), self.patch_size)
 
   def __call__(
     self, params: dict[str, Any], images: Float[Array, 'b h w 3']
@@ -237,9 +237,9 @@ class RandomPatches:
   dim: int
   name: str = 'random'
 
-  def grid(self, image_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches of a square image."""
-    return _grid('random', image_size, image_size, self.patch_size)
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
+    """(rows, columns) of patches of an image."""
+    return _grid('random', *sizes.pair(image_size), self.patch_size)
 
   def __call__(
     self, params: dict[str, Any], images: Float[Array, 'b h w 3']

@@ -12,7 +12,7 @@ import flax.struct
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.models import layers
 
 
@@ -70,8 +70,8 @@ class FeatureNetwork(Protocol):
     """Features of images in [-1, 1]."""
     ...
 
-  def grid(self, image_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches of a square image."""
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
+    """(rows, columns) of patches of an image."""
     ...
 
 
@@ -131,15 +131,16 @@ class ImageEncoder:
     params: parameters that it reads, or their shapes.
     num_tokens: k.
     token_dim: e.
-    image_size: side of the images.
-    positions: order of the codes, '1d' in a sequence or '2d' in a square grid.
+    image_size: side of the images, or (height, width).
+    positions: order of the codes: '1d' in a sequence, '2d' in a square grid, or
+      '16x24' in one of so many rows and columns.
   """
 
   encode: Callable[[PyTree, Float[Array, 'b h w 3']], Float[Array, 'b k e']]
   params: PyTree
   num_tokens: int
   token_dim: int
-  image_size: int
+  image_size: sizes.Size
   positions: str = '1d'
 
 

@@ -78,9 +78,10 @@ class DinoTrunk:
   ) -> list[Float[Array, 'b n d']]:
     """Activations at each tap for images in [-1, 1], as float32.
 
-    A patch's vector is its own plus the class token's. Images with a side
-    above the transformer's are seen as `view` says, all in the same way;
-    others are enlarged, bicubic and without antialiasing.
+    A patch's vector is its own plus the class token's. The transformer takes
+    squares of one size, whatever the images are. A side as long as its own or
+    longer is seen as `view` says, in the same way in all images; a shorter one
+    is enlarged, bicubic and without antialiasing.
     """
     x = self.fit(images, view)
     shift, scale = (
@@ -98,10 +99,9 @@ class DinoTrunk:
     size = x.shape[1:3]
     if size == (self.side, self.side):
       return x
-    larger = min(size) >= self.side
     for axis, first in enumerate((view.row, view.column)):
       old = size[axis]
-      if larger:
+      if old >= self.side:
         # Cutting is a matrix too: one program for both, without a branch.
         cut = jnp.arange(old)[None] == first + jnp.arange(self.side)[:, None]
         average = jnp.asarray(area_matrix(old, self.side), x.dtype)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.pretrained import contract, weight_reader
 
 # Name of a layer to its 'kernel' (HWIO) and 'bias', batch norm folded in.
@@ -425,7 +425,7 @@ class Inception:
     """Parameters depend on the file alone."""
     return {}
 
-  def grid(self, image_size: int) -> tuple[int, int]:
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
     """(rows, columns) of patches, whatever the size of the images."""
     del image_size
     return GRID, GRID

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from selfboottok_jax import sizes
 from selfboottok_jax.models import layers
 from selfboottok_jax.pretrained import contract, weight_reader
 
@@ -89,16 +90,16 @@ class MobileNetV2:
   """MobileNetV2 with patches at stride 16 and a pooled vector as `cls`.
 
   Attributes:
-    image_size: images are resized to this square first (bilinear,
-      half-pixel centres, antialiased where it shrinks); 224 is what the
-      network was trained on. 0: images are taken as they come.
+    image_size: images are resized to this square, or (height, width), first
+      (bilinear, half-pixel centres, antialiased where it shrinks); 224 is what
+      the network was trained on. 0: images are taken as they come.
     params: name of a convolution to its float32 'kernel' (HWIO) and 'bias';
       None until they are loaded.
     name: name in reports.
     dim: width of a patch vector; `cls` has 1280 numbers.
   """
 
-  image_size: int = NATIVE_SIZE
+  image_size: sizes.Size = NATIVE_SIZE
   params: dict[str, dict[str, Any]] | None = None
   name: str = 'mobilenet_v2'
   dim: int = GROUPS[PATCH_GROUP][1]
@@ -118,10 +119,10 @@ class MobileNetV2:
     b, rows, columns, d = patches.shape
     return contract.Features(patches.reshape(b, rows * columns, d), pooled)
 
-  def grid(self, image_size: int) -> tuple[int, int]:
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
     """(rows, columns) of patches: 14x14 at 224."""
-    side = -(-(self.image_size or image_size) // STRIDE)
-    return side, side
+    height, width = sizes.pair(self.image_size or image_size)
+    return -(-height // STRIDE), -(-width // STRIDE)
 
   def init(self, key: Any) -> PyTree:
     """Random parameters that keep activations of order 1."""
@@ -154,7 +155,7 @@ class MobileNetV2:
     """The map at stride 16, and the pooled features."""
     x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if self.image_size:
-      size = (x.shape[0], self.image_size, self.image_size, 3)
+      size = (x.shape[0], *sizes.pair(self.image_size), 3)
       x = jax.image.resize(x, size, 'bilinear')
     x = _convolve(params, STEM, x)
     patches = x

@@ -6,6 +6,7 @@ beside it; `read` takes the parameters. Names are those on the hub
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.pretrained import contract, weight_reader
 
@@ -254,7 +255,7 @@ def _positions(
 ) -> dict[str, Any]:
   """Positions of the patches; the class token's goes into the token."""
   width = getattr(model, f'{side}_width')
-  count = (model.image_size // model.patch_size) ** 2
+  count = math.prod(sizes.grid(model.image_size, model.patch_size))
   table = reader.take(f'{side}.model.pos_embed', 1, 1 + count, width)
   cls = reader.take(f'{side}.model.cls_token', 1, 1, width)
   return {'cls': cls + table[:, :1], 'patch_positions': table[:, 1:]}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from selfboottok_jax import sizes
 from selfboottok_jax.pretrained import contract, resample, vit
 
 # Mean and deviation of images in [0, 1], as each family was trained.
@@ -160,9 +161,12 @@ class VisionTransformer:
   @property
   def shape_key(self) -> dict[str, Any]:
     """Returns the settings that change the parameters made of a file."""
-    return {'grid': self.vit.grid[0], 'patch_size': self.vit.patch_size}
+    rows, columns = self.vit.grid
+    # Text, which `launch.convert` takes as an option.
+    grid = rows if rows == columns else f'{rows}x{columns}'
+    return {'grid': grid, 'patch_size': self.vit.patch_size}
 
-  def grid(self, image_size: int) -> tuple[int, int]:
+  def grid(self, image_size: sizes.Size) -> tuple[int, int]:
     """(rows, columns) of patches, whatever the size of the images."""
     del image_size
     return self.vit.grid
@@ -225,7 +229,7 @@ def _with_gains(params: PyTree) -> PyTree:
 
 def build(
   name: str,
-  grid: int = 16,
+  grid: sizes.Size = 16,
   patch_size: int = 0,
   dtype: str = 'float32',
   attention: str = 'auto',
@@ -234,19 +238,22 @@ def build(
 
   Args:
     name: one of TEACHERS.
-    grid: rows (and columns) of patches that it returns.
+    grid: rows (and columns) of patches that it returns, or (rows, columns).
     patch_size: pixels to a side of a patch; 0 for the size that is usual for
       teachers: 16 for DINOv2 (14 in the files), else that of its training. The
       patch embedding is resampled, see `resample`.
     dtype: floating-point type of the computation.
     attention: implementation, see `layers.Attention`.
   """
-  contract.check_options(name, dtype=dtype, attention=attention, grid=grid)
+  rows, columns = sizes.pair(grid)
+  contract.check_options(
+    name, dtype=dtype, attention=attention, grid=min(rows, columns)
+  )
   contract.check_options(name, least=0, patch_size=patch_size)
   teacher = TEACHERS[name]
   family = teacher.family
   network = vit.Vit(
-    (grid, grid),
+    (rows, columns),
     patch_size or family.used_patch_size or family.patch_size,
     teacher.width,
     teacher.depth,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from selfboottok_jax import pixels
+from selfboottok_jax import data, pixels, sizes
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.training import loop
 from selfboottok_jax.training import state as state_lib
@@ -65,10 +65,12 @@ class Stage(Protocol):
     model_fields: the fields of its model, complete, for config.json.
     meta: what is saved beside every checkpoint; a run that continues must have
       the same.
+    held_out: what its evaluators read.
   """
 
   model_fields: dict[str, Any]
   meta: dict[str, Any]
+  held_out: list[data.EvalBatches]
 
   @property
   def task(self) -> Task:
@@ -84,10 +86,10 @@ class Stage(Protocol):
     ...
 
 
-def image_example(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def image_example(size: sizes.Size) -> dict[str, jax.ShapeDtypeStruct]:
   """The example of tasks that learn from images and labels."""
   return {
-    'image': jax.ShapeDtypeStruct((size, size, 3), jnp.uint8),
+    'image': jax.ShapeDtypeStruct((*sizes.pair(size), 3), jnp.uint8),
     'label': jax.ShapeDtypeStruct((), jnp.int32),
   }
 

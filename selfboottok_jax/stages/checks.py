@@ -7,7 +7,8 @@ keys of the run itself, and what depends on the machine.
 
 import ml_collections
 
-from selfboottok_jax import errors, inference, placement, trees
+from selfboottok_jax import errors, inference, placement, sizes, trees
+from selfboottok_jax.data import sources
 from selfboottok_jax.models import layers
 from selfboottok_jax.stages import generator, objective
 from selfboottok_jax.training import checkpointing
@@ -21,7 +22,7 @@ LEAST = {
   'assumed.num_classes': 1,
   'checkpoint.every': 0,
   'checkpoint.max_to_keep': 1,
-  'data.image_size': 1,
+  'data.max_pixels': 1,
   'data.num_threads': -1,
   'data.num_workers': -1,
   'evaluation.every': 0,
@@ -42,6 +43,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for key, least in LEAST.items():
     if key in values:
       errors.require(values[key] >= least, key, values[key], f'{least} or more')
+  sizes.canonical(config.data.image_size)
+  errors.require_choice('data.bad', config.data.bad, sources.BAD)
   seed, ema = config.train.seed, config.train.ema
   errors.require(seed <= MOST_SEED, 'train.seed', seed, f'{MOST_SEED} or less')
   errors.require(0 <= ema < 1, 'train.ema', ema, 'a number from 0 to below 1')

@@ -11,7 +11,14 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import data, errors, presets, pretrained, stages
+from selfboottok_jax import (
+  data,
+  errors,
+  presets,
+  pretrained,
+  sizes,
+  stages,
+)
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import layers
@@ -152,9 +159,7 @@ def _count_classes(
   """The number of classes of the data, or the assumed number."""
   if inputs.has_data(config):
     source = inputs.open_data(config, 'train')
-    if config.task == 'generator':
-      generator_stage.check_classes(source)
-    return len(source.class_names)
+    return len(generator_stage.class_names(source))
   count = config.assumed.num_classes
   assumed.append(f'images of {count:,} classes (data.path is empty)')
   return count
@@ -168,17 +173,18 @@ def _generator_task(
     if not config.tokenizer:
       assumed.append(f'the autoencoder {spec} (tokenizer is empty)')
     network = pretrained.load_latents(
-      spec, config.data.image_size, abstract=True
+      spec, sizes.canonical(config.data.image_size), abstract=True
     )
     tokenizer = autoencoders.encoder_of(network)
     patch_size = autoencoders.PATCH_SIZE
   else:
     stage1 = _stage1(config, assumed)
     model = tokenizer_lib.Tokenizer(
-      image_size=stage1['data']['image_size'], **stage1['model']
+      image_size=sizes.canonical(stage1['data']['image_size']),
+      **stage1['model'],
     )
-    size = model.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    size = sizes.pair(model.image_size)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     tokenizer = inference_tokenizer.image_encoder_of(model, variables['params'])
     patch_size = model.patch_size

@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from selfboottok_jax import data, errors, files, pixels
+from selfboottok_jax import data, errors, files, pixels, sizes
 from selfboottok_jax.data import cores, token_cache, token_cache_writer
 from selfboottok_jax.evaluation import tables
 from selfboottok_jax.stages import (
@@ -78,14 +78,12 @@ def encode_dataset(
   _check(config, splits)
   with processes.all_or_none():
     sources = {s: inputs.open_data(config, s) for s in splits}
-    for source in sources.values():
-      generator_stage.check_classes(source)
     tokenizer = generator_stage.load_tokenizer(config)
     encoders = frozen_encoders.from_config(
       config, tokenizer.image_encoder, tokenizer.patch_size
     )
   given = token_cache.Index(
-    config.data.image_size,
+    sizes.canonical(config.data.image_size),
     dtype,
     {name: leaf.shape for name, leaf in encoders.shapes.items()},
     sources[splits[0]].class_names,
@@ -161,8 +159,7 @@ class CacheEncoder:
     everywhere = sharding.replicated(self._mesh)
     rows = sharding.batch_sharding(self._mesh)
     self._params = jax.device_put(encoders.params, everywhere)
-    size = encoders.tokenizer.image_size
-    shape = (batch_size, size, size, 3)
+    shape = (batch_size, *sizes.pair(encoders.tokenizer.image_size), 3)
     self._batch = jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows)
 
     def encode(params: PyTree, images: Array) -> dict[str, Array]:
@@ -315,6 +312,12 @@ def _check(config: ml_collections.ConfigDict, splits: Sequence[str]) -> None:
     raise errors.ConfigError(
       f'data.cache={config.data.cache} is what trainings read; wanted images '
       'in data.path, and the new cache as --out'
+    )
+  if config.data.bad != 'stop':
+    raise errors.ConfigError(
+      f'data.bad={config.data.bad}, but a cache has a record of every image; '
+      'make a data set without unreadable ones first, with launch.prepare '
+      '--skip_bad'
     )
   if not splits:
     raise errors.ConfigError('--splits is empty; wanted train, val or both')

@@ -8,6 +8,7 @@ cache, so that all of them see the same numbers.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import errors, pretrained, trees
+from selfboottok_jax import errors, pretrained, sizes, trees
 from selfboottok_jax.objectives import alignment
 from selfboottok_jax.pretrained import contract
 
@@ -48,6 +49,21 @@ class FrozenEncoders:
     if self.teacher is None and (self.has_cls or self.has_targets):
       raise errors.ConfigError(
         'a class token and an alignment need a teacher; name networks.teacher'
+      )
+    if self.teacher is not None and self.has_targets:
+      self._check_pairing(self.teacher)
+
+  def _check_pairing(self, teacher: contract.FeatureNetwork) -> None:
+    """Raises ConfigError unless the codes pair with the teacher's patches."""
+    size, count = self.tokenizer.image_size, self.tokenizer.num_tokens
+    patches = math.prod(teacher.grid(size))
+    if not alignment.can_pair(patches, count, self.align_mode):
+      raise errors.ConfigError(
+        f'loss.align_mode={self.align_mode} cannot pair the {count} tokens of '
+        f'the tokenizer with the {patches} patches of networks.teacher='
+        f'{teacher.name} in images of {sizes.describe(size)}, as neither '
+        'number divides the other; set --config.loss.align_mode=global, '
+        'cls_only or off, or train a tokenizer with another model.num_tokens'
       )
 
   @property
@@ -96,8 +112,8 @@ class FrozenEncoders:
   @functools.cached_property
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of each output for one image, without the batch axis."""
-    size = self.tokenizer.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    size = sizes.pair(self.tokenizer.image_size)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     made: dict[str, Any] = jax.eval_shape(self, self.params, image)
     return {
       name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
@@ -162,7 +178,7 @@ def made_by(
 
 def load_teacher(
   spec: str,
-  image_size: int,
+  image_size: sizes.Size,
   patch_size: int,
   *,
   dtype: str,

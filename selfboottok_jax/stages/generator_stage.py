@@ -13,7 +13,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from selfboottok_jax import data, errors, inference, pixels, pretrained
+from selfboottok_jax import (
+  data,
+  errors,
+  inference,
+  pixels,
+  pretrained,
+  sizes,
+)
 from selfboottok_jax.data import token_cache
 from selfboottok_jax.evaluation import evaluate, frechet, scores
 from selfboottok_jax.flow import path as path_lib
@@ -29,6 +36,8 @@ from selfboottok_jax.stages import (
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import state as state_lib
 
+# The class of images that have none.
+ONLY_CLASS = 'images'
 # Mean and deviation of the codes, [e] each.
 CodeStatistics = Mapping[str, Float[Array, ' e'] | Float[np.ndarray, ' e']]
 
@@ -43,7 +52,6 @@ class GeneratorStage:
     self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
   ):
     """Loads tokenizer and teacher, and opens the held-out images."""
-    check_classes(train)
     self._config, self._train = config, train
     tokenizer = load_tokenizer(config)
     self._fingerprint = tokenizer.fingerprint
@@ -61,23 +69,25 @@ class GeneratorStage:
         encoders.shapes,
         encoders.align_mode,
       )
-    num_classes = len(train.class_names)
-    self.task = make_generator_task(
-      config, encoders, num_classes, cached=cached
-    )
+    names = class_names(train)
+    self.task = make_generator_task(config, encoders, len(names), cached=cached)
     self.model_fields = model_fields(config, encoders)
     self.meta: dict[str, Any] = {
-      'class_names': list(train.class_names),
+      'class_names': list(names),
       'tokenizer_fingerprint': tokenizer.fingerprint,
     }
     # All that may fail is opened here, before anything is written.
-    self._mesh, val = mesh, inputs.open_data(config, 'val')
+    self._mesh, val = mesh, inputs.open_val(config, train)
     self._batches = inputs.eval_batches(config, val, mesh)
+    self.held_out = [self._batches]
     self._distances: list[loop.Evaluator] = []
     if config.evaluation.num_samples:
-      self._distances.append(
-        _sample_distance(config, self.task, tokenizer, val, mesh)
+      images, distance = _sample_distance(
+        config, self.task, tokenizer, val, mesh
       )
+      self._distances.append(distance)
+      # All pictures: also those of `_batches`, unless these are a cache's.
+      self.held_out = [images, *self.held_out * cached]
 
   def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
     """Starts fresh or from another run, with the statistics of the codes.
@@ -141,7 +151,9 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> inference.Tokenizer:
       '--config.tokenizer=runs/tok'
     )
   if autoencoders.is_autoencoder(config.tokenizer):
-    return inference.load_autoencoder(config.tokenizer, config.data.image_size)
+    return inference.load_autoencoder(
+      config.tokenizer, sizes.canonical(config.data.image_size)
+    )
   run = checkpointing.read_run(
     config.tokenizer, what='tokenizer', task='tokenizer'
   )
@@ -149,13 +161,9 @@ def load_tokenizer(config: ml_collections.ConfigDict) -> inference.Tokenizer:
   return inference_tokenizer.tokenizer_of(run)
 
 
-def check_classes(source: data.Source) -> None:
-  """Raises DataError for images without classes."""
-  if not source.class_names:
-    raise errors.DataError(
-      f'{source!r} has no class folders; a generator wanted '
-      'PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/*.jpg'
-    )
+def class_names(source: data.Source) -> tuple[str, ...]:
+  """The classes that a generator of a source's images learns, at least one."""
+  return source.class_names or (ONLY_CLASS,)
 
 
 def make_generator_task(
@@ -277,31 +285,32 @@ def _sample_distance(
   tokenizer: inference.Tokenizer,
   val: data.Source,
   mesh: Mesh,
-) -> 'SampleDistance':
-  """The evaluator that compares samples with held-out images."""
+) -> tuple[data.EvalBatches, 'SampleDistance']:
+  """All held-out images, and the evaluator that compares samples with them."""
   if config.data.cache and not config.data.path:
     raise errors.ConfigError(
       f'evaluation.num_samples={config.evaluation.num_samples} compares '
       'samples with images, and data.path is empty; name it beside data.cache, '
       'or set --config.evaluation.num_samples=0'
     )
-  source = data.open_source(
-    config.data.source, config.data.path, 'val', config.data.image_size
-  )
-  if source.fingerprint != val.fingerprint:
+  source = val
+  if config.data.cache:
+    source = inputs.open_images(config, 'val')
+  if not data.is_same(source, val.fingerprint):
     raise errors.ConfigError(
       f'data.path={config.data.path} has other images than those of data.cache='
       f'{config.data.cache}; wanted the ones that were encoded'
     )
-  return SampleDistance(
+  images = inputs.eval_batches(config, source, mesh, num_images=0)
+  return images, SampleDistance(
     task,
     tokenizer,
     inference.Sampling(**config.sampling),
     load_frechet(config.networks.frechet, tokenizer.patch_size),
-    inputs.eval_batches(config, source, mesh, num_images=0),
+    images,
     num_samples=config.evaluation.num_samples,
     batch_size=config.evaluation.batch_size,
-    class_names=val.class_names,
+    class_names=class_names(val),
   )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,14 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors, files, inference, pretrained, trees
+from selfboottok_jax import (
+  errors,
+  files,
+  inference,
+  pretrained,
+  sizes,
+  trees,
+)
 from selfboottok_jax.inference.generator import CODE_STATISTICS
 from selfboottok_jax.models import sit
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -176,8 +184,8 @@ def _generator_module(
   return sit.SiT(**fields, align_depth=min(depth, fields['depth']))
 
 
-def _identify_tokenizer(spec: str, model: sit.SiT) -> tuple[str, int]:
-  """The fingerprint of the codes' tokenizer, and the side of its images.
+def _identify_tokenizer(spec: str, model: sit.SiT) -> tuple[str, sizes.Size]:
+  """The fingerprint of the codes' tokenizer, and the size of its images.
 
   The weights of an autoencoder are not loaded for it.
 
@@ -190,9 +198,10 @@ def _identify_tokenizer(spec: str, model: sit.SiT) -> tuple[str, int]:
       'generator was trained on, as launch.import_softvq makes it'
     )
   if autoencoders.is_autoencoder(spec):
-    size = round(model.num_tokens**0.5) * autoencoders.PATCH_SIZE
+    # Nothing that is released is of other images than squares.
+    size: sizes.Size = math.isqrt(model.num_tokens) * autoencoders.PATCH_SIZE
     network = pretrained.load_latents(spec, size, abstract=True)
-    shape = network.side**2, network.dim
+    shape = math.prod(network.shape), network.dim
     found = autoencoders.fingerprint(network.name, size), size
   else:
     loaded = inference.load_tokenizer(spec)

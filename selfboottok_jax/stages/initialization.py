@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.models import transformer
 from selfboottok_jax.pretrained import resample, vit
@@ -136,7 +136,7 @@ def check_sizes(
 
 
 def encoder_params(
-  network: vit.Vit, params: PyTree, side: int, patch_size: int
+  network: vit.Vit, params: PyTree, grid: sizes.Size, patch_size: int
 ) -> dict[str, PyTree]:
   """Renames and resamples a transformer's parameters for `models.encoder`.
 
@@ -144,7 +144,7 @@ def encoder_params(
     network: the transformer as it was trained; one that was resampled before
       would be resampled twice, which is not the same.
     params: its parameters, on the host or on devices.
-    side: rows and columns of the encoder's patches.
+    grid: rows and columns of the encoder's patches, or one number for both.
     patch_size: of the encoder.
 
   Returns:
@@ -162,7 +162,7 @@ def encoder_params(
   )
   # The grid shrinks: without antialiasing most rows would count for nothing.
   positions = resample.resize_positions(
-    params['positions'][0], network.grid, (side, side), antialias=True
+    params['positions'][0], network.grid, sizes.pair(grid), antialias=True
   )
   return {
     'patch_embed': {'kernel': kernel.reshape(-1, width), 'bias': embed['bias']},
@@ -189,12 +189,12 @@ def start_encoder(
     ConfigError: the model's encoder is of other sizes, see `check_sizes`.
   """
   check_sizes(model, network, spec)
-  side = model.image_size // model.patch_size
+  grid = sizes.grid(model.image_size, model.patch_size)
   tokenizer = state.params['tokenizer']
   encoder = adopt(
     tokenizer['encoder'],
     # From the host: one device's arrays cannot move to a mesh of several hosts.
-    encoder_params(network, params, side, model.patch_size),
+    encoder_params(network, params, grid, model.patch_size),
     what=f'encoder_from={spec}',
     may_differ=FRESH,
   )

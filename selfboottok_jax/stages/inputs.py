@@ -1,13 +1,13 @@
 """The images, or cached codes, that a configuration's stages read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from selfboottok_jax import data, errors
+from selfboottok_jax import data, errors, sizes
 from selfboottok_jax.data import cores
 from selfboottok_jax.stages import frozen_encoders
 from selfboottok_jax.training import processes, sharding
@@ -30,30 +30,74 @@ def open_data(config: ml_collections.ConfigDict, split: str) -> data.Source:
   if config.data.get('cache', ''):
     cached = data.open_token_cache(config.data.cache, split)
     cached.check_use(
-      config.data.image_size, random_crop=config.data.random_crop
+      sizes.canonical(config.data.image_size),
+      random_crop=config.data.random_crop,
     )
     names = frozen_encoders.wanted_fields(config)
     if split != 'train':
       # Targets are most of a record, and only training aligns.
       names = tuple(name for name in names if name != 'targets')
     return cached.select(names)
+  return open_images(config, split)
+
+
+def open_images(config: ml_collections.ConfigDict, split: str) -> data.Source:
+  """Opens the images of a split, with or without a cache beside them."""
   return data.open_source(
-    config.data.source, config.data.path, split, config.data.image_size
+    config.data.source,
+    config.data.path,
+    split,
+    sizes.canonical(config.data.image_size),
+    options=data.Options(config.data.exif, config.data.max_pixels),
+    bad=config.data.bad,
+  )
+
+
+def open_val(
+  config: ml_collections.ConfigDict, train: data.Source
+) -> data.Source:
+  """Opens the held-out images of a training's data; see `open_data`."""
+  if isinstance(train, data.PictureSource):
+    return train.of_split('val')
+  return open_data(config, 'val')
+
+
+def describe(
+  config: ml_collections.ConfigDict, train: data.Source
+) -> tuple[str, str, str]:
+  """Three lines on the images that a training reads, for its log."""
+  if isinstance(train, data.PictureSource):
+    assert train.picture_set is not None
+    return train.picture_set.describe()
+  val, classes = open_data(config, 'val'), len(train.class_names)
+  origin = 'built-in scenes' if config.data.source == 'procedural' else ''
+  if config.data.get('cache', ''):
+    origin = f'as {config.data.cache} was encoded'
+  return (
+    f'data: {len(train):,} train, {len(val):,} val images, {classes} '
+    f'class{"es" * (classes != 1)} ({train!r})',
+    f'split: {origin}',
+    'skipped: nothing',
   )
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, source: data.Source, *, start_step: int
+  config: ml_collections.ConfigDict,
+  source: data.Source,
+  *,
+  start_step: int,
+  on_skip: Callable[[int], None] | None = None,
 ) -> data.TrainBatches:
   """Augmented batches of this process's share, from `start_step` on.
 
   A cache yields the same order as its images, flips included. All processes
-  must call this together.
+  must call this together. `on_skip` is called with the index of each image that
+  cannot be read, where data.bad is 'skip'.
   """
   return data.make_train_dataset(
     source,
     batch_size=config.data.batch_size,
-    image_size=config.data.image_size,
+    image_size=sizes.canonical(config.data.image_size),
     seed=config.train.seed,
     start_step=start_step,
     process_index=jax.process_index(),
@@ -63,6 +107,8 @@ def train_batches(
     cores_shared_by=count_sharing_cores(),
     flip=config.data.flip,
     random_crop=config.data.random_crop,
+    skip_bad=config.data.bad == 'skip',
+    on_skip=on_skip,
   )
 
 
@@ -95,13 +141,25 @@ def eval_batches(
   return data.make_eval_dataset(
     source,
     batch_size=config.evaluation.batch_size,
-    image_size=config.data.image_size,
+    image_size=sizes.canonical(config.data.image_size),
     num_images=num_images or None,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
+    skip_bad=config.data.bad == 'skip',
   )
+
+
+def read_through(every: Sequence[data.EvalBatches]) -> None:
+  """Reads batches, this process's share of each, and drops them.
+
+  Raises:
+    DataError: a picture or a record cannot be read.
+  """
+  for batches in every:
+    for _ in batches:
+      pass
 
 
 def check_image_size(
@@ -113,10 +171,11 @@ def check_image_size(
     config: of stage 2 or of a generator.
     stage1: configuration of the tokenizer's run.
   """
-  trained = stage1['data']['image_size']
-  if config.data.image_size != trained:
+  trained = sizes.canonical(stage1['data']['image_size'])
+  given = sizes.canonical(config.data.image_size)
+  if given != trained:
     raise errors.ConfigError(
-      f'data.image_size={config.data.image_size}, but tokenizer='
+      f'data.image_size={given}, but tokenizer='
       f'{config.tokenizer or config.assumed.tokenizer} is of {trained}; set '
-      f'--config.data.image_size={trained}'
+      f'--config.data.image_size={sizes.as_flag(trained)}'
     )

@@ -1,10 +1,13 @@
 """Weights and switches of the tokenizer's objective, Eq. (4) and (5)."""
 
 import dataclasses
+import math
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import alignment, image_losses, transport
+from selfboottok_jax.presets import following
+from selfboottok_jax.pretrained import contract
 
 LOCAL_GROUPS = ('local1d', 'local2d')
 # The module that predicts the tokens of each group.
@@ -102,6 +105,39 @@ class Objective:
       errors.require(
         0 <= value <= 1, f'loss.{name}', value, 'a number from 0 to 1'
       )
+
+
+def check_pairing(
+  model: tokenizer_lib.Tokenizer,
+  objective: Objective,
+  term: str,
+  network: contract.FeatureNetwork,
+) -> None:
+  """Raises ConfigError unless an alignment can pair tokens with patches.
+
+  Args:
+    model: the tokenizer.
+    objective: the weights.
+    term: 'repa_global' or 'repa_local'.
+    network: its teacher.
+  """
+  patches, mode = math.prod(network.grid(model.image_size)), objective.repa_mode
+  count = model.num_tokens
+  if alignment.can_pair(patches, count, mode):
+    return
+  near = following.nearest_count(count, patches, model.num_codebooks)
+  fitting = f'--config.model.num_tokens={near}'
+  if near is None:
+    fitting = (
+      f'--config.model.num_tokens to a divisor or a multiple of {patches} that '
+      f'model.num_codebooks={model.num_codebooks} divides'
+    )
+  raise errors.ConfigError(
+    f'model.num_tokens={count} cannot be paired with the {patches} patches of '
+    f'networks.{term}={network.name} in images of '
+    f'{sizes.describe(model.image_size)}, as neither number divides the other; '
+    f'set {fitting}, or --config.loss.repa_mode=global'
+  )
 
 
 def active_terms(

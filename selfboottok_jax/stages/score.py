@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from selfboottok_jax import data, errors, inference, pretrained
+from selfboottok_jax import data, errors, inference, pretrained, sizes
 from selfboottok_jax.evaluation import evaluate, scores
 from selfboottok_jax.stages import generator_stage
 from selfboottok_jax.training import checkpointing, sharding
@@ -80,9 +80,7 @@ def _score_generator(
         f'guidance_scales={scales}; wanted numbers, as '
         '--config.guidance_scales="(1.0, 1.5)"'
       )
-  generator = inference.load_generator(
-    workdir, tokenizer=inference.load_tokenizer(tokenizer)
-  )
+  generator = inference.load_generator(workdir, tokenizer=tokenizer)
   batches, reference = _open_images(config, generator.config['data'])
   return evaluate.evaluate_generator(
     workdir,
@@ -113,11 +111,15 @@ def _open_images(
   """
   # The kind of a path of one's own is detected, unless a source is named.
   own = 'auto' if config.data.path else trained['source']
+  image_size = sizes.canonical(trained['image_size'])
   source = data.open_source(
     config.data.source or own,
     config.data.path or trained['path'],
     config.data.split,
-    trained['image_size'],
+    image_size,
+    # As the training read them: earlier versions ignored the orientation.
+    options=data.Options(exif=trained.get('exif', False)),
+    bad=trained.get('bad', 'stop'),
   )
   if config.data.num_images < 0:
     raise errors.ConfigError(
@@ -129,7 +131,7 @@ def _open_images(
   batches = data.make_eval_dataset(
     source,
     batch_size=config.data.batch_size,
-    image_size=trained['image_size'],
+    image_size=image_size,
     num_images=config.data.num_images or None,
     num_threads=config.data.num_threads,
   )

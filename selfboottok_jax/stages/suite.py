@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import errors, inference, presets
+from selfboottok_jax import errors, inference, presets, sizes
 from selfboottok_jax.models import layers, transformer
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.stages import benchmark, dry_run, programs
@@ -474,10 +474,9 @@ def _generator(
 def _tokenizer(config: ml_collections.ConfigDict) -> inference.ImageTokenizer:
   """A tokenizer with random weights."""
   model = tokenizer_lib.Tokenizer(
-    image_size=config.data.image_size, **config.model
+    image_size=sizes.canonical(config.data.image_size), **config.model
   )
-  size = model.image_size
-  image = jnp.zeros((1, size, size, 3))
+  image = jnp.zeros((1, *sizes.pair(model.image_size), 3))
   variables: PyTree = jax.jit(model.init)(jax.random.key(0), image)
   return inference.ImageTokenizer(model, variables['params'])
 
@@ -488,8 +487,8 @@ def _time_encoding(
   """Times encoding and decoding, with random weights."""
   tokenizer = _tokenizer(_changed(preset, changes))
   rng = np.random.default_rng(0)
-  size = tokenizer.image_size
-  images = jnp.asarray(rng.integers(0, 256, (batch, size, size, 3)), jnp.uint8)
+  shape = (batch, *sizes.pair(tokenizer.image_size), 3)
+  images = jnp.asarray(rng.integers(0, 256, shape), jnp.uint8)
   codes = jax.block_until_ready(tokenizer.encode(images))
   jax.block_until_ready(tokenizer.decode(codes))
   encode = _best_of(5, lambda: tokenizer.encode(images))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from selfboottok_jax import stages
+from selfboottok_jax import sizes, stages
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.models import aligners, layers, quantizers
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -68,6 +68,10 @@ class TokenizerTask:
     self.model, self.objective, self.critic = model, objective, critic
     active = objective_lib.active_terms(model, objective, trainable)
     self.networks = {t: n for t, n in networks.items() if t in active}
+    for term in ('repa_global', 'repa_local'):
+      if term in self.networks:
+        network = self.networks[term]
+        objective_lib.check_pairing(model, objective, term, network)
     # Two terms may name the same network: it is one argument of the step, under
     # the first term's name, and runs once.
     self._owner = {
@@ -108,7 +112,7 @@ class TokenizerTask:
   def init(self, rng: Any) -> tuple[dict[str, PyTree], Statistics]:
     """Fresh parameters of both groups, and the discriminator's statistics."""
     model_key, head_key, critic_key = jax.random.split(rng, 3)
-    image = jnp.zeros((1, self.model.image_size, self.model.image_size, 3))
+    image = jnp.zeros((1, *sizes.pair(self.model.image_size), 3))
     group = dict(self.model.init(model_key, image)['params'])
     tokens = jnp.zeros((1, self.model.num_tokens, self.model.token_dim))
     for index, (name, head) in enumerate(self._projectors.items()):

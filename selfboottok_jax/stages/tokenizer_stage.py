@@ -7,7 +7,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from selfboottok_jax import data, errors, pretrained
+from selfboottok_jax import data, errors, pretrained, sizes
 from selfboottok_jax.evaluation import reconstruction
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import discriminators
@@ -46,7 +46,9 @@ class TokenizerStage:
     self.task = make_tokenizer_task(config)
     self.model_fields = config.model.to_dict()
     self.meta: dict[str, Any] = {'class_names': list(train.class_names)}
-    self._evaluator = _evaluator(config, self.task.model, mesh)
+    self.held_out, self._evaluator = _evaluation(
+      config, self.task.model, train, mesh
+    )
 
   def start(self, fresh: state_lib.TrainState) -> state_lib.TrainState:
     """Starts fresh, from another run (`init_from`) or from a teacher's encoder.
@@ -102,7 +104,9 @@ class ScalingStage:
     inputs.check_image_size(config, self._stage1.config)
     self.task = make_scaling_task(config, self._stage1.config)
     self.model_fields = scaled_fields(config, self._stage1.config)
-    self._evaluator = _evaluator(config, self.task.model, mesh)
+    self.held_out, self._evaluator = _evaluation(
+      config, self.task.model, train, mesh
+    )
     fingerprint = _fingerprint(self._stage1)
     self.meta: dict[str, Any] = {
       'class_names': list(train.class_names),
@@ -190,7 +194,8 @@ def scaled_fields(
 def _fingerprint(run: checkpointing.Run) -> str:
   """The fingerprint of a tokenizer's run; nothing goes to a device."""
   model = tokenizer_lib.Tokenizer(
-    image_size=run.config['data']['image_size'], **run.config['model']
+    image_size=sizes.canonical(run.config['data']['image_size']),
+    **run.config['model'],
   )
   params = tokenizer_lib.served_params(run.params, run.ema)
   return inference_tokenizer.fingerprint(model, params)
@@ -213,12 +218,16 @@ def _read_scaled(
   return run
 
 
-def _evaluator(
-  config: ml_collections.ConfigDict, model: tokenizer_lib.Tokenizer, mesh: Mesh
-) -> reconstruction.Reconstruction:
-  val = inputs.open_data(config, 'val')
+def _evaluation(
+  config: ml_collections.ConfigDict,
+  model: tokenizer_lib.Tokenizer,
+  train: data.Source,
+  mesh: Mesh,
+) -> tuple[list[data.EvalBatches], reconstruction.Reconstruction]:
+  """Held-out images, and what is measured on them."""
+  val = inputs.open_val(config, train)
   batches = inputs.eval_batches(config, val, mesh)
-  return reconstruction.Reconstruction(model, batches, mesh)
+  return [batches], reconstruction.Reconstruction(model, batches, mesh)
 
 
 def _parts(
@@ -233,7 +242,7 @@ def _parts(
 ]:
   """Model, objective, networks by term and discriminator of either stage."""
   model = tokenizer_lib.Tokenizer(
-    image_size=config.data.image_size, **model_fields
+    image_size=sizes.canonical(config.data.image_size), **model_fields
   )
   model.check()
   goal = objective.Objective(**config.loss)

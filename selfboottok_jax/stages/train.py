@@ -1,14 +1,15 @@
 """A training, from its configuration to its last checkpoint."""
 
 import contextlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 
-from selfboottok_jax import errors, files
+from selfboottok_jax import data, errors, files, sizes
 from selfboottok_jax import stages as stages_lib
 from selfboottok_jax.evaluation import cost
 from selfboottok_jax.stages import (
@@ -50,7 +51,7 @@ def train(
   Raises:
     UserError: a value, data, weights or a workdir that cannot be used.
     DivergedError: the loss is no longer finite.
-    Interrupted: SIGINT or SIGTERM, after the state was saved.
+    Interrupted: SIGINT, SIGTERM or SIGHUP, after the state was saved.
   """
   workdir = str(workdir)
   checks.check(config)
@@ -68,8 +69,14 @@ def train(
   }
   # Fields that the tokenizer and the data decided are stored with the others.
   resolved = config.to_dict() | {'model': stage.model_fields}
+  # A square is a number, however it was given.
+  resolved['data']['image_size'] = sizes.canonical(config.data.image_size)
   with processes.all_or_none():
     latest = _check_workdir(config, resolved, workdir)
+    # A picture that cannot be read should not end the training at its first
+    # evaluation.
+    if latest != config.train.steps:
+      inputs.read_through(stage.held_out)
   # Traced before the workdir is touched: what does not fit together, as a depth
   # that no head divides, must not leave a workdir that refuses the right value.
   step_fn = programs.TrainPrograms(config, stage.task, mesh)
@@ -80,7 +87,8 @@ def train(
   )
   with contextlib.closing(checkpointer):
     if latest is not None:
-      state = _resume(step_fn.state, checkpointer, latest, meta)
+      state = _resume(step_fn.state, checkpointer, latest, meta, source)
+    logging_lib.note(*inputs.describe(config, source))
     # One process writes what all share; checkpoints alone are written by all.
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
@@ -94,7 +102,12 @@ def train(
     )
     with (
       contextlib.closing(
-        inputs.train_batches(config, source, start_step=int(state.step))
+        inputs.train_batches(
+          config,
+          source,
+          start_step=int(state.step),
+          on_skip=lambda index: _keep_bad(source, index, workdir),
+        )
       ) as batches,
       jax.set_mesh(mesh),
       # Closed on errors too: TensorBoard's thread outlives the main one, and
@@ -117,6 +130,8 @@ def train(
         checkpointer=checkpointer,
         meta=meta,
         evaluators=stage.evaluators(frozen),
+        # Only the first process has a log.
+        evaluated=processes.anywhere(writer is not None and writer.evaluated),
         writer=writer,
       )
 
@@ -146,17 +161,30 @@ def _resume(
   checkpointer: checkpointing.Checkpointer,
   latest: int,
   meta: dict[str, Any],
+  source: data.Source,
 ) -> state_lib.TrainState:
   """Restores a state; CheckpointError for one of other data or another seed."""
   state, saved = checkpointer.restore(abstract, latest)
   for key, value in meta.items():
-    if saved.get(key) != value:
+    if saved.get(key) != value and not _is_renamed(key, saved, source):
       raise errors.CheckpointError(
         f'the checkpoint at step {latest} was made with {key}='
         f'{str(saved.get(key))[:60]}, this run has {str(value)[:60]}; restore '
         'what changed, or choose another --workdir'
       )
   return state
+
+
+def _is_renamed(
+  key: str, saved: Mapping[str, Any], source: data.Source
+) -> bool:
+  """True for a value that an earlier version had for the same images."""
+  if key == 'data_fingerprint':
+    return bool(saved.get(key)) and data.is_same(source, saved[key])
+  # The class of a tree that has a single one had no name.
+  return (
+    key == 'class_names' and not saved.get(key) and len(source.class_names) == 1
+  )
 
 
 def _keep_card(step_fn: programs.TrainPrograms, workdir: str) -> None:
@@ -170,6 +198,19 @@ def _keep_card(step_fn: programs.TrainPrograms, workdir: str) -> None:
   with contextlib.suppress(errors.UserError):
     card = cost.complete(card, cost.read(workdir))
   cost.write(card, workdir)
+
+
+def _keep_bad(source: data.Source, index: int, workdir: str) -> None:
+  """Names an image that was skipped in the log and in the workdir."""
+  try:
+    source[index]
+  except data.PictureError as error:
+    logging_lib.note(f'skipped: {error.name}: {error.reason}', everywhere=True)
+    path = files.as_path(workdir) / f'bad{jax.process_index() or ""}.jsonl'
+    lines = path.read_text() if path.exists() else ''
+    line = json.dumps({'path': error.name, 'reason': error.reason}) + '\n'
+    if line not in lines:
+      files.write_atomically(path, (lines + line).encode())
 
 
 def _writer(

@@ -34,6 +34,10 @@ MAY_CHANGE = (
   'data.path',
   'data.cache',
   'data.num_',
+  # Whether pictures are turned upright is part of the fingerprint too.
+  'data.exif',
+  'data.bad',
+  'data.max_pixels',
   'tokenizer',
   'networks.frechet',
   'sampling.',

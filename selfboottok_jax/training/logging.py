@@ -1,5 +1,6 @@
 """Logging: metrics to JSONL and TensorBoard, progress to the terminal."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import tqdm
 from absl import logging
 
@@ -20,6 +22,10 @@ METRICS = 'metrics.jsonl'
 UPLOAD_EVERY = 30.0
 
 
+# Begins the names of what evaluations measure.
+EVALUATION = 'val/'
+
+
 class MetricsWriter:
   """Writes metrics as JSON lines {"step": ..., name: value} and to TensorBoard.
 
@@ -29,6 +35,9 @@ class MetricsWriter:
   Nothing can be appended to an object of an object store. For a workdir there
   the files grow in a temporary folder of this machine, and are uploaded whole
   twice a minute, by `flush` and by `close`.
+
+  Attributes:
+    evaluated: whether there is an evaluation of `start_step` in the log.
   """
 
   def __init__(self, workdir: str, *, start_step: int):
@@ -41,6 +50,12 @@ class MetricsWriter:
     folder = files.as_path(workdir)
     path = folder / METRICS
     kept = _lines_until(path, start_step) if files.exists(path) else []
+    self.evaluated = any(
+      name.startswith(EVALUATION)
+      for line in kept
+      if (record := json.loads(line))['step'] == start_step
+      for name in record
+    )
     # Atomically: an interruption cannot lose the log.
     text = ''.join(f'{line}\n' for line in kept)
     files.write_atomically(path, text.encode())
@@ -168,6 +183,13 @@ def _lines_until(path: files.Path, step: int) -> list[str]:
   return kept
 
 
+def note(*lines: str, everywhere: bool = False) -> None:
+  """Prints lines to standard error: of the first process, or of each one."""
+  if everywhere or not jax.process_index():
+    sys.stderr.write(''.join(f'{line}\n' for line in lines))
+    sys.stderr.flush()
+
+
 class Progress:
   """Shows progress on standard error: a bar on a terminal, else plain lines."""
 
@@ -190,6 +212,7 @@ class Progress:
       unit='step',
       dynamic_ncols=True,
       disable=silent or not sys.stderr.isatty(),
+      file=_Lasting(),
     )
     self._name, self._total = name, total
     self._start, self._began = start, time.monotonic()
@@ -214,16 +237,36 @@ class Progress:
     """Prints a line that stays above the bar."""
     if self._silent:
       return
-    line = f'{self._name}: {text}'
+    line, terminal = f'{self._name}: {text}', _Lasting()
     if self._bar.disable:
-      sys.stderr.write(line + '\n')
-      sys.stderr.flush()
+      terminal.write(line + '\n')
+      terminal.flush()
     else:
-      self._bar.write(line, file=sys.stderr)
+      self._bar.write(line, file=terminal)
 
   def close(self) -> None:
     """Ends the display; a bar stays as it is."""
     self._bar.close()
+
+
+class _Lasting:
+  """Standard error, or nothing once it is gone.
+
+  A terminal that was closed refuses what is written, and the training has a
+  state to save before it ends.
+  """
+
+  def write(self, text: str) -> None:
+    with contextlib.suppress(OSError):
+      sys.stderr.write(text)
+
+  def flush(self) -> None:
+    with contextlib.suppress(OSError):
+      sys.stderr.flush()
+
+  def __getattr__(self, name: str) -> Any:
+    """Everything else, such as its width."""
+    return getattr(sys.stderr, name)
 
 
 def _duration(seconds: float) -> str:

@@ -10,12 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from selfboottok_jax.training import logging as logging_lib
-from selfboottok_jax.training import sharding
+from selfboottok_jax.training import processes, sharding
 from selfboottok_jax.training import state as state_lib
 
 # Steps that the host may be ahead of the one that the devices compute. Each
@@ -64,7 +63,8 @@ class Schedule:
     steps: length of the training.
     log_every: interval between lines of the log.
     evaluate_every: interval between evaluations.
-    save_every: interval between checkpoints.
+    save_every: interval between checkpoints. There is one before every
+      evaluation too.
   """
 
   steps: int
@@ -89,6 +89,7 @@ def run(
   checkpointer: StateSaver,
   meta: Mapping[str, Any],
   evaluators: Sequence[Evaluator] = (),
+  evaluated: bool = True,
   writer: logging_lib.MetricsWriter | None = None,
 ) -> state_lib.TrainState:
   """Trains from `state` to `schedule.steps`.
@@ -106,6 +107,8 @@ def run(
     checkpointer: saves the states.
     meta: values saved beside each state.
     evaluators: measure the state whenever an evaluation is due.
+    evaluated: False if `state` was saved by a run that ended before it was
+      evaluated: that is made up for, if it is due.
     writer: writes metrics; None on all processes but the first.
 
   Returns:
@@ -114,7 +117,7 @@ def run(
   Raises:
     DivergedError: a metric is no longer finite; the message has the range of
       steps in which it happened. Earlier checkpoints stay.
-    Interrupted: on SIGINT or SIGTERM, after the state was saved.
+    Interrupted: on SIGINT, SIGTERM or SIGHUP, after the state was saved.
   """
   step = start = int(state.step)
   progress = logging_lib.Progress(
@@ -130,16 +133,12 @@ def run(
     try:
       while True:
         stopping = stop.agreed(schedule.due(step, schedule.log_every))
-        # Evaluate before saving: a checkpoint means "everything up to here
-        # was also measured", so a restart repeats neither.
-        if step > start and schedule.due(step, schedule.evaluate_every):
-          _flush(pending, clock, progress, writer)
-          pending = None
-          began = time.monotonic()
-          _evaluate(state, step, evaluators, progress, writer)
-          clock.pause(time.monotonic() - began)
+        evaluating = bool(evaluators) and (
+          schedule.due(step, schedule.evaluate_every)
+          and (step > start or not evaluated)
+        )
         if step > start and (
-          stopping or schedule.due(step, schedule.save_every)
+          stopping or evaluating or schedule.due(step, schedule.save_every)
         ):
           # No state is saved whose own metrics were not seen to be finite. A
           # stop adds no line to the log: it is that of an unbroken run.
@@ -150,6 +149,14 @@ def run(
           if writer is not None:
             writer.flush()
           checkpointer.save(state, dict(meta))
+        # An evaluation may fail, or run out of memory: the state is on disk by
+        # then. Who stops has no time for it; the run that goes on sees in the
+        # log that it is missing, and makes it then.
+        if evaluating and (not stopping or step >= schedule.steps):
+          began = time.monotonic()
+          checkpointer.wait()
+          _evaluate(state, step, evaluators, progress, writer)
+          clock.pause(time.monotonic() - began)
         if step >= schedule.steps:
           break
         # A stop at the last step changes nothing: the run is complete.
@@ -279,7 +286,10 @@ def _evaluate(
   if evaluators:
     state = state_lib.gather_means(state)
   for evaluator in evaluators:
-    values |= {f'val/{name}': value for name, value in evaluator.run(state)}
+    values |= {
+      f'{logging_lib.EVALUATION}{name}': value
+      for name, value in evaluator.run(state)
+    }
   if not values:
     return
   if writer is not None:
@@ -289,12 +299,17 @@ def _evaluate(
 
 
 class _StopRequest:
-  """Turns the first SIGINT or SIGTERM into a request; a second one kills."""
+  """Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop.
+
+  A second SIGINT or SIGTERM kills. A terminal that is closed often sends SIGHUP
+  twice, by the kernel and by the shell: further ones do nothing.
+  """
 
   def __init__(self) -> None:
     self.requested = False
     # Any: a handler is a function, a number or None.
     self._previous: dict[int, Any] = {}
+    self._hangup: Any = None
 
   def agreed(self, due: bool) -> bool:
     """Returns True if any process was asked to stop, on all processes alike.
@@ -303,22 +318,24 @@ class _StopRequest:
     processes exchange their requests only where `due`, as each exchange makes
     them wait for each other.
     """
-    if jax.process_count() == 1:
-      return self.requested
-    if not due:
+    if jax.process_count() > 1 and not due:
       return False
-    flags = multihost_utils.process_allgather(np.asarray(self.requested))
-    return bool(np.any(flags))
+    return processes.anywhere(self.requested)
 
   def __enter__(self) -> '_StopRequest':
     # Python allows signal handlers in the main thread alone.
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT, signal.SIGTERM):
         self._previous[number] = signal.signal(number, self._handle)
+      # What nohup started is not to end with the terminal.
+      if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        self._hangup = signal.signal(signal.SIGHUP, self._handle)
     return self
 
   def __exit__(self, *unused: object) -> None:
     self._restore()
+    if self._hangup is not None:
+      signal.signal(signal.SIGHUP, self._hangup)
 
   def _handle(self, *unused: object) -> None:
     # Nothing else here: the signal may have come in the middle of a step. With

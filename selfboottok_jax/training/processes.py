@@ -45,6 +45,13 @@ def all_or_none() -> Iterator[None]:
     )
 
 
+def anywhere(flag: bool) -> bool:
+  """True on all processes if `flag` is on any; all must call this together."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
 def check_same(what: str, value: str) -> None:
   """Checks that all processes have the same `value`.
 

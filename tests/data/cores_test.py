@@ -1,7 +1,7 @@
 import pytest
 
 from selfboottok_jax import data, errors
-from selfboottok_jax.data import cores, photos, token_cache
+from selfboottok_jax.data import cores, picture_set, token_cache
 from tests.data import caches
 
 
@@ -19,7 +19,7 @@ def machine(monkeypatch, tmp_path):
 
 
 def _photos(count):
-  class Listed(photos.PhotoSource):
+  class Listed(picture_set.PictureSource):
     class_names, fingerprint = (), ''
 
     def __init__(self):

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import pickle
 import subprocess
@@ -36,6 +37,66 @@ def test_a_scene_is_the_same_at_every_size():
     other = np.abs(shrunk - small[i + 1]['image']).mean()
     assert error < 3
     assert other > 8 * error
+
+
+@pytest.mark.parametrize('size', [(32, 64), (64, 32), (48, 128), (128, 200)])
+def test_rectangles_show_more_of_the_same(size):
+  height, width = size
+  source = scenes.ProceduralSource('train', size)
+  for i in range(5):
+    picture = source[i]['image']
+    assert picture.shape == (height, width, 3)
+    scene = scenes.make_scene('train', i)
+    # Not stretched: a square window around the centre of the shape is what a
+    # square picture has around it, but for the background's gradient.
+    cover = _cover(scene, size)
+    other = _cover(scene, min(size))
+    assert 0.97 < cover.sum() / other.sum() < 1.03
+    # All of it is inside.
+    assert not cover[[0, -1]].any()
+    assert not cover[:, [0, -1]].any()
+
+
+def test_places_reach_along_the_longer_side():
+  wide = [_centre(i, (32, 96)) for i in range(60)]
+  tall = [_centre(i, (96, 32)) for i in range(60)]
+  columns, rows = ([p[axis] for p in wide] for axis in (1, 0))
+  # The shapes are 9 to 13 pixels in radius.
+  assert np.ptp(columns) > 50
+  assert np.ptp(rows) < 16
+  np.testing.assert_allclose(np.ptp([p[0] for p in tall]), np.ptp(columns), 0.3)
+
+
+def test_the_size_is_part_of_the_fingerprint():
+  sizes = [32, (32, 48), (48, 32)]
+  prints = {scenes.ProceduralSource('val', s).fingerprint for s in sizes}
+  assert len(prints) == 3
+  # That of square scenes is known to runs.
+  content = b'scenes 2 val 2000 32'
+  assert hashlib.sha256(content).hexdigest() in prints
+  named = repr(scenes.ProceduralSource('val', (32, 48)))
+  assert named == 'built-in scenes, 32x48 (val)'
+
+
+def _cover(scene, size):
+  """Pixels that the shape changes, shadow apart."""
+  plain = dataclasses.replace(
+    scene,
+    shadow=(0.0, 0.0),
+    shape=dataclasses.replace(
+      scene.shape, near=np.ones(3), far=np.ones(3), texture='plain'
+    ),
+    background=dataclasses.replace(
+      scene.background, near=np.zeros(3), far=np.zeros(3)
+    ),
+  )
+  return scenes.render(plain, size)[..., 0] > 127
+
+
+def _centre(index, size):
+  """Row and column of the middle of a shape."""
+  rows, columns = np.nonzero(_cover(scenes.make_scene('train', index), size))
+  return rows.mean(), columns.mean()
 
 
 def test_splits_and_indices_give_different_scenes():

@@ -51,7 +51,7 @@ def test_describe_names_what_was_opened(folder):
   [
     ('auto', '', 'train', 'path of the photographs is empty'),
     ('auto', '/nowhere/at all', 'train', '/nowhere/at all does not exist'),
-    ('tfds', '', 'train', "unknown data source 'tfds'"),
+    ('wds', '', 'train', "unknown data source 'wds'"),
     ('procedural', '', 'test', "unknown split 'test'"),
     ('procedural', '/photos', 'train', '/photos was given'),
     ('auto', 'EMPTY', 'train', 'holds no images'),

@@ -450,6 +450,30 @@ def test_crops_and_other_sizes_are_refused(source):
     source.check_use(16, random_crop=False)
 
 
+def test_an_index_of_rectangles_comes_back():
+  index = dataclasses.replace(caches.index_of(), image_size=(8, 12))
+  content = json.loads(json.dumps(index.to_json()))
+  assert content['image_size'] == [8, 12]
+  again = token_cache.Index.from_json(content)
+  assert again == index
+  assert again.image_size == (8, 12)
+  turned = dataclasses.replace(index, image_size=(12, 8))
+  assert index.digest('train') != turned.digest('train')
+  assert index.differences(turned)
+  # That of squares is the number that it was.
+  assert caches.index_of().to_json()['image_size'] == caches.SIZE
+
+
+def test_rectangles_take_no_cache_of_another(tmp_path):
+  index = dataclasses.replace(caches.index_of(), image_size=(8, 12))
+  caches.write(tmp_path, index)
+  source = data.open_token_cache(tmp_path, 'train')
+  source.check_use((8, 12), random_crop=False)
+  for size in (8, (12, 8)):
+    with pytest.raises(errors.ConfigError, match='set data.image_size=8,12'):
+      source.check_use(size, random_crop=False)
+
+
 def test_folders_without_a_cache_are_refused(tmp_path):
   with pytest.raises(errors.DataError, match='is no token cache'):
     data.open_token_cache(tmp_path / 'nothing', 'train')

@@ -7,6 +7,13 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+NAMES = tuple(
+  f'{split}/{kind}/{i}.png'
+  for split in ('train', 'val')
+  for kind in ('cat', 'bee')
+  for i in range(3)
+)
+
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
   pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3))

@@ -104,6 +104,23 @@ def test_pixels_depend_on_every_token_and_context(model):
     np.testing.assert_array_equal(seen, expected)
 
 
+@pytest.mark.parametrize(('size', 'grid'), [((8, 16), (2, 4)), (8, (2, 2))])
+def test_pixels_of_rectangles_land_where_their_patch_is(size, grid):
+  """The last layer alone, made to paint each patch by its position."""
+  module = decoder.Decoder(size, 4, 16, 1, 2)
+  fused, _ = _groups(2)
+  params = tiny.noise_for(module.init, jax.random.key(3), fused)
+  table = params['params']['patch_positions']
+  assert table.shape == (1, grid[0] * grid[1], 16)
+  for patch in range(grid[0] * grid[1]):
+    moved = {'params': params['params'] | {}}
+    moved['params']['patch_positions'] = table.at[0, patch].add(5.0)
+    one, two = (module.apply(p, fused) for p in (params, moved))
+    assert one.shape == (B, grid[0] * 4, grid[1] * 4, 3)
+    change = np.abs(two - one).reshape(B, grid[0], 4, grid[1], 4, 3)
+    assert change.mean(axis=(0, 2, 4, 5)).argmax() == patch
+
+
 def test_pixels_are_float32_and_land_where_their_patch_is(model):
   module, params, fused, context = model
   half = module.clone(dtype='bfloat16')

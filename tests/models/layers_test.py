@@ -36,6 +36,17 @@ def test_patchify_takes_rectangles():
   np.testing.assert_array_equal(patches[0, 1], images[0, :, 4:].reshape(-1))
 
 
+def test_patches_of_rectangles_come_back_by_their_grid():
+  images = _normal(2, 6, 4, 3)
+  patches = layers.patchify(images, 2)
+  np.testing.assert_array_equal(patches[1, 2], images[1, 2:4, :2].reshape(-1))
+  back = layers.unpatchify(patches, 2, (3, 2))
+  np.testing.assert_array_equal(back, images)
+  # By their number alone, six could be anything.
+  with pytest.raises(ValueError, match='6 patches are no square'):
+    layers.unpatchify(patches, 2)
+
+
 @pytest.mark.parametrize('width', [8, 7])
 def test_sincos_1d(width):
   table = layers.sincos_1d(5, width)
@@ -56,6 +67,16 @@ def test_sincos_2d_tells_column_then_row():
   np.testing.assert_allclose(column[0, 1, 0], np.sin(1.0), rtol=1e-6)
   np.testing.assert_allclose(column[0, 1, 4], np.cos(1.0), rtol=1e-6)
   assert len(np.unique(table.reshape(-1, width), axis=0)) == side**2
+
+
+@pytest.mark.parametrize('grid', [(3, 5), (5, 3), (1, 4)])
+def test_sincos_2d_of_a_rectangle_is_part_of_a_squares(grid):
+  rows, columns = grid
+  square = layers.sincos_2d(5, 16).reshape(5, 5, 16)
+  table = layers.sincos_2d(grid, 16)
+  np.testing.assert_array_equal(
+    table, square[:rows, :columns].reshape(rows * columns, 16)
+  )
 
 
 def test_position_table_is_learned_from_its_start():

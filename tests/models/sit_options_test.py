@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import errors
 from selfboottok_jax.models import sit
 from tests.models import sits
 
@@ -44,6 +45,46 @@ def test_what_is_aligned_is_of_the_teachers_widths(align_dim):
   assert out.aligned_cls.shape == (sits.B, 5)
   # Outside training nobody asks for it.
   assert sits.run(params, *sits.inputs(5), **fields).aligned is None
+
+
+@pytest.mark.parametrize('rope', [False, True])
+def test_positions_may_be_those_of_a_rectangle(rope):
+  fields = {'num_tokens': 6, 'width': 16, 'heads': 2, 'rope': rope}
+  tall, wide, square = (
+    sit.SiT(**sits.SMALL | fields | {'positions': p} | more)
+    for p, more in (
+      ('3x2', {}),
+      ('2x3', {}),
+      ('2d', {'num_tokens': 9}),
+    )
+  )
+  assert (tall.grid, wide.grid, square.grid) == ((3, 2), (2, 3), (3, 3))
+  whole = square._positions().reshape(3, 3, 16)
+  for model in (tall, wide):
+    model.check()
+    rows, columns = model.grid
+    np.testing.assert_array_equal(
+      model._positions(), whole[:rows, :columns].reshape(6, 16)
+    )
+  if rope:
+    angles = square._angles().reshape(3, 3, -1)
+    np.testing.assert_array_equal(tall._angles(), angles[:, :2].reshape(6, -1))
+  named = sit.SiT(**sits.SMALL | {'positions': '2x2'})
+  assert named._positions().tolist() == (
+    sit.SiT(**sits.SMALL | {'positions': '2d'})._positions().tolist()
+  )
+
+
+@pytest.mark.parametrize(
+  ('positions', 'tokens'),
+  [('2x3', 4), ('3d', 4), ('0x4', 4), ('4', 4), ('2x2x1', 4), ('-2x-2', 4)],
+)
+def test_positions_that_are_no_grid_of_the_tokens(positions, tokens):
+  model = sit.SiT(**sits.SMALL | {'positions': positions, 'num_tokens': tokens})
+  with pytest.raises(
+    errors.ConfigError, match=f"positions='{positions}'; wanted.*4 tokens"
+  ):
+    model.check()
 
 
 def test_alignment_reads_the_blocks_up_to_its_depth():

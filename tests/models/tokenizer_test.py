@@ -245,6 +245,42 @@ def test_groups_are_dropped_in_training_alone():
   np.testing.assert_allclose(untouched, never, atol=1e-5)
 
 
+def test_rectangles_go_in_and_come_out():
+  model = tiny.make_tokenizer(image_size=(12, 20))
+  model.check()
+  images = jnp.zeros((2, 12, 20, 3))
+  params = tiny.noise_for(model.init, jax.random.key(0), images)['params']
+  # 3 rows and 5 columns, in either half.
+  for half in ('encoder', 'decoder'):
+    assert params[half]['patch_positions'].shape == (1, 15, 16)
+  codes = jax.eval_shape(
+    lambda p, x: model.apply({'params': p}, x, method='encode'), params, images
+  )
+  assert codes.shape == (2, 8, 4)
+  decoded = jax.eval_shape(
+    lambda p, x: model.apply({'params': p}, x, method='decode'), params, codes
+  )
+  assert decoded.shape == images.shape
+  output = jax.eval_shape(
+    lambda p, x: model.apply({'params': p}, x), params, images
+  )
+  assert output.reconstruction.shape == images.shape
+  # All that depends on the size are the two tables.
+  square = tiny.make_tokenizer()
+  other = jax.eval_shape(square.init, jax.random.key(0), tiny.images(1))
+  shapes, squares = (
+    {jax.tree_util.keystr(k): v.shape for k, v in leaves}
+    for leaves in map(
+      jax.tree_util.tree_leaves_with_path, (params, other['params'])
+    )
+  )
+  assert shapes.keys() == squares.keys()
+  assert [k for k in shapes if shapes[k] != squares[k]] == [
+    "['decoder']['patch_positions']",
+    "['encoder']['patch_positions']",
+  ]
+
+
 @pytest.mark.slow
 def test_remat_and_unroll_change_neither_values_nor_gradients():
   images, params = tiny.images(2), _awake()
@@ -269,6 +305,9 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
   + [
     ({'image_size': 18}, 'data.image_size'),
     ({'image_size': 0}, 'data.image_size'),
+    ({'image_size': (18, 16)}, 'data.image_size=\\(18, 16\\) does not'),
+    ({'image_size': (16, 18)}, 'data.image_size=\\(16, 18\\) does not'),
+    ({'image_size': (16, 0)}, 'data.image_size'),
     ({'patch_size': 0}, 'model.patch_size'),
     ({'num_codebooks': 3}, 'model.num_codebooks'),
     ({'num_tokens': 0}, 'model.num_tokens'),

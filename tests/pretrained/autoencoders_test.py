@@ -39,6 +39,17 @@ def test_patches_are_folded_latents(name):
     assert round(size / 1e6, 1) == network.published.millions
 
 
+@pytest.mark.parametrize('name', list(autoencoders.AUTOENCODERS))
+def test_grids_may_be_rectangles(name):
+  network = autoencoders.build(name, grid=(2, 3), decodes=True)
+  shapes = jax.eval_shape(network.init, jax.random.key(0))
+  see = jax.eval_shape(network, shapes, IMAGES)
+  assert see.patches.shape == (2, 6, network.dim)
+  assert network.grid(64) == (2, 3)
+  made = jax.eval_shape(network.decode, shapes, see.patches)
+  assert made.shape == (2, 32, 48, 3)
+
+
 def test_latents_are_normalised_per_channel(small):
   network, params = small
   plain = np.asarray(jax.jit(network)(params, IMAGES).patches)
@@ -204,10 +215,27 @@ def test_codes_that_cannot_be_decoded(unchecked, loaded):
     unchecked(loaded.decode, np.zeros((1, 5, 32), np.float32))
 
 
+def test_rectangles_have_a_grid_of_codes():
+  network = pretrained.load_latents('vavae_tiny', (32, 48), abstract=True)
+  encoder = autoencoders.encoder_of(network)
+  assert (encoder.num_tokens, encoder.image_size) == (6, (32, 48))
+  assert encoder.positions == '2x3'
+  image = jax.ShapeDtypeStruct((1, 32, 48, 3), jnp.float32)
+  codes = jax.eval_shape(encoder.encode, encoder.params, image)
+  assert codes.shape == (1, 6, 32)
+  prints = {
+    autoencoders.fingerprint('vavae_tiny', size)
+    for size in (32, (32, 48), (48, 32))
+  }
+  assert len(prints) == 3
+
+
 @pytest.mark.parametrize('size', [0, 8, 40])
 def test_sizes_that_are_no_grid(size):
   with pytest.raises(errors.UserError, match=f'image_size={size}.*multiple of'):
     inference.load_autoencoder(SPEC, size)
+  with pytest.raises(errors.UserError, match=f'32, {size}.*a multiple of 16'):
+    inference.load_autoencoder(SPEC, (32, size))
 
 
 def test_the_fingerprint_is_of_the_name_and_the_size(loaded):

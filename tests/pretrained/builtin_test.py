@@ -135,8 +135,13 @@ def test_random_is_fixed_by_its_seed():
 )
 def test_sizes_that_do_not_divide(network):
   assert network.grid(32) == (4, 4)
+  assert network.grid((16, 24)) == (2, 3)
+  features = network(network.params, jnp.zeros((1, 16, 24, 3)))
+  assert features.patches.shape[1] == 6
   with pytest.raises(errors.UserError, match='do not divide'):
     network.grid(30)
+  with pytest.raises(errors.UserError, match='32x30 images do not divide'):
+    network.grid((32, 30))
   with pytest.raises(errors.UserError, match='24x30 images'):
     network(network.params, jnp.zeros((1, 24, 30, 3)))
 

@@ -7,7 +7,7 @@ import pytest
 
 from selfboottok_jax import errors, pretrained
 from selfboottok_jax.models import transformer
-from selfboottok_jax.pretrained import dino
+from selfboottok_jax.pretrained import dino, resample
 
 LARGER, SMALLER = (
   jax.random.uniform(jax.random.key(0), (2, side, side, 3), minval=-1)
@@ -66,6 +66,30 @@ def test_smaller_images_are_enlarged_without_chance(trunk):
   assert 0.01 < np.abs(one - usual).max() < 0.5
   flat = trunk.fit(jnp.full((1, 20, 20, 3), 0.3), _view(False))
   np.testing.assert_allclose(flat, 0.3, rtol=1e-5)
+
+
+def test_rectangles_are_cut_or_averaged_side_by_side(trunk):
+  wide = jax.random.uniform(jax.random.key(1), (2, 40, 64, 3), minval=-1)
+  cut = trunk.fit(wide, _view(True, 3, 20))
+  np.testing.assert_array_equal(cut, wide[:, 3:35, 20:52])
+  averaged = np.asarray(trunk.fit(wide, _view(False)))
+  pairs = np.asarray(wide).reshape(2, 40, 32, 2, 3).mean(3)
+  rows = dino.area_matrix(40, 32)
+  np.testing.assert_allclose(
+    averaged, np.einsum('ij,bjwc->biwc', rows, pairs), atol=1e-5
+  )
+  # A side that is too short is enlarged, without chance; the other one is as
+  # long as it is.
+  low = wide[:, :20]
+  one, two = (trunk.fit(low, _view(crop, 0, 7)) for crop in (True, False))
+  up = resample.resize_matrix(20, 32, antialias=False)
+  for found, columns in (
+    (one, np.asarray(low)[:, :, 7:39]),
+    (two, np.asarray(low).reshape(2, 20, 32, 2, 3).mean(3)),
+  ):
+    np.testing.assert_allclose(
+      found, np.einsum('ij,bjwc->biwc', up, columns), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(('old', 'new'), [(256, 224), (64, 32), (9, 7)])

@@ -61,6 +61,17 @@ def test_native_size(network, size):
   assert 0 <= float(features.cls.min()) <= float(features.cls.max()) <= 6
 
 
+def test_rectangles_keep_their_aspect_where_that_is_asked_for():
+  network = mobilenet.MobileNetV2(image_size=(48, 80))
+  shapes = jax.eval_shape(network.init, jax.random.key(0))
+  images = jax.ShapeDtypeStruct((2, 24, 40, 3), jnp.float32)
+  see = jax.eval_shape(network, shapes, images)
+  assert see.patches.shape == (2, 15, 96)
+  assert network.grid((24, 40)) == (3, 5)
+  plain = mobilenet.MobileNetV2(image_size=0)
+  assert plain.grid((24, 40)) == (2, 3)
+
+
 def test_resizes_to_224_unless_told():
   resized = mobilenet.MobileNetV2(params={})
   assert resized.grid(64) == resized.grid(256) == (14, 14)

@@ -175,6 +175,10 @@ def _message(load, spec, **options):
     ('dct', {'patch_size': 2, 'dim': 13}, ['dim=13', '12']),
     ('random', {'dim': 0}, ['dim=0']),
     ('dinov2_s', {'grid': '16'}, ["grid='16'", 'a whole number']),
+    ('dinov2_s', {'grid': (4, 2.5)}, ['grid=(4, 2.5)', 'two as 16x24']),
+    ('dinov2_s', {'grid': (4, 5, 6)}, ['grid=(4, 5, 6)', 'two as 16x24']),
+    ('dinov2_s', {'grid': True}, ['grid=True', 'two as 16x24']),
+    ('dinov2_s', {'grid': '4x0'}, ['grid=0', '1 or more']),
     ('dinov2_s', {'patch_size': 1.5}, ['patch_size=1.5', 'a whole number']),
     ('dinov2_s', {'grid': 0}, ['grid=0', '1 or more']),
     ('dinov2_s', {'patch_size': -1}, ['patch_size=-1', '0 or more']),
@@ -217,6 +221,17 @@ def test_a_transformer_on_its_own():
   assert params['positions'].shape == (1, 9, 48)
   message = _message(pretrained.load_vit, 'hog', grid=(3, 3), patch_size=8)
   assert 'no vision transformer' in message
+
+
+def test_networks_come_to_the_grid_of_a_rectangle():
+  patches = pretrained.Patches((64, 96), 16, dim=8)
+  assert patches.grid == (4, 6)
+  for name in ('hog', 'dct', 'random', 'mobilenet_v2', 'dinov2_tiny', 'sdvae'):
+    network = pretrained.load_network(name, patches=patches, abstract=True)
+    assert network.grid((64, 96)) == (4, 6), name
+  # In the words of a command line too.
+  network = pretrained.load_network('ijepa_tiny', grid='4x6', abstract=True)
+  assert network.vit.grid == (4, 6)
 
 
 def test_networks_are_hashable_and_frozen():

@@ -34,6 +34,16 @@ def test_any_grid_and_image_size(name):
   assert network.shape_key == {'grid': 4, 'patch_size': 16}
 
 
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_grids_may_be_rectangles(name):
+  network = vision.build(name, grid=(3, 5), patch_size=16)
+  see = jax.eval_shape(network, _abstract(network), IMAGES)
+  assert see.patches.shape == (2, 15, network.dim)
+  assert network.grid((48, 80)) == (3, 5)
+  # As launch.convert takes it.
+  assert network.shape_key == {'grid': '3x5', 'patch_size': 16}
+
+
 @pytest.mark.parametrize('name', TINY)
 def test_images_are_resized_and_normalised_as_in_its_training(name):
   network = vision.build(name, grid=2)

@@ -14,6 +14,8 @@ def test_presets_pass(task):
   ('task', 'changes', 'message'),
   [
     ('tokenizer', {'task': 'painter'}, "task='painter'; wanted one of tok"),
+    ('tokenizer', {'data.image_size': 0}, 'data.image_size=0; wanted pixels'),
+    ('tokenizer', {'data.image_size': (16, 16, 3)}, 'or .* .height, width.'),
     ('tokenizer', {'train.steps': 0}, 'train.steps=0; wanted 1 or more'),
     ('tokenizer', {'train.seed': 2**31}, 'train.seed=.*; wanted 2147483647 or'),
     ('tokenizer', {'train.ema': 1.0}, 'train.ema=1.0; wanted .* below 1'),

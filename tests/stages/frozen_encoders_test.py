@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,21 @@ def test_targets_give_the_loss_of_the_patches(params, mode):
   np.testing.assert_array_equal(
     made['cls'], encoder.teacher({}, images).cls.astype(jnp.float32)
   )
+
+
+@pytest.mark.parametrize('mode', ['repeat', 'pool'])
+def test_tokens_that_pair_with_no_patches_name_the_key(params, mode):
+  encoder = generators.make_encoding(params, align_mode=mode)
+  # 3 x 4 patches beside 8 tokens.
+  tokenizer = dataclasses.replace(encoder.tokenizer, image_size=(12, 16))
+  with pytest.raises(
+    errors.ConfigError,
+    match=f'loss.align_mode={mode} .*8 tokens .*12 patches of networks.teacher'
+    '=hog in images of 12x16.*--config.loss.align_mode=global',
+  ):
+    dataclasses.replace(encoder, tokenizer=tokenizer)
+  for other in ('global', 'cls_only', 'off'):
+    dataclasses.replace(encoder, tokenizer=tokenizer, align_mode=other)
 
 
 @pytest.mark.parametrize('mode', frozen_encoders.ALIGN_MODES)

@@ -63,6 +63,28 @@ def test_encoder_is_the_transformer_with_queries_for_registers(params):
   np.testing.assert_allclose(codes, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_positions_are_resampled_to_rows_and_columns(params):
+  """A table that grows down the rows still does, and on the columns' way."""
+  width = MODEL.encoder_width
+  rows, columns = np.meshgrid(np.arange(4.0), np.arange(4.0), indexing='ij')
+  table = np.stack([rows, columns] * (width // 2), -1).reshape(1, 16, width)
+  mapped = initialization.encoder_params(
+    NETWORK,
+    params | {'positions': table.astype(np.float32)},
+    (8, 2),
+    MODEL.patch_size,
+  )
+  found = mapped['patch_positions'].reshape(8, 2, width)
+  down, right = found[..., 0], found[..., 1]
+  assert (np.diff(down, axis=0) > 0).all()
+  np.testing.assert_allclose(down[:, 0], down[:, 1], atol=1e-6)
+  assert (np.diff(right, axis=1) > 0).all()
+  np.testing.assert_allclose(right[:1].repeat(8, 0), right, atol=1e-6)
+  # The middle is where it was.
+  np.testing.assert_allclose(down.mean(), 1.5, atol=1e-6)
+  np.testing.assert_allclose(right.mean(), 1.5, atol=1e-6)
+
+
 @pytest.mark.parametrize('fsdp', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_fresh_state_takes_all_but_queries_and_codes(params, fsdp, monkeypatch):
   monkeypatch.setattr(placement, 'MIN_SIZE', 1)

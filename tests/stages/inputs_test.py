@@ -41,3 +41,12 @@ def test_images_have_the_size_of_the_tokenizers(config):
     errors.ConfigError, match='tokenizer=runs/tok is of 16; set --config.data'
   ):
     inputs.check_image_size(config, stage1)
+  # A run's config.json has lists.
+  config.data.image_size = (32, 16)
+  stage1['data']['image_size'] = [32, 16]
+  inputs.check_image_size(config, stage1)
+  config.data.image_size = (16, 32)
+  with pytest.raises(
+    errors.ConfigError, match=r'=\(16, 32\).*config.data.image_size=32,16'
+  ):
+    inputs.check_image_size(config, stage1)

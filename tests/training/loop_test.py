@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfboottok_jax import errors
 from selfboottok_jax.training import checkpointing, loop, sharding
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import state as state_lib
@@ -42,13 +43,15 @@ class Batches:
 
 
 class Recorder:
-  """An evaluator that notes the steps at which it ran."""
+  """An evaluator that notes the steps at which it ran, and fails at some."""
 
-  def __init__(self):
-    self.steps = []
+  def __init__(self, fails_at=()):
+    self.steps, self.fails_at = [], fails_at
 
   def run(self, state):
     self.steps.append(int(state.step))
+    if self.steps[-1] in self.fails_at:
+      raise errors.DataError('val/0.png is no image')
     yield 'score', float(state.params['model']['w'][0])
 
 
@@ -90,6 +93,7 @@ def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
         checkpointer=checkpointer,
         meta={'seed': 0},
         evaluators=[evaluator] if evaluator else [],
+        evaluated=writer.evaluated,
         writer=writer,
       )
 
@@ -112,7 +116,8 @@ def test_things_happen_when_they_are_due(tmp_path):
   # The first step is logged, and what is saved; the last is measured too.
   assert list(_logged(tmp_path, 'loss')) == [1, 3, 5, 6, 7]
   assert evaluator.steps == [2, 4, 6, 7]
-  assert _saved(tmp_path) == [5, 7]
+  # There is a checkpoint before every evaluation.
+  assert _saved(tmp_path) == [2, 4, 5, 6, 7]
   # After step n the batches 0 to n - 1 were seen.
   losses = _logged(tmp_path, 'loss')
   assert losses == {n: n * (n - 1) / 2 for n in (1, 3, 5, 6, 7)}
@@ -137,7 +142,9 @@ def _stopping(at, number):
   return step_fn
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
 def test_a_stopped_run_is_saved_and_continues(tmp_path, number):
   handler = signal.getsignal(number)
   batches = Batches()
@@ -161,7 +168,7 @@ def test_a_stopped_run_is_saved_and_continues(tmp_path, number):
 
 
 def test_a_finished_run_does_nothing(tmp_path):
-  _run(tmp_path, steps=2)
+  _run(tmp_path, steps=2, evaluator=Recorder())
   evaluator, batches = Recorder(), Batches(2)
   state = _run(tmp_path, steps=2, evaluator=evaluator, batches=batches)
   assert int(state.step) == 2
@@ -182,6 +189,75 @@ def test_divergence_names_the_steps_and_saves_nothing(tmp_path, log_every):
   # Earlier lines of the log stay.
   assert _saved(tmp_path) == [3]
   assert list(_logged(tmp_path, 'loss')) == [1, 3]
+
+
+@pytest.mark.parametrize('fails_at', [4, 6])
+def test_an_evaluation_that_fails_costs_no_update(tmp_path, fails_at):
+  whole = tmp_path / 'whole'
+  _run(whole, evaluator=Recorder(), every=(1, 2, 0))
+  broken = Recorder(fails_at=[fails_at])
+  run = tmp_path / 'broken'
+  with pytest.raises(errors.DataError, match='val/0.png'):
+    _run(run, evaluator=broken, every=(1, 2, 0))
+  assert _saved(run)[-1] == fails_at
+  assert list(_logged(run, 'loss')) == list(range(1, fails_at + 1))
+  # Once more, until the picture is replaced: what is missing is made up for.
+  with pytest.raises(errors.DataError, match='val/0.png'):
+    _run(run, evaluator=broken, every=(1, 2, 0))
+  mended, batches = Recorder(), Batches(fails_at)
+  _run(run, evaluator=mended, batches=batches, every=(1, 2, 0))
+  assert mended.steps == list(range(fails_at, 7, 2))
+  assert batches.taken == list(range(fails_at, 6))
+  for key in ('loss', 'val/score'):
+    assert _logged(run, key) == _logged(whole, key)
+  lines = (run / logging_lib.METRICS).read_text().splitlines()
+  # None is there twice either.
+  assert len(lines) == 6 + 3
+  again = Recorder()
+  _run(run, evaluator=again, every=(1, 2, 0))
+  assert not again.steps
+
+
+def test_who_stops_is_saved_before_and_evaluated_after(tmp_path):
+  evaluator = Recorder()
+  arguments = {'steps': 6, 'every': (3, 2, 0)}
+  with pytest.raises(loop.Interrupted, match='step 4 of 6'):
+    _run(
+      tmp_path,
+      evaluator=evaluator,
+      step_fn=_stopping(4, signal.SIGTERM),
+      **arguments,
+    )
+  assert evaluator.steps == [2]
+  assert _saved(tmp_path) == [2, 4]
+  _run(tmp_path, evaluator=evaluator, **arguments)
+  assert evaluator.steps == [2, 4, 6]
+  assert list(_logged(tmp_path, 'val/score')) == [2, 4, 6]
+  assert list(_logged(tmp_path, 'loss')) == [1, 3, 6]
+
+
+def test_a_terminal_that_hangs_up_twice_kills_nothing(tmp_path):
+  def step_fn(state, frozen, batch, step):
+    new, metrics = _step(state, frozen, batch, step)
+    if int(new.step) == 3:
+      os.kill(os.getpid(), signal.SIGHUP)
+      os.kill(os.getpid(), signal.SIGHUP)
+    return new, metrics
+
+  before = signal.getsignal(signal.SIGHUP)
+  with pytest.raises(loop.Interrupted, match='step 3 of 6'):
+    _run(tmp_path, step_fn=step_fn, every=(1, 0, 0))
+  assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_what_nohup_started_outlives_its_terminal(tmp_path):
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    state = _run(tmp_path, step_fn=_stopping(3, signal.SIGHUP))
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  assert int(state.step) == 6
 
 
 def test_a_failing_step_leaves_the_handlers_as_they_were(tmp_path):

@@ -1,0 +1,107 @@
+"""Photographs as files in a folder, on a disk or in a bucket."""
+
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from selfboottok_jax import errors, files
+from selfboottok_jax.data import layout, picture_set
+
+
+def reader_maker(path: str) -> layout.ReaderMaker:
+  """Returns what makes readers of a folder's files."""
+  return lambda found: FolderReader(path, [str(f.address) for f in found])
+
+
+class FolderReader:
+  """Reads files below a folder, one a picture."""
+
+  def __init__(self, path: str, names: Sequence[str]):
+    """Reads files that are given relative to `path`."""
+    self._path, self._names = path, names
+
+  def __call__(self, index: int) -> bytes:
+    """Returns the bytes of a file; DataError if it has gone since."""
+    file = files.as_path(f'{self._path}/{self._names[index]}')
+    try:
+      with files.reaching(file):
+        return file.read_bytes()
+    except OSError as error:
+      raise errors.DataError(
+        f'cannot read {file}: {error.strerror or error}; it was there at the '
+        'start: restore it, or start again without it'
+      ) from error
+
+
+def list_folder(path: str) -> layout.Listing:
+  """Lists everything below a folder that is not hidden."""
+  listing = layout.Listing()
+  root = files.as_path(path)
+  if files.is_remote(root):
+    with files.reaching(root):
+      _list_remote(root, '', listing)
+  else:
+    # By device and inode, for which no link is resolved twice.
+    stat = os.stat(path)
+    _list_local(path, '', listing, {(stat.st_dev, stat.st_ino)})
+  return listing
+
+
+def _list_local(
+  folder: str,
+  relative: str,
+  listing: layout.Listing,
+  branch: set[tuple[int, int]],
+) -> None:
+  """Lists a folder below the folders in `branch`.
+
+  A link may lead to a folder that is listed elsewhere too, as val -> train. One
+  that leads back to a folder of its own branch would never end.
+  """
+  try:
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+  except OSError as error:
+    raise errors.DataError(
+      f'cannot list {error.filename}: {error.strerror}; make it readable, or '
+      'take it out'
+    ) from error
+  for entry in entries:
+    if layout.is_ignored(entry.name):
+      continue
+    name = f'{relative}{entry.name}'
+    try:
+      stat = entry.stat()
+    except OSError as error:
+      reason = error.strerror or str(error)
+      if entry.is_symlink():
+        reason = (
+          f'it is a link to {os.readlink(entry.path)}, which is not there'
+        )
+      listing.bad.append(picture_set.Bad(name, reason))
+      continue
+    inode = (stat.st_dev, stat.st_ino)
+    if entry.is_dir():
+      if inode not in branch:
+        listing.folders.add(name)
+        _list_local(entry.path, f'{name}/', listing, branch | {inode})
+    elif entry.is_file():
+      listing.files[name] = layout.File(stat.st_size, name, inode)
+    else:
+      listing.bad.append(picture_set.Bad(name, 'it is no regular file'))
+
+
+def _list_remote(
+  folder: files.Path, relative: str, listing: layout.Listing
+) -> None:
+  """Lists a folder of a bucket, where there are no links."""
+  for entry in sorted(files.children(folder), key=lambda entry: entry.name):
+    if layout.is_ignored(entry.name):
+      continue
+    assert isinstance(entry, epath.Path)
+    name = f'{relative}{entry.name}'
+    if entry.is_dir():
+      listing.folders.add(name)
+      _list_remote(entry, f'{name}/', listing)
+    else:
+      listing.files[name] = layout.File(entry.stat().length, name)

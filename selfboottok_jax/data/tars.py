@@ -1,0 +1,292 @@
+"""Photographs in an uncompressed tar, read in any order without unpacking it.
+
+A tar inside the tar is a folder by its name without the ending, as the classes
+of ILSVRC2012_img_train.tar are.
+"""
+
+import functools
+import io
+import os
+import pathlib
+import tarfile
+import weakref
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from selfboottok_jax import errors
+from selfboottok_jax.data import layout, picture_set
+
+# Files by their first bytes, and what turns them into a plain tar.
+_PACKED = {
+  b'\x1f\x8b': ('gzip', 'gunzip'),
+  b'BZh': ('bzip2', 'bunzip2'),
+  b'\xfd7zXZ\x00': ('xz', 'unxz'),
+  b'\x28\xb5\x2f\xfd': ('zstd', 'unzstd'),
+  b'PK\x03\x04': ('zip', 'unzip'),
+}
+_BLOCK = 512
+# Links of links are followed so far, as systems do.
+_HOPS = 40
+
+
+def reader_maker(path: str) -> layout.ReaderMaker:
+  """Returns what makes readers of a tar's files."""
+  return lambda found: TarReader(
+    path,
+    np.array([(f.address, f.size) for f in found], np.int64).reshape(-1, 2),
+  )
+
+
+class TarReader:
+  """Reads spans of one open file.
+
+  Reads are os.pread on one descriptor, which has no shared position, so any
+  number of threads may read; a pickled copy opens the file again.
+  """
+
+  def __init__(self, path: str, spans: Int[np.ndarray, 'n 2']):
+    """Opens the tar; `spans` are (offset, bytes)."""
+    self._path, self._spans = path, spans
+    self._open()
+
+  def __call__(self, index: int) -> bytes:
+    """Returns the bytes of a span."""
+    offset, size = self._spans[index].tolist()
+    return os.pread(self._descriptor, size, offset)
+
+  def _open(self) -> None:
+    try:
+      self._descriptor = os.open(self._path, os.O_RDONLY)
+    except OSError as error:
+      raise errors.DataError(
+        f'cannot read {self._path}: {error.strerror}; restore it'
+      ) from error
+    weakref.finalize(self, os.close, self._descriptor)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves the descriptor, which is this process's own, behind."""
+    return {k: v for k, v in vars(self).items() if k != '_descriptor'}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Opens the tar again."""
+    vars(self).update(state)
+    self._open()
+
+
+def list_tar(path: str) -> layout.Listing:
+  """Lists everything in a tar that is not hidden, links followed.
+
+  Raises:
+    DataError: no tar, or a damaged one.
+  """
+  with open(path, 'rb') as file:
+    start = file.read(8)
+  for magic, (kind, command) in _PACKED.items():
+    if start.startswith(magic):
+      raise errors.DataError(
+        f'{path} is {kind}-compressed; wanted a plain .tar, whose images can '
+        f'be read in any order: uncompress it first, with {command}'
+      )
+  stat = os.stat(path)
+  return _list_tar(path, stat.st_size, stat.st_mtime_ns)
+
+
+# Walking the headers of a large tar takes minutes; size and time tell whether
+# it is the same one.
+@functools.lru_cache(maxsize=2)
+def _list_tar(path: str, size: int, changed: int) -> layout.Listing:
+  del changed  # only part of the key
+  root = _Folder()
+  try:
+    with open(path, 'rb') as file:
+      _read_headers(file, 0, size, root)
+  except (tarfile.TarError, OSError, EOFError) as error:
+    raise errors.DataError(
+      f'{path} is no tar, or is cut short ({size} bytes, {error}); '
+      'copy or download it again'
+    ) from error
+  listing = layout.Listing()
+  _list_folder(root, '', root, listing, (root,))
+  if any(int(f.address) + f.size > size for f in listing.files.values()):
+    raise errors.DataError(
+      f'{path} is cut short at {size} bytes; copy or download it again'
+    )
+  return listing
+
+
+class _Folder(dict[str, Any]):
+  """A folder of a tar: names -> _Folder, layout.File or _Link."""
+
+
+class _Link(NamedTuple):
+  """A symbolic link: its target from the tar's top, and as it is written."""
+
+  target: str
+  written: str
+
+
+def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
+  """Enters the members of a tar into a tree.
+
+  Args:
+    file: holds the tar, perhaps inside another one.
+    start: where it begins, in bytes.
+    end: where it ends.
+    root: where its members go.
+  """
+  position = start
+  while True:
+    window = _Window(file, position, end)
+    with tarfile.open(fileobj=window, mode='r:') as tar:
+      while (member := tar.next()) is not None:
+        # A million headers would take a gigabyte.
+        tar.members.clear()  # type: ignore[attr-defined]
+        _enter(file, position, member, root)
+      position += tar.offset
+    # `cat a.tar b.tar` is the members of both, after the zeros that end the
+    # first.
+    position = _skip_zeros(file, position, end)
+    if position >= end:
+      return
+
+
+def _enter(
+  file: BinaryIO, base: int, member: tarfile.TarInfo, root: _Folder
+) -> None:
+  """Enters a member into a tree; `base` is added to its offset."""
+  parts = _parts(member.name)
+  if not parts:
+    return
+  if member.isdir():
+    _make_folders(root, parts)
+    return
+  folder = _make_folders(root, parts[:-1])
+  name = parts[-1]
+  if member.islnk():
+    # Of a file that came before; an absolute target is stripped as names are.
+    target = _find(root, _parts(member.linkname), root)
+    if isinstance(target, layout.File):
+      folder[name] = target
+    else:
+      folder[name] = _Link(member.linkname, member.linkname)
+  elif member.issym():
+    target_path = member.linkname
+    if not target_path.startswith('/'):
+      target_path = os.path.normpath('/'.join((*parts[:-1], target_path)))
+    folder[name] = _Link(target_path, member.linkname)
+  elif member.isreg():
+    offset = base + member.offset_data
+    if layout.suffix(name) == '.tar' and member.size >= _BLOCK:
+      inner = _make_folders(folder, (name[: -len('.tar')],))
+      _read_headers(file, offset, offset + member.size, inner)
+    else:
+      folder[name] = layout.File(member.size, offset, offset)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+  """A member's path without a root, '.' or '..', as tars are unpacked."""
+  parts = pathlib.PurePosixPath(os.path.normpath(name.lstrip('/'))).parts
+  return tuple(part for part in parts if part not in ('..', '/', '.'))
+
+
+def _make_folders(folder: _Folder, parts: Sequence[str]) -> _Folder:
+  """The folder below another; what is not there is made."""
+  for part in parts:
+    below = folder.get(part)
+    if not isinstance(below, _Folder):
+      below = folder[part] = _Folder()
+    folder = below
+  return folder
+
+
+def _find(
+  folder: _Folder, parts: Sequence[str], root: _Folder, hops: int = _HOPS
+) -> Any:
+  """What a path leads to: a _Folder, a File, or None for nothing."""
+  found: Any = folder
+  for part in parts:
+    if not isinstance(found, _Folder):
+      return None
+    found = found.get(part)
+    if isinstance(found, _Link):
+      if not hops:
+        return None
+      found = _find(root, _parts(found.target), root, hops - 1)
+  return found
+
+
+def _list_folder(
+  folder: _Folder,
+  relative: str,
+  root: _Folder,
+  listing: layout.Listing,
+  branch: tuple[_Folder, ...],
+) -> None:
+  """Lists a folder as `folders.list_folder` lists one of a disk."""
+  for name, entry in sorted(folder.items()):
+    if layout.is_ignored(name):
+      continue
+    path, found = f'{relative}{name}', entry
+    if isinstance(entry, _Link):
+      found = _find(root, _parts(entry.target), root)
+    if isinstance(found, layout.File):
+      listing.files[path] = found
+    elif isinstance(found, _Folder):
+      if not any(found is above for above in branch):
+        listing.folders.add(path)
+        _list_folder(found, f'{path}/', root, listing, (*branch, found))
+    else:
+      reason = f'it is a link to {entry.written}, which is not there'
+      listing.bad.append(picture_set.Bad(path, reason))
+
+
+def _skip_zeros(file: BinaryIO, position: int, end: int) -> int:
+  """The first block from `position` on that is not all zeros."""
+  while position < end:
+    file.seek(position)
+    data = file.read(min(2**20, end - position))
+    if not data:
+      return end
+    kept = len(data) - len(data.lstrip(b'\0'))
+    if kept < len(data):
+      return position + kept // _BLOCK * _BLOCK
+    position += len(data)
+  return end
+
+
+class _Window(io.RawIOBase):
+  """Bytes `start` to `end` of a file, as a file."""
+
+  def __init__(self, file: BinaryIO, start: int, end: int):
+    super().__init__()
+    self._file, self._start, self._end = file, start, end
+    self._position = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    base = {
+      os.SEEK_SET: 0,
+      os.SEEK_CUR: self._position,
+      os.SEEK_END: self._end - self._start,
+    }[whence]
+    self._position = base + offset
+    return self._position
+
+  def tell(self) -> int:
+    return self._position
+
+  def read(self, size: int | None = -1) -> bytes:
+    left = max(self._end - self._start - self._position, 0)
+    size = left if size is None or size < 0 else min(size, left)
+    self._file.seek(self._start + self._position)
+    data = self._file.read(size)
+    self._position += len(data)
+    return data
