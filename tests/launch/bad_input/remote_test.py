@@ -53,6 +53,15 @@ CASES = {
     (*TRAIN_GENERATOR, '--config.data.cache=gs://bucket/cache'),
     ('data.cache=gs://bucket/cache', 'local disks alone', 'gcloud storage cp'),
   ),
+  'records': (
+    (*TRAIN, '--config.data.source=records',
+     '--config.data.path=gs://bucket/imagenet'),
+    ('data.path=gs://bucket/imagenet', 'local disks alone'),
+  ),
+  'prepare: out': (
+    ('prepare', '--path=x', '--out=gs://bucket/imagenet'),
+    ('--out=gs://bucket/imagenet', 'local disks alone'),
+  ),
   'weights': (
     (*TRAIN, '--config.networks.perceptual=lpips_vgg:gs://bucket/vgg.pth',
      '--config.loss.perceptual=1.0'),
