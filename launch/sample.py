@@ -48,8 +48,8 @@ _SEED = FLAGS.integer('seed', 0, 'Seed of the noise.')
 _LABELS = FLAGS.strings(
   'labels',
   ['balanced'],
-  'balanced (equally many of each class), random, or classes to repeat, as '
-  '0,3,7.',
+  'balanced (equally many of each class), random, or classes to repeat, by '
+  'label or name, as 0,3,tench.',
 )
 _ROUNDING = FLAGS.choice(
   'rounding', 'truncate', pixels.ROUNDINGS, 'From pixels to bytes.'
@@ -102,7 +102,7 @@ def main() -> None:
       _LABELS.value or [''],
       _NUM_SAMPLES.value,
       _SEED.value,
-      generator.num_classes,
+      generator.class_names or [str(i) for i in range(generator.num_classes)],
     ),
     labels_as=','.join(_LABELS.value),
     batch_size=_BATCH_SIZE.value,

@@ -15,6 +15,7 @@ size and by another number of processes. It may be in an object store.
 import concurrent.futures
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import os
@@ -34,7 +35,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from selfboottok_jax import errors, files, inference, trees
-from selfboottok_jax.data import cores
+from selfboottok_jax.data import cores, synsets
 from selfboottok_jax.evaluation import evaluate, pictures
 from selfboottok_jax.flow import samplers
 from selfboottok_jax.inference import device_batch
@@ -539,31 +540,52 @@ def _agree_on_missing(folder: SampleFolder) -> Int[np.ndarray, ' m'] | None:
 
 
 def make_labels(
-  given: Sequence[str], count: int, seed: int, num_classes: int
+  given: Sequence[str], count: int, seed: int, class_names: Sequence[str]
 ) -> Int[np.ndarray, ' n']:
   """Makes the int32 labels [count] of a set of samples.
 
   Args:
     given: ['balanced'] for equally many of each class, ['random'], or classes
-      to repeat. A random label depends on the seed and its index alone, so a
-      longer set begins with the shorter one.
+      to repeat, each by its label or its name; that of an ImageNet synset may
+      be any of its words. A random label depends on the seed and its index
+      alone, so a longer set begins with the shorter one.
     count: number of samples.
     seed: seed of random labels.
-    num_classes: classes are 0 to num_classes - 1.
+    class_names: names of the labels from 0.
 
   Raises:
     ConfigError: something else was given.
   """
+  num_classes = len(class_names)
   if list(given) == ['balanced']:
     return evaluate.balanced_labels(count, num_classes)
   if list(given) == ['random']:
     indices = jnp.asarray(np.arange(count))
     return np.asarray(samplers.sample_labels(seed, indices, num_classes))
-  last = num_classes - 1
-  for label in given:
-    if not label.isdecimal() or int(label) > last:
-      raise errors.ConfigError(
-        f'--labels={",".join(given)}: {label!r} is no class; wanted balanced, '
-        f'random or integers from 0 to {last}, as 0,{last}'
-      )
-  return np.resize(np.array([int(label) for label in given], np.int32), count)
+  found = [_find_label(label, class_names) for label in given]
+  return np.resize(np.array(found, np.int32), count)
+
+
+def _find_label(given: str, class_names: Sequence[str]) -> int:
+  """The label that a number or a name means; ConfigError for none or several.
+
+  A number is a label, also where classes are named by numbers.
+  """
+  last = len(class_names) - 1
+  if given.isdecimal() and int(given) <= last:
+    return int(given)
+  found = synsets.find(given, class_names)
+  if len(found) == 1:
+    return found[0]
+  if found:
+    several = ' or '.join(f'{i} ({class_names[i]})' for i in found)
+    raise errors.ConfigError(
+      f'--labels: {given!r} names {len(found)} classes; wanted one of {several}'
+    )
+  shown = synsets.readable(class_names)
+  known = [*class_names, *shown]
+  close = difflib.get_close_matches(given, known, n=3) or shown[:3]
+  raise errors.ConfigError(
+    f'--labels: {given!r} is no class; wanted balanced, random, integers from '
+    f'0 to {last}, or names, such as {", ".join(close)}'
+  )

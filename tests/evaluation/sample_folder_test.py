@@ -195,15 +195,25 @@ def test_a_run_that_was_killed_at_its_start_continues(tmp_path):
 
 
 def test_labels_are_balanced_random_or_given():
-  make = sample_folder.make_labels
-  np.testing.assert_array_equal(make(['balanced'], 5, 0, 3), [0, 1, 2, 0, 1])
-  np.testing.assert_array_equal(make(['2', '0'], 3, 0, 3), [2, 0, 2])
-  long, short = (make(['random'], count, 1, 3) for count in (40, 10))
+  make, names = sample_folder.make_labels, ('cat', 'n01440764', '7')
+  np.testing.assert_array_equal(
+    make(['balanced'], 5, 0, names), [0, 1, 2, 0, 1]
+  )
+  np.testing.assert_array_equal(make(['2', '0'], 3, 0, names), [2, 0, 2])
+  # By name, also in words; a number is a label where there is such a label.
+  np.testing.assert_array_equal(
+    make(['Cat', 'tench', 'n01440764', '7'], 4, 0, names), [0, 1, 1, 2]
+  )
+  long, short = (make(['random'], count, 1, names) for count in (40, 10))
   np.testing.assert_array_equal(long[:10], short)
   assert set(long.tolist()) == {0, 1, 2}
   for wrong in (['3'], ['-1'], ['x'], [''], ['balanced', '1']):
     with pytest.raises(errors.ConfigError, match='is no class; wanted'):
-      make(wrong, 5, 0, 3)
+      make(wrong, 5, 0, names)
+  with pytest.raises(errors.ConfigError, match='such as cat'):
+    make(['cta'], 5, 0, names)
+  with pytest.raises(errors.ConfigError, match="'crane' names 2 classes"):
+    make(['crane'], 5, 0, ('n02012849', 'n03126707'))
 
 
 class _Generator(inference.ImageGenerator):

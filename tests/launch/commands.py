@@ -86,6 +86,13 @@ def run_joined(module: str, *arguments: list[str]) -> list['Result']:
   ]
 
 
+def _is_log(line: str) -> bool:
+  """True for what a training writes: its data, then its steps."""
+  return ': step ' in line or line.startswith(
+    ('data: ', 'split: ', 'skipped: ')
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
   """Exit code and output of a command."""
@@ -102,7 +109,7 @@ class Result:
     *before, last = self.err.splitlines()
     assert last.startswith('error: '), self.err
     # Only the log of a training may come before.
-    assert all(': step ' in line for line in before), self.err
+    assert all(_is_log(line) for line in before), self.err
     return last
 
 
