@@ -8,6 +8,13 @@ made-up images, and what was assumed is printed. Prints a table and, as the last
 line, JSON. Step and loop take turns, so their ratio holds on a busy machine;
 many short rounds (--rounds=40 --steps=4) measure it best.
 
+  python -m launch.benchmark --data --config=configs/tokenizer.py:photos64 \
+    --config.data.path=PHOTOS
+
+times the way of the images instead: decoding, resizing, batching, transfer, the
+pipeline with threads and with processes, and a training on it; prints images/s
+per core, the share of waiting for data, and what bounds the speed.
+
   python -m launch.benchmark --suite --out=suite.json
 
 checks this machine's arithmetic, and times train steps, sampling and encoding
@@ -22,13 +29,14 @@ from typing import Any
 from launch import cli
 from selfboottok_jax import errors, files
 from selfboottok_jax.evaluation import tables
-from selfboottok_jax.stages import benchmark, suite
+from selfboottok_jax.stages import benchmark, data_benchmark, suite
 
 FLAGS = cli.Flags()
 _CONFIG = FLAGS.config()
 _STEPS = FLAGS.integer('steps', 20, 'Updates in a round.')
 _ROUNDS = FLAGS.integer('rounds', 5, 'Rounds; medians are reported.')
 _OUT = FLAGS.string('out', '', 'File to write the JSON to as well.')
+_DATA = FLAGS.switch('data', False, 'Time the data and what bounds it.')
 _SUITE = FLAGS.switch('suite', False, 'Check and time this machine instead.')
 _SIZE = FLAGS.string('size', '', 'Of the suite: full or tiny; by the device.')
 _ONLY = FLAGS.strings(
@@ -48,12 +56,15 @@ def main() -> None:
     files.check_folder('out', out.parent)
     if out.is_dir():
       raise errors.ConfigError(f'--out={_OUT.value} is a folder; wanted a file')
+  if _SUITE.value and _DATA.value:
+    raise errors.ConfigError('--suite and --data are given; wanted one of them')
   if _SUITE.value:
     _run_suite()
     return
   config = _CONFIG.value
   cli.start_jax()
-  record, notes = benchmark.measure(config, _STEPS.value, _ROUNDS.value)
+  timed = data_benchmark.measure if _DATA.value else benchmark.measure
+  record, notes = timed(config, _STEPS.value, _ROUNDS.value)
   record = {'config': _CONFIG.name, **record}
   cli.say('\n'.join(notes))
   rows = [{'measure': k, 'value': _shown(v)} for k, v in record.items()]

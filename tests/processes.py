@@ -40,8 +40,12 @@ def ended(pids: list[int], seconds: float = 30) -> bool:
 
 def named_memory(pid: int) -> set[str]:
   """Segments of shared memory of a process that could outlive it."""
-  maps = (PROC / str(pid) / 'maps').read_text()
-  return {line.split()[-1] for line in maps.splitlines() if '/dev/shm/' in line}
+  maps = (PROC / str(pid) / 'maps').read_text().splitlines()
+  return {
+    line.split()[-1]
+    for line in maps
+    if '/dev/shm/' in line and not line.endswith('(deleted)')
+  }
 
 
 def _stat(pid: int) -> list[str]:

@@ -19,14 +19,20 @@ class FolderReader:
 
   def __init__(self, path: str, names: Sequence[str]):
     """Reads files that are given relative to `path`."""
-    self._path, self._names = path, names
+    self._folder, self._names = files.as_path(path), names
+    self._is_remote = files.is_remote(self._folder)
 
   def __call__(self, index: int) -> bytes:
     """Returns the bytes of a file; DataError if it has gone since."""
-    file = files.as_path(f'{self._path}/{self._names[index]}')
+    file = f'{self._folder}/{self._names[index]}'
     try:
-      with files.reaching(file):
-        return file.read_bytes()
+      if self._is_remote:
+        remote = files.as_path(file)
+        with files.reaching(remote):
+          return remote.read_bytes()
+      # A path object and a buffer would take a tenth of a small picture's time.
+      with open(file, 'rb', buffering=0) as opened:
+        return opened.read()
     except OSError as error:
       raise errors.DataError(
         f'cannot read {file}: {error.strerror or error}; it was there at the '

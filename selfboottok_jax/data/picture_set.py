@@ -265,7 +265,12 @@ class PictureSource:
     Raises:
       PictureError: it cannot be decoded.
     """
-    image = pictures.decode(
+    element = self.picture(index)
+    return element | {'image': np.asarray(element['image'])}
+
+  def picture(self, index: int) -> dict[str, Any]:
+    """Reads one, its 'image' as a picture of Pillow's in RGB."""
+    image = pictures.open_rgb(
       self._split.read(index), self.name(index), self._options
     )
     return {'image': image, 'label': int(self._split.labels[index])}

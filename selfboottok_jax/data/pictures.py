@@ -96,6 +96,11 @@ def suffixes() -> frozenset[str]:
 
 
 def decode(data: bytes, name: str, options: Options) -> Pixels:
+  """Returns what `open_rgb` does, as an array."""
+  return np.asarray(open_rgb(data, name, options))
+
+
+def open_rgb(data: bytes, name: str, options: Options) -> Image.Image:
   """Decodes a picture to RGB, whatever its mode; of an animation the first.
 
   Transparent parts are white.
@@ -122,7 +127,7 @@ def decode(data: bytes, name: str, options: Options) -> Pixels:
     if data.startswith(_PNG) and 'MAX_TEXT' in str(error):
       # Pillow refuses long texts, as a workflow that some programs store. They
       # are no part of the picture.
-      return decode(_without_texts(data), name, options)
+      return open_rgb(_without_texts(data), name, options)
     raise PictureError(name, _reason(data, error)) from error
 
 
@@ -130,7 +135,7 @@ class _Refused(Exception):  # noqa: N818 - its text is the reason.
   """A picture that could be decoded but will not be."""
 
 
-def _decode(data: bytes, options: Options) -> Pixels:
+def _decode(data: bytes, options: Options) -> Image.Image:
   with Image.open(io.BytesIO(data)) as image:
     pixels = image.width * image.height
     if pixels > options.max_pixels:
@@ -147,7 +152,7 @@ def _decode(data: bytes, options: Options) -> Pixels:
     rgb = to_rgb(image, bits)
     if turn is not None:
       rgb = rgb.transpose(turn)
-    return np.asarray(rgb)
+    return rgb
 
 
 def _reason(data: bytes, error: BaseException) -> str:
@@ -173,6 +178,9 @@ def _is_padded(data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
   """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+  # To look for it takes time, and Pillow notes what a JPEG has when opening it.
+  if image.format == 'JPEG' and not {'exif', 'xmp'} & image.info.keys():
+    return 1
   try:
     value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) else 1
@@ -225,7 +233,8 @@ def to_rgb(image: Image.Image, bits: int = 8) -> Image.Image:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
-  return image.convert('RGB')
+  # It would be copied else.
+  return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _paint_key(image: Image.Image, key: Any, bits: int) -> Image.Image:

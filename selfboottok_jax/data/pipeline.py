@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -20,6 +20,7 @@ from jaxtyping import Int
 from selfboottok_jax import errors, sizes
 from selfboottok_jax.data import (
   cores,
+  picture_set,
   pictures,
   sources,
   token_cache,
@@ -46,6 +47,13 @@ class Prepared(Protocol):
     """Stops what prepares them."""
 
 
+def read(source: sources.Source, index: int) -> Row:
+  """Reads a picture, not as an array where that would be one more copy."""
+  if isinstance(source, picture_set.PictureSource):
+    return source.picture(index)
+  return source[index]
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainPictures:
   """Reads pictures and augments them at random."""
@@ -62,10 +70,10 @@ class TrainPictures:
     a step has is still decided by seed and step.
     """
     if not self.skip_bad:
-      return self.transform(self.source[index], rng)
+      return self.transform(read(self.source, index), rng)
     for tried in range(_MOST_BAD_IN_A_ROW):
       try:
-        element = self.source[(index + tried) % len(self.source)]
+        element = read(self.source, (index + tried) % len(self.source))
       except pictures.PictureError as error:
         last = error
       else:
@@ -99,7 +107,7 @@ class EvalPictures:
   def __call__(self, index: int) -> Row | None:
     """Reads and crops one; None for a picture that is skipped."""
     try:
-      element = self.source[index]
+      element = read(self.source, index)
     except pictures.PictureError:
       if not self.skip_bad:
         raise
@@ -455,7 +463,7 @@ class _Share:
       state['state']['counter'] = np.array([0, 0, 0, place], np.uint64)
       philox.state = state
       rows.append(self.draw(self.order[place], rng))
-    return _stack(rows)
+    return stack(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,7 +482,7 @@ class _Rows:
 
   def __getitem__(self, batch: int) -> Row:
     first = batch * self.local
-    return _stack(
+    return stack(
       [self._row(i) for i in self.indices[first : first + self.local].tolist()]
     )
 
@@ -487,8 +495,8 @@ class _Rows:
     return {**element, 'mask': np.True_}
 
 
-def _stack(rows: list[Row]) -> Row:
-  """Rows as one batch; each array is copied once, into its place."""
+def stack(rows: Sequence[Row]) -> Row:
+  """Rows as one batch."""
   return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

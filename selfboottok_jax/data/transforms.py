@@ -12,6 +12,8 @@ from PIL import Image
 from selfboottok_jax import sizes
 
 Pixels = UInt8[np.ndarray, '_ _ 3']
+# What is decoded but not yet copied into an array saves two copies.
+Picture = Pixels | Image.Image
 
 
 # A picture this many times larger than what is cut out of it is resized in part
@@ -30,26 +32,31 @@ def cover(picture: tuple[int, int], size: sizes.Size) -> tuple[int, int]:
 
 
 def resize_and_crop(
-  image: Pixels,
+  image: Picture,
   size: sizes.Size,
   crop: sizes.Size,
   place: Callable[[int, int], tuple[int, int]],
-) -> UInt8[np.ndarray, 'h w 3']:
+) -> Picture:
   """Resizes to cover `size`, as ADM does, and cuts `crop` out.
 
   The picture is halved by box filters while both sides are twice as long as
   wanted, then resized bicubically.
 
   Args:
-    image: the picture.
+    image: the picture, an array or Pillow's.
     size: what it covers after the resize; no smaller than `crop`.
     crop: height and width of the result.
     place: first row and column of the crop, from the rows and columns that are
       left over; called once.
+
+  Returns:
+    The crop: an array if `image` is one and has the right size already.
   """
   (rows, columns), (height, width) = sizes.pair(size), sizes.pair(crop)
-  picture = None
-  whole = image.shape[0], image.shape[1]
+  if isinstance(image, Image.Image):
+    picture, whole = image, (image.height, image.width)
+  else:
+    picture, whole = None, (image.shape[0], image.shape[1])
   while whole[0] >= 2 * rows and whole[1] >= 2 * columns:
     if picture is None:
       picture = Image.fromarray(image)
@@ -63,9 +70,10 @@ def resize_and_crop(
     if math.prod(target) > _LONG * height * width:
       return _resize_part(picture, target, (top, left), (height, width))
     picture = picture.resize(target[::-1], Image.Resampling.BICUBIC)
-  if picture is not None:
-    image = np.asarray(picture)
-  return image[top : top + height, left : left + width]
+  if picture is None:
+    assert isinstance(image, np.ndarray)
+    return image[top : top + height, left : left + width]
+  return picture.crop((left, top, left + width, top + height))
 
 
 def _resize_part(
@@ -73,7 +81,7 @@ def _resize_part(
   whole: tuple[int, int],
   first: tuple[int, int],
   size: tuple[int, int],
-) -> UInt8[np.ndarray, 'h w 3']:
+) -> Image.Image:
   """The part of a picture of `whole` rows and columns, which is never made.
 
   Args:
@@ -89,20 +97,17 @@ def _resize_part(
     # Rounding must not lead beyond the picture.
     edges.append([min(end * old / new, old) for end in ends])
   (left, right), (top, bottom) = edges
-  part = picture.resize(
+  return picture.resize(
     size[::-1], Image.Resampling.BICUBIC, box=(left, top, right, bottom)
   )
-  return np.asarray(part)
 
 
-def center_crop(image: Pixels, size: sizes.Size) -> UInt8[np.ndarray, 'h w 3']:
+def center_crop(image: Picture, size: sizes.Size) -> UInt8[np.ndarray, 'h w 3']:
   """ADM's evaluation crop: resized to cover `size`, then the middle.
 
   ADM's are squares; a rectangle is covered and cut in the same way.
   """
-  return resize_and_crop(
-    image, size, size, lambda rows, columns: (rows // 2, columns // 2)
-  )
+  return np.asarray(resize_and_crop(image, size, size, _middle))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +144,11 @@ class TrainTransform:
         ),
       )
     else:
-      image = center_crop(image, size)
+      image = resize_and_crop(image, size, size, _middle)
     if mirrors(self.flip, rng):
       image = mirror(image)
     return {
-      'image': image,
+      'image': np.asarray(image),
       'label': np.int32(element['label']),
     }
 
@@ -156,8 +161,15 @@ class TrainTransform:
     return height * drawn // shorter, width * drawn // shorter
 
 
-def mirror(image: Pixels) -> Pixels:
+def _middle(rows: int, columns: int) -> tuple[int, int]:
+  """Where a crop in the middle begins, of so many rows and columns to spare."""
+  return rows // 2, columns // 2
+
+
+def mirror(image: Picture) -> Picture:
   """Mirrors left and right."""
+  if isinstance(image, Image.Image):
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   # A view, image[:, ::-1], would be copied into the batch by runs of three
   # bytes, which takes nine times as long as channel by channel.
   mirrored = np.empty(image.shape, np.uint8)

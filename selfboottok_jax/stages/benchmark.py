@@ -54,7 +54,7 @@ class _Seconds(NamedTuple):
   training: list[float]
 
 
-class _Clock:
+class Clock:
   """Measures seconds per step of the parts of a training."""
 
   def __init__(
@@ -162,9 +162,7 @@ def measure(
     Everything measured, by name; None where this machine or the configuration
     does not allow a measure. And sentences about what was assumed.
   """
-  mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch_size(config.data.batch_size, mesh)
-  checks.check(config)
+  mesh = check_mesh(config)
   source = None
   if with_loop and inputs.has_data(config):
     source = inputs.open_data(config, 'train')
@@ -172,15 +170,11 @@ def measure(
   began = time.monotonic()
   step_fn = TrainPrograms(config, sketch.task, mesh)
   trace_seconds = time.monotonic() - began
-  first = max(sketch.task.milestones)
   # A program read back from the cache would have no compile time.
   with no_compilation_cache():
-    step_fn.compile(first)
+    step_fn.compile(max(sketch.task.milestones))
   card = step_fn.card()
-  frozen = dry_run.materialise(sketch.task.frozen, mesh)
-  state = step_fn.init()
-  state = dataclasses.replace(state, step=_scalar(first, state.step))
-  clock = _Clock(config, step_fn, frozen, mesh, steps)
+  clock, state = start(config, sketch, step_fn, mesh, steps)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     photos = None
@@ -195,6 +189,29 @@ def measure(
   if with_loop and source is None:
     notes.append('data rates not measured: data.path is empty')
   return record, notes
+
+
+def check_mesh(config: ml_collections.ConfigDict) -> Mesh:
+  """Returns the devices; ConfigError for a configuration they cannot train."""
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch_size(config.data.batch_size, mesh)
+  checks.check(config)
+  return mesh
+
+
+def start(
+  config: ml_collections.ConfigDict,
+  sketch: dry_run.AbstractTask,
+  step_fn: TrainPrograms,
+  mesh: Mesh,
+  steps: int,
+) -> tuple[Clock, TrainState]:
+  """A clock, and a state at the beginning of the last phase."""
+  frozen = dry_run.materialise(sketch.task.frozen, mesh)
+  state = step_fn.init()
+  first = max(sketch.task.milestones)
+  state = dataclasses.replace(state, step=_scalar(first, state.step))
+  return Clock(config, step_fn, frozen, mesh, steps), state
 
 
 def _record(
@@ -251,7 +268,7 @@ def _record(
 
 
 def _measure_rounds(
-  clock: _Clock,
+  clock: Clock,
   state: TrainState,
   rounds: int,
   photos: data.TrainBatches | None,

@@ -49,8 +49,7 @@ class MetricsWriter:
     """
     folder = files.as_path(workdir)
     path = folder / METRICS
-    with files.reaching(path):
-      kept = _lines_until(path, start_step) if path.exists() else []
+    kept = _lines_until(path, start_step) if files.exists(path) else []
     self.evaluated = any(
       name.startswith(EVALUATION)
       for line in kept
@@ -187,8 +186,9 @@ def _lines_until(path: files.Path, step: int) -> list[str]:
 def note(*lines: str, everywhere: bool = False) -> None:
   """Prints lines to standard error: of the first process, or of each one."""
   if everywhere or not jax.process_index():
-    sys.stderr.write(''.join(f'{line}\n' for line in lines))
-    sys.stderr.flush()
+    terminal = _Lasting()
+    terminal.write(''.join(f'{line}\n' for line in lines))
+    terminal.flush()
 
 
 class Progress:

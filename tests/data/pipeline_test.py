@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -140,6 +141,91 @@ def test_processes_together_see_the_global_batch(source, processes):
     for key, value in wanted.items():
       joined = np.concatenate([share[key] for share in shares])
       np.testing.assert_array_equal(joined, value)
+
+
+def test_the_order_is_that_of_grain():
+  """Also that of runs that were begun when grain made every row."""
+  length, seed, batch_size = 50, 3, 8
+  order, augment = (
+    int(np.random.SeedSequence([seed, purpose]).generate_state(1)[0])
+    for purpose in (0, 1)
+  )
+  rows = (
+    grain.MapDataset.range(length)
+    .shuffle(seed=order)
+    .repeat()
+    .random_map(lambda index, rng: (index, rng.random()), seed=augment)
+  )
+
+  def draw(index, rng):
+    return {'index': index, 'drawn': rng.random()}
+
+  share = pipeline._Share(
+    grain.MapDataset.range(length).shuffle(seed=order).repeat(),
+    draw,
+    augment,
+    start_step=2,
+    batch_size=batch_size,
+    local=4,
+    process_index=1,
+  )
+  for index in range(10):
+    batch = share[index]
+    first = (2 + index) * batch_size + 4
+    wanted = [rows[i] for i in range(first, first + 4)]
+    pairs = zip(batch['index'], batch['drawn'], strict=True)
+    assert [(int(i), float(r)) for i, r in pairs] == wanted
+
+
+BATCH, LENGTH = 8, 21
+
+
+def _hosts(count, start_step, steps, **options):
+  """Global batches, from the shares of so many hosts."""
+  shares = [
+    takes.take(
+      data.ProceduralSource('train', 8, length=LENGTH),
+      steps,
+      batch_size=BATCH,
+      start_step=start_step,
+      process_index=i,
+      process_count=count,
+      max_scale=1.25,
+      **options,
+    )
+    for i in range(count)
+  ]
+  return [
+    {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4, 8])
+def test_a_batch_is_decided_by_seed_and_step_alone(hosts):
+  # Two epochs and more: 21 pictures are no multiple of 8.
+  whole = _hosts(1, 0, 7, num_threads=0)
+  # Stopped in the middle of an epoch on some hosts, continued on others.
+  for start_step in (0, 1, 4):
+    for threads in (0, 2):
+      assert_same(
+        whole[start_step:],
+        _hosts(hosts, start_step, 7 - start_step, num_threads=threads),
+      )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+  ('hosts', 'workers'),
+  [(1, 1), (2, 1), (1, 4), pytest.param(4, 4, marks=pytest.mark.long)],
+)
+def test_workers_do_not_decide_a_batch(hosts, workers):
+  whole = _hosts(1, 0, 7, num_threads=0)
+  for start_step in (0, 4):
+    assert_same(
+      whole[start_step:],
+      _hosts(hosts, start_step, 7 - start_step, num_workers=workers),
+    )
 
 
 def test_epochs_hold_every_picture_once_in_new_orders():

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import gc
+import json
 import os
 import pathlib
 import signal
@@ -247,3 +248,80 @@ def test_the_memory_of_batches_is_as_large_as_they_are():
     memory = np.frombuffer(worker._memory.map, np.uint8)
     assert np.shares_memory(batch['image'], memory)
     assert np.shares_memory(batch['label'], memory)
+
+
+_EPOCHS = """
+import contextlib
+import json
+import os
+import sys
+
+from selfboottok_jax import data
+from tests import processes
+
+BATCH = 16
+
+
+def measure(path, keep, workers):
+  source = data.open_source('auto', path, 'train', 96)
+  steps = len(source) // BATCH
+  batches = data.make_train_dataset(
+    source, batch_size=BATCH, image_size=96, seed=0, num_threads=1,
+    num_workers=workers)
+  kept, sizes = [], []
+  with contextlib.closing(batches):
+    # What is prepared ahead and what allocators keep for later come first.
+    for epoch in range(4):
+      for _ in range(steps):
+        batch = next(batches)
+        if keep:
+          kept.append(batch)
+      pids = [os.getpid(), *processes.workers(os.getpid())]
+      assert len(pids) == 1 + workers
+      sizes.append([processes.resident(pid) for pid in pids])
+  print(json.dumps({'epoch': steps * BATCH * 3 * 96**2, 'sizes': sizes}))
+
+
+if __name__ == '__main__':
+  measure(sys.argv[1], sys.argv[2] == 'keep', int(sys.argv[3]))
+"""
+
+
+def _grown(tmp_path, keep, number):
+  """Bytes that each process grew by over three epochs, and those of one."""
+  for i in range(160):
+    file = tmp_path / 'data' / 'train' / f'{i}.jpg'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    trees.picture(i, (160, 120)).save(file, 'JPEG')
+  trees.write(tmp_path / 'data', 'val/0.png')
+  program = tmp_path / 'program.py'
+  program.write_text(_EPOCHS)
+  done = subprocess.run(
+    [sys.executable, str(program), str(tmp_path / 'data'), keep, str(number)],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ''
+  record = json.loads(done.stdout)
+  first, *_, last = record['sizes']
+  return [b - a for a, b in zip(first, last, strict=True)], record['epoch']
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('number', [0, 2])
+def test_memory_is_flat_over_three_epochs(number, tmp_path):
+  grown, epoch = _grown(tmp_path, 'drop', number)
+  # Three epochs of batches went by: less than a quarter of one stayed, in this
+  # process and in every worker.
+  assert max(grown) < epoch / 4, (grown, epoch)
+
+
+@pytest.mark.faults
+@pytest.mark.long
+def test_memory_that_is_kept_would_be_seen(tmp_path):
+  (grown,), epoch = _grown(tmp_path, 'keep', 0)
+  assert grown > 2.5 * epoch

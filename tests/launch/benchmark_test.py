@@ -102,6 +102,38 @@ def test_without_data_the_model_alone_is_timed(server):
   assert record['loop_step_seconds'] > 0
 
 
+def test_the_way_of_the_data_is_timed(server, photos, tmp_path):
+  out = tmp_path / 'data.json'
+  record, result = _run(
+    server,
+    '--data',
+    f'{TINY}generator',
+    '--config.data.source=auto',
+    f'--config.data.path={photos}',
+    f'--out={out}',
+  )
+  assert json.loads(out.read_text()) == record
+  assert record['config'].startswith('tests/launch/tiny.py:generator')
+  assert record['images'] == 8
+  assert 0 <= record['data_wait'] < 1
+  rates = [name for name in record if name.endswith(('second', 'per_core'))]
+  assert len(rates) == 7
+  times = [name for name in record if name.endswith('seconds')]
+  assert len(times) == 6
+  assert all(record[name] > 0 for name in rates + times)
+  assert record['images_per_second'] == pytest.approx(
+    record['images_per_second_per_core'] * record['cores']
+  )
+  slowest = max(
+    ('model', 'pipeline', 'transfer'),
+    key=lambda name: record[f'{name}_milliseconds'],
+  )
+  assert (record['bound_by'] == slowest) == (slowest != 'pipeline')
+  assert 'bound by ' in result.out
+  both = server.run('benchmark', '--data', '--suite')
+  assert '--suite and --data are given' in both.error
+
+
 def test_compile_time_is_that_of_compiling(server):
   # The second time the program lies in the cache of compiled ones.
   first, second = (
