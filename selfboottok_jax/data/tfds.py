@@ -88,32 +88,27 @@ def open_tfds(path: str) -> picture_set.PictureSet:
     is_val = np.repeat(
       [part == parts.get('val') for part in tables], np.diff(starts)
     )
+  is_full = everything[:, 0] > 0
   splits = {}
-  bad: list[picture_set.Bad] = []
   for split in picture_set.SPLITS:
-    indices = np.flatnonzero(is_val == (split == 'val'))
-    bad += [
-      picture_set.Bad(listed[int(index)], 'the file is empty')
-      for index in indices[everything[indices, 0] == 0]
-    ]
-    indices = indices[everything[indices, 0] > 0]
-    part = parts['train' if plan.is_held_out else split] if len(indices) else ''
-    its_names, sizes = listed.take(indices), everything[indices, 0]
-    its_labels = labelled.labels[indices]
-    splits[split] = picture_set.Split(
-      its_names,
-      sizes,
-      its_labels,
-      TfdsReader(_Records(folder, part, image, label), inside[indices], path),
-      picture_set.digest(labelled.names, its_names, sizes, its_labels),
-    )
+    indices = np.flatnonzero((is_val == (split == 'val')) & is_full)
+    part = parts.get('train' if plan.is_held_out else split, '')
+    records = _Records(folder, part, image, label)
+    reader = TfdsReader(records, inside[indices], path)
+    kept, sizes = listed.take(indices), everything[indices, 0]
+    labels = labelled.labels[indices]
+    digest = picture_set.digest(labelled.names, kept, sizes, labels)
+    splits[split] = picture_set.Split(kept, sizes, labels, reader, digest)
   return picture_set.PictureSet(
     path,
     splits,
     labelled.names,
     plan.origin,
     (*notes, *labelled.notes),
-    bad=tuple(bad),
+    bad=tuple(
+      picture_set.Bad(listed[int(index)], 'the file is empty')
+      for index in np.flatnonzero(~is_full)
+    ),
   )
 
 
