@@ -5,9 +5,7 @@ of ILSVRC2012_img_train.tar are.
 """
 
 import functools
-import io
 import os
-import pathlib
 import tarfile
 import weakref
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, picture_set
+from selfboottok_jax.data import layout, picture_set, tar_headers
 
 # Files by their first bytes, and what turns them into a plain tar.
 _PACKED = {
@@ -137,26 +135,12 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
     end: where it ends.
     root: where its members go.
   """
-  position = start
-  while True:
-    window = _Window(file, position, end)
-    with tarfile.open(fileobj=window, mode='r:') as tar:
-      while (member := tar.next()) is not None:
-        # A million headers would take a gigabyte.
-        tar.members.clear()  # type: ignore[attr-defined]
-        _enter(file, position, member, root)
-      position += tar.offset
-    # `cat a.tar b.tar` is the members of both, after the zeros that end the
-    # first.
-    position = _skip_zeros(file, position, end)
-    if position >= end:
-      return
+  for member in tar_headers.walk(file, start, end):
+    _enter(file, member, root)
 
 
-def _enter(
-  file: BinaryIO, base: int, member: tarfile.TarInfo, root: _Folder
-) -> None:
-  """Enters a member into a tree; `base` is added to its offset."""
+def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
+  """Enters a member into a tree."""
   parts = _parts(member.name)
   if not parts:
     return
@@ -178,8 +162,8 @@ def _enter(
       target_path = os.path.normpath('/'.join((*parts[:-1], target_path)))
     folder[name] = _Link(target_path, member.linkname)
   elif member.isreg():
-    offset = base + member.offset_data
-    if layout.suffix(name) == '.tar' and member.size >= _BLOCK:
+    offset = member.offset_data
+    if name.lower().endswith('.tar') and member.size >= _BLOCK:
       inner = _make_folders(folder, (name[: -len('.tar')],))
       _read_headers(file, offset, offset + member.size, inner)
     else:
@@ -188,8 +172,10 @@ def _enter(
 
 def _parts(name: str) -> tuple[str, ...]:
   """A member's path without a root, '.' or '..', as tars are unpacked."""
-  parts = pathlib.PurePosixPath(os.path.normpath(name.lstrip('/'))).parts
-  return tuple(part for part in parts if part not in ('..', '/', '.'))
+  parts = name.split('/')
+  if '..' in parts:
+    parts = os.path.normpath(name.lstrip('/')).split('/')
+  return tuple(part for part in parts if part not in ('', '..', '.'))
 
 
 def _make_folders(folder: _Folder, parts: Sequence[str]) -> _Folder:
@@ -241,52 +227,3 @@ def _list_folder(
     else:
       reason = f'it is a link to {entry.written}, which is not there'
       listing.bad.append(picture_set.Bad(path, reason))
-
-
-def _skip_zeros(file: BinaryIO, position: int, end: int) -> int:
-  """The first block from `position` on that is not all zeros."""
-  while position < end:
-    file.seek(position)
-    data = file.read(min(2**20, end - position))
-    if not data:
-      return end
-    kept = len(data) - len(data.lstrip(b'\0'))
-    if kept < len(data):
-      return position + kept // _BLOCK * _BLOCK
-    position += len(data)
-  return end
-
-
-class _Window(io.RawIOBase):
-  """Bytes `start` to `end` of a file, as a file."""
-
-  def __init__(self, file: BinaryIO, start: int, end: int):
-    super().__init__()
-    self._file, self._start, self._end = file, start, end
-    self._position = 0
-
-  def readable(self) -> bool:
-    return True
-
-  def seekable(self) -> bool:
-    return True
-
-  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    base = {
-      os.SEEK_SET: 0,
-      os.SEEK_CUR: self._position,
-      os.SEEK_END: self._end - self._start,
-    }[whence]
-    self._position = base + offset
-    return self._position
-
-  def tell(self) -> int:
-    return self._position
-
-  def read(self, size: int | None = -1) -> bytes:
-    left = max(self._end - self._start - self._position, 0)
-    size = left if size is None or size < 0 else min(size, left)
-    self._file.seek(self._start + self._position)
-    data = self._file.read(size)
-    self._position += len(data)
-    return data
