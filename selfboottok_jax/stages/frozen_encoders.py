@@ -148,9 +148,9 @@ def check_pairing(encoders: FrozenEncoders) -> None:
     raise errors.ConfigError(
       f'loss.align_mode={mode} cannot pair the {count} tokens of the tokenizer '
       f'with the {patches} patches of networks.teacher={teacher.name} in '
-      f'images of {sizes.describe(size)}, as neither number divides the other; set '
-      '--config.loss.align_mode=global, cls_only or off, or train a tokenizer '
-      'with another model.num_tokens'
+      f'images of {sizes.describe(size)}, as neither number divides the '
+      'other; set --config.loss.align_mode=global, cls_only or off, or train '
+      'a tokenizer with another model.num_tokens'
     )
 
 
