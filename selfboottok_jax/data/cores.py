@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import picture_set, sources, token_cache
+from selfboottok_jax.data import picture_set, sources, token_cache, workers
 
 BY_CORES = -1
 # A worker's Python runs one thread at a time. Decoding and resizing release it
@@ -53,8 +53,12 @@ def count_cores(shared_by: int = 1) -> int:
 
 
 def free_shared_memory() -> float | int:
-  """Bytes that processes can still share; infinite where nothing limits it."""
-  if not _SHARED_MEMORY.is_dir():
+  """Bytes that processes can still share; infinite where nothing limits it.
+
+  Linux has memory that is in no file system; /dev/shm, of which a container
+  may have 64 MB, counts without it.
+  """
+  if workers.HAS_MEMFD or not _SHARED_MEMORY.is_dir():
     return math.inf
   return shutil.disk_usage(_SHARED_MEMORY).free
 
@@ -84,8 +88,8 @@ def choose(
     num_workers: worker processes.
     shared_by: see `count_cores`.
     batch_bytes: size of a batch of this process. Workers hand batches over in
-      shared memory, of which containers may have little: what does not hold
-      two of each gets no workers.
+      shared memory: where that is limited and does not hold two of each, there
+      are none.
 
   Raises:
     ConfigError: a number below -1.

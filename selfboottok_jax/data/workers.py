@@ -29,6 +29,7 @@ Make = Callable[[int], Iterable[Batch]]
 # Batches in the shared memory of a worker: one is being filled, the others are
 # read. Who keeps more gets copies.
 SLOTS = 3
+HAS_MEMFD = hasattr(os, 'memfd_create')
 # Arrays begin where vector instructions, and JAX on a CPU, want them.
 _ALIGNMENT = 64
 # Beside the arrays whose sizes are known: labels, masks and the gaps.
@@ -209,11 +210,12 @@ class _Memory:
 
 
 def _nameless() -> int:
-  """Descriptor of an empty file in memory or, where there is none, on disk."""
-  if hasattr(os, 'memfd_create'):
-    with contextlib.suppress(OSError):
-      return os.memfd_create('batches')
-  with tempfile.TemporaryFile() as file:
+  """Descriptor of an empty file in memory or, without such files, on disk."""
+  if HAS_MEMFD:
+    return os.memfd_create('batches')
+  memory = '/dev/shm'
+  where = memory if os.path.isdir(memory) else None
+  with tempfile.TemporaryFile(dir=where) as file:
     return os.dup(file.fileno())
 
 

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 
 from selfboottok_jax import data, errors
-from selfboottok_jax.data import cores, picture_set, token_cache
+from selfboottok_jax.data import cores, picture_set, token_cache, workers
 from tests.data import caches
 
 
@@ -128,6 +130,11 @@ def test_workers_need_shared_memory(machine, monkeypatch, tmp_path):
   assert cores.choose(source, num_workers=3, batch_bytes=2**28) == (4, 3)
   monkeypatch.undo()
   assert cores.free_shared_memory() > 0
+  # Linux has memory that /dev/shm does not limit.
+  assert (cores.free_shared_memory() == math.inf) >= workers.HAS_MEMFD
+  monkeypatch.setattr(workers, 'HAS_MEMFD', False)
+  if cores._SHARED_MEMORY.is_dir():
+    assert 0 < cores.free_shared_memory() < math.inf
   monkeypatch.setattr(cores, '_SHARED_MEMORY', tmp_path / 'none')
   assert cores.free_shared_memory() == float('inf')
 

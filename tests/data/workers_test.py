@@ -87,6 +87,13 @@ def test_batches_are_read_where_they_were_written():
 
 
 @pytest.mark.faults
+def test_memory_without_a_name_is_had_everywhere(monkeypatch):
+  monkeypatch.setattr(workers, 'HAS_MEMFD', False)
+  with _workers(Count(3), count=1) as batches:
+    assert [batch['image'][0] for batch in batches] == [0, 1, 2]
+
+
+@pytest.mark.faults
 def test_what_does_not_fit_is_sent_all_the_same():
   size = 2**20
   with _workers(Count(2, size), count=1) as batches:
