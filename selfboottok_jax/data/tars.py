@@ -5,6 +5,7 @@ of ILSVRC2012_img_train.tar are.
 """
 
 import functools
+import io
 import os
 import tarfile
 import weakref
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, picture_set, tar_headers
+from selfboottok_jax.data import layout, picture_set
 
 # Files by their first bytes, and what turns them into a plain tar.
 _PACKED = {
@@ -135,8 +136,20 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
     end: where it ends.
     root: where its members go.
   """
-  for member in tar_headers.walk(file, start, end):
-    _enter(file, member, root)
+  position = start
+  while position < end or position == start:
+    window = _Window(file, position, end)
+    with tarfile.open(fileobj=window, mode='r:') as tar:
+      while (member := tar.next()) is not None:
+        # A million headers would take a gigabyte.
+        tar.members.clear()  # type: ignore[attr-defined]
+        member.offset_data += position
+        _enter(file, member, root)
+      position += tar.offset
+    # `cat a.tar b.tar` is the members of both, after the zeros that end the
+    # first. `tarfile` takes a damaged header for an end too, and refuses to
+    # begin with one.
+    position = _skip_zeros(file, position, end)
 
 
 def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
@@ -227,3 +240,50 @@ def _list_folder(
     else:
       reason = f'it is a link to {entry.written}, which is not there'
       listing.bad.append(picture_set.Bad(path, reason))
+
+
+def _skip_zeros(file: BinaryIO, position: int, end: int) -> int:
+  """The first block from `position` on that is not all zeros."""
+  while position < end:
+    data = os.pread(file.fileno(), min(2**20, end - position), position)
+    if not data:
+      return end
+    kept = len(data) - len(data.lstrip(b'\0'))
+    if kept < len(data):
+      return position + kept // _BLOCK * _BLOCK
+    position += len(data)
+  return end
+
+
+class _Window(io.RawIOBase):
+  """Bytes `start` to `end` of a file, as a file."""
+
+  def __init__(self, file: BinaryIO, start: int, end: int):
+    super().__init__()
+    self._file, self._start, self._end = file, start, end
+    self._position = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    base = {
+      os.SEEK_SET: 0,
+      os.SEEK_CUR: self._position,
+      os.SEEK_END: self._end - self._start,
+    }[whence]
+    self._position = base + offset
+    return self._position
+
+  def tell(self) -> int:
+    return self._position
+
+  def read(self, size: int | None = -1) -> bytes:
+    left = max(self._end - self._start - self._position, 0)
+    size = left if size is None or size < 0 else min(size, left)
+    data = os.pread(self._file.fileno(), size, self._start + self._position)
+    self._position += len(data)
+    return data
