@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfboottok_jax import data
 from selfboottok_jax.training import checkpointing
 from tests.launch import commands, logs, pictures
 
@@ -241,3 +242,31 @@ def test_images_that_cannot_be_read_are_skipped_and_named(server, tmp_path):
   assert 'val/a/2.jpg: the file is empty' in error
   assert 'data.bad=skip' in error
   assert not (tmp_path / 'other').exists()
+
+
+def test_runs_of_images_as_they_are_stored_say_how_to_continue(
+  server, tmp_path
+):
+  photos = tmp_path / 'photos'
+  for split in ('train', 'val'):
+    pictures.write(photos / split / 'a', 8)
+  command = (
+    'train', TOKENIZER, '--config.data.source=auto',
+    f'--config.data.path={photos}', f'--workdir={tmp_path / "run"}',
+  )  # fmt: skip
+  stored = '--config.data.exif=False'
+  result = server.run(*command, stored)
+  assert result.code == 0, result.err
+  longer = '--config.train.steps=3'
+  assert 'set --config.data.exif=False' in server.run(*command, longer).error
+  # As a run of an earlier version, which hashed the listing alone.
+  (meta,) = (tmp_path / 'run/checkpoints/2').rglob('metadata')
+  text = meta.read_text()
+  found = data.open_pictures(photos).splits['train']
+  source = data.PictureSource(data.open_pictures(photos), 'train')
+  given = source.as_stored().fingerprint
+  assert given in text
+  meta.write_text(text.replace(given, found.former))
+  assert 'set --config.data.exif=False' in server.run(*command, longer).error
+  result = server.run(*command, longer, stored)
+  assert result.code == 0, result.err
