@@ -10,11 +10,9 @@ A training takes it as --config.data.path=DATA/mine. A command that was stopped
 continues when it is given again.
 """
 
-import os
-
 from launch import cli
 from selfboottok_jax import data, errors, files
-from selfboottok_jax.data import cores, prepare
+from selfboottok_jax.data import cores, prepare, token_cache
 
 FLAGS = cli.Flags()
 _PATH = FLAGS.string(
@@ -60,7 +58,11 @@ def main() -> None:
   if not 0 <= _MOST_BAD.value <= 1:
     raise errors.ConfigError(f'--most_bad={_MOST_BAD.value}; wanted 0 to 1')
   if _REPORT.value:
-    files.check_folder('report', os.path.dirname(_REPORT.value) or '.')
+    files.check_folder('report', files.as_path(_REPORT.value).parent)
+  out = ''
+  if _OUT.value:
+    out = str(files.local_path('--out', _OUT.value, token_cache.ELSEWHERE))
+    files.check_folder('out', out)
   options = data.Options(_EXIF.value, _MAX_PIXELS.value)
   settings = prepare.Settings(_RESIZE.value, _QUALITY.value, options)
   settings.check()
@@ -77,8 +79,6 @@ def main() -> None:
       found, options=options, num_workers=workers, say=cli.say
     )
   else:
-    out = os.path.expanduser(_OUT.value)
-    files.check_folder('out', out)
     report = prepare.prepare(
       found,
       out,

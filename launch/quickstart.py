@@ -84,7 +84,7 @@ def _check_budget(
   """
   for name, config in configs.items():
     folder = workdir / FOLDERS[name]
-    if not (folder / checkpointing.CONFIG).exists():
+    if not files.exists(folder / checkpointing.CONFIG):
       continue
     stored = checkpointing.read_config(str(folder), '--workdir')
     if stored['train']['steps'] != config.train.steps:

@@ -128,6 +128,12 @@ def reaching(path: Path) -> Iterator[None]:
     ) from error
 
 
+def exists(path: Path) -> bool:
+  """True if there is such a file; UserError if a store cannot be reached."""
+  with reaching(path):
+    return path.exists()
+
+
 def _reason(error: Exception) -> str:
   if isinstance(error, FileNotFoundError):
     return 'there is no such bucket'

@@ -67,6 +67,7 @@ class ObjectStore:
       'TENSORSTORE_GCS_HTTP_URL': self.url,
       # Neither credentials nor the kind of a bucket are asked for elsewhere.
       'NO_GCE_CHECK': 'true',
+      'GCE_METADATA_HOST': self.url.removeprefix('http://'),
       'GOOGLE_CLOUD_PROJECT': 'tests',
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
     }
@@ -127,6 +128,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   """One request. `store` is set by the server."""
 
   protocol_version = 'HTTP/1.1'
+  # Headers and contents in one packet, or each answer would take 40 ms.
+  wbufsize = -1
+  disable_nagle_algorithm = True
   store: ObjectStore
 
   def log_message(self, format: str, *args: object) -> None:

@@ -82,9 +82,8 @@ def test_the_wheel_says_what_it_is(packages):
   for version in ('3.11', '3.12', '3.13'):
     assert f'Programming Language :: Python :: {version}' in classifiers
   assert 'Typing :: Typed' in classifiers
-  assert {'cuda', 'cuda12', 'cuda13', 'tpu', 'report', 'tensorboard'} <= set(
-    metadata.get_all('Provides-Extra')
-  )
+  extras = {'cuda', 'cuda12', 'cuda13', 'tpu', 'gcs', 'report', 'tensorboard'}
+  assert extras <= set(metadata.get_all('Provides-Extra'))
   required = {
     re.match(r'[\w.-]+', line)[0].lower()
     for line in metadata.get_all('Requires-Dist')
@@ -92,7 +91,8 @@ def test_the_wheel_says_what_it_is(packages):
   }
   assert {'jax', 'flax', 'orbax-checkpoint'} <= required
   assert not required & {
-    *('scikit-image', 'matplotlib', 'jinja2', 'tensorboardx', 'torch')
+    *('scikit-image', 'matplotlib', 'jinja2', 'tensorboardx', 'torch'),
+    *('gcsfs', 'google-cloud-storage'),
   }
 
 

@@ -384,21 +384,16 @@ def _make_set(
   for split in picture_set.SPLITS:
     indices = np.flatnonzero((is_val == (split == 'val')) & ~is_empty)
     its_names, its_labels = names.take(indices), labelled.labels[indices]
+    known = ''
     if memory is not None:
       reader: picture_set.Reader = _Chosen(memory, indices)
       digest = picture_set.digest(
         labelled.names, its_names, sizes[indices], its_labels
       )
-      known = ''
     else:
       groups = _Groups(files, [part.metadata for part in ordered], columns)
       reader = _Chosen(groups, indices)
-      total = hashlib.sha256('\0'.join(labelled.names).encode())
-      for part in ordered:
-        total.update(f'\n{part.name}\0{part.rows}\0{part.print}'.encode())
-      total.update(np.packbits(is_val).tobytes())
-      total.update(split.encode())
-      digest = known = total.hexdigest()
+      digest = known = _manifest(ordered, labelled.names, indices)
     splits[split] = picture_set.Split(
       its_names, sizes[indices], its_labels, reader, digest, known
     )
@@ -413,6 +408,19 @@ def _make_set(
       for index in np.flatnonzero(is_empty)
     ),
   )
+
+
+def _manifest(
+  parts: Sequence[_Part],
+  class_names: Sequence[str],
+  indices: Int[np.ndarray, '_'],
+) -> str:
+  """Sha256 (hex) of files' names, sizes and footers, and of what is chosen."""
+  total = hashlib.sha256('\0'.join(class_names).encode())
+  for part in parts:
+    total.update(f'\n{part.name}\0{part.rows}\0{part.print}'.encode())
+  total.update(indices.astype('<i8').tobytes())
+  return total.hexdigest()
 
 
 def _read_labels(

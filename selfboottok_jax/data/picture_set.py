@@ -6,6 +6,7 @@ bytes. `PictureSource` decodes them, which is the same for all forms.
 """
 
 import collections
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -283,6 +284,12 @@ class PictureSource:
     """Returns another split of the same set, without listing it again."""
     assert self.picture_set is not None
     return PictureSource(self.picture_set, split, self._options)
+
+  def as_stored(self) -> 'PictureSource':
+    """Returns the pictures without their EXIF orientation."""
+    stored = copy.copy(self)
+    stored._options = dataclasses.replace(self._options, exif=False)
+    return stored
 
   def name(self, index: int) -> str:
     """The path of a picture, for errors and reports."""

@@ -23,8 +23,8 @@ import numpy as np
 from grain import sources as grain_sources
 from jaxtyping import Int
 
-from selfboottok_jax import errors
-from selfboottok_jax.data import packed_names, picture_set
+from selfboottok_jax import errors, files
+from selfboottok_jax.data import packed_names, picture_set, token_cache
 
 INDEX = 'dataset.json'
 VERSION = 1
@@ -52,7 +52,7 @@ class Shard:
 
 def is_prepared(path: str) -> bool:
   """True for the folder of a prepared data set."""
-  return os.path.isfile(os.path.join(path, INDEX))
+  return files.exists(files.as_path(path) / INDEX)
 
 
 def open_records(path: str) -> picture_set.PictureSet:
@@ -61,9 +61,11 @@ def open_records(path: str) -> picture_set.PictureSet:
   Sizes of files are compared here, contents when they are read.
 
   Raises:
+    ConfigError: a folder that is not on this machine.
     DataError: an index that is damaged or of another version, or files that do
       not fit it.
   """
+  path = str(files.local_path('data.path', path, token_cache.ELSEWHERE))
   content = read_index(path)
   try:
     splits = {

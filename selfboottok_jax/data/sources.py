@@ -143,7 +143,7 @@ def open_pictures(
   if source == 'parquet':
     return parquet.open_parquet(path, any_size=any_size)
   if source == 'records':
-    return records.open_records(os.path.expanduser(path))
+    return records.open_records(path)
   paths = [path]
   if ',' in path and not os.path.exists(os.path.expanduser(path)):
     paths = [part for part in path.split(',') if part]
@@ -160,7 +160,7 @@ def open_pictures(
 # How the forms are told apart that are not the trees of files that remain.
 _MATCHES = {
   'tfds': tfds.matches,
-  'records': lambda path: records.is_prepared(os.path.expanduser(path)),
+  'records': records.is_prepared,
   'shards': shards.matches,
   'parquet': parquet.matches,
 }

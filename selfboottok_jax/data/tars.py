@@ -7,7 +7,6 @@ of ILSVRC2012_img_train.tar are.
 import functools
 import io
 import os
-import pathlib
 import tarfile
 import weakref
 from collections.abc import Sequence
@@ -138,25 +137,23 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
     root: where its members go.
   """
   position = start
-  while True:
+  while position < end or position == start:
     window = _Window(file, position, end)
     with tarfile.open(fileobj=window, mode='r:') as tar:
       while (member := tar.next()) is not None:
         # A million headers would take a gigabyte.
         tar.members.clear()  # type: ignore[attr-defined]
-        _enter(file, position, member, root)
+        member.offset_data += position
+        _enter(file, member, root)
       position += tar.offset
     # `cat a.tar b.tar` is the members of both, after the zeros that end the
-    # first.
+    # first. `tarfile` takes a damaged header for an end too, and refuses to
+    # begin with one.
     position = _skip_zeros(file, position, end)
-    if position >= end:
-      return
 
 
-def _enter(
-  file: BinaryIO, base: int, member: tarfile.TarInfo, root: _Folder
-) -> None:
-  """Enters a member into a tree; `base` is added to its offset."""
+def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
+  """Enters a member into a tree."""
   parts = _parts(member.name)
   if not parts:
     return
@@ -178,8 +175,8 @@ def _enter(
       target_path = os.path.normpath('/'.join((*parts[:-1], target_path)))
     folder[name] = _Link(target_path, member.linkname)
   elif member.isreg():
-    offset = base + member.offset_data
-    if layout.suffix(name) == '.tar' and member.size >= _BLOCK:
+    offset = member.offset_data
+    if name.lower().endswith('.tar') and member.size >= _BLOCK:
       inner = _make_folders(folder, (name[: -len('.tar')],))
       _read_headers(file, offset, offset + member.size, inner)
     else:
@@ -188,8 +185,10 @@ def _enter(
 
 def _parts(name: str) -> tuple[str, ...]:
   """A member's path without a root, '.' or '..', as tars are unpacked."""
-  parts = pathlib.PurePosixPath(os.path.normpath(name.lstrip('/'))).parts
-  return tuple(part for part in parts if part not in ('..', '/', '.'))
+  parts = name.split('/')
+  if '..' in parts:
+    parts = os.path.normpath(name.lstrip('/')).split('/')
+  return tuple(part for part in parts if part not in ('', '..', '.'))
 
 
 def _make_folders(folder: _Folder, parts: Sequence[str]) -> _Folder:
@@ -246,8 +245,7 @@ def _list_folder(
 def _skip_zeros(file: BinaryIO, position: int, end: int) -> int:
   """The first block from `position` on that is not all zeros."""
   while position < end:
-    file.seek(position)
-    data = file.read(min(2**20, end - position))
+    data = os.pread(file.fileno(), min(2**20, end - position), position)
     if not data:
       return end
     kept = len(data) - len(data.lstrip(b'\0'))
@@ -286,7 +284,6 @@ class _Window(io.RawIOBase):
   def read(self, size: int | None = -1) -> bytes:
     left = max(self._end - self._start - self._position, 0)
     size = left if size is None or size < 0 else min(size, left)
-    self._file.seek(self._start + self._position)
-    data = self._file.read(size)
+    data = os.pread(self._file.fileno(), size, self._start + self._position)
     self._position += len(data)
     return data

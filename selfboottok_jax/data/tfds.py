@@ -63,14 +63,12 @@ def open_tfds(path: str) -> picture_set.PictureSet:
   builder = _open_builder(folder, path)
   image = _image_feature(builder.info.features, path)
   label, names, notes = _label_feature(builder.info.features)
-  plan, left = _plan(builder, path)
-  if left:
+  full = [n for n, split in builder.info.splits.items() if split.num_examples]
+  plan, tables = _read_splits(full, folder, image, label, builder, path)
+  used = {name for names in plan.parts.values() for name in names}
+  if left := [name for name in full if name not in used]:
     notes.append(f'splits that are left out: {", ".join(left)}')
   parts = {split: chosen[0] for split, chosen in plan.parts.items() if chosen}
-  tables = {}
-  for part in parts.values():
-    records = _Records(folder, part, image, label)
-    tables[part] = _read_table(records, builder, path)
   everything = np.concatenate(list(tables.values()))
   listed = packed_names.PackedNames(
     f'{part}/{index}'
@@ -90,32 +88,27 @@ def open_tfds(path: str) -> picture_set.PictureSet:
     is_val = np.repeat(
       [part == parts.get('val') for part in tables], np.diff(starts)
     )
+  is_full = everything[:, 0] > 0
   splits = {}
-  bad: list[picture_set.Bad] = []
   for split in picture_set.SPLITS:
-    indices = np.flatnonzero(is_val == (split == 'val'))
-    bad += [
-      picture_set.Bad(listed[int(index)], 'the file is empty')
-      for index in indices[everything[indices, 0] == 0]
-    ]
-    indices = indices[everything[indices, 0] > 0]
-    part = parts['train' if plan.is_held_out else split] if len(indices) else ''
-    its_names, sizes = listed.take(indices), everything[indices, 0]
-    its_labels = labelled.labels[indices]
-    splits[split] = picture_set.Split(
-      its_names,
-      sizes,
-      its_labels,
-      TfdsReader(_Records(folder, part, image, label), inside[indices], path),
-      picture_set.digest(labelled.names, its_names, sizes, its_labels),
-    )
+    indices = np.flatnonzero((is_val == (split == 'val')) & is_full)
+    part = parts.get('train' if plan.is_held_out else split, '')
+    records = _Records(folder, part, image, label)
+    reader = TfdsReader(records, inside[indices], path)
+    kept, sizes = listed.take(indices), everything[indices, 0]
+    labels = labelled.labels[indices]
+    digest = picture_set.digest(labelled.names, kept, sizes, labels)
+    splits[split] = picture_set.Split(kept, sizes, labels, reader, digest)
   return picture_set.PictureSet(
     path,
     splits,
     labelled.names,
     plan.origin,
     (*notes, *labelled.notes),
-    bad=tuple(bad),
+    bad=tuple(
+      picture_set.Bad(listed[int(index)], 'the file is empty')
+      for index in np.flatnonzero(~is_full)
+    ),
   )
 
 
@@ -312,30 +305,50 @@ def _label_feature(features: Any) -> tuple[str, tuple[str, ...], list[str]]:
   return label, tuple(map(str, found[label].names or ())), notes
 
 
-def _plan(builder: Any, path: str) -> tuple[roles.Plan, list[str]]:
-  """The splits to use, at most one of each role, and those left out."""
-  full = {
-    name: roles.role(name)
-    for name, split in builder.info.splits.items()
-    if split.num_examples
-  }
+def _read_splits(
+  full: Sequence[str],
+  folder: str,
+  image: str,
+  label: str,
+  builder: Any,
+  path: str,
+) -> tuple[roles.Plan, dict[str, Int[np.ndarray, '_ 2']]]:
+  """Chooses splits, at most one of each role, and reads their tables.
+
+  A test split without labels, as those of competitions are, does not count.
+  """
+  plan = _plan(full, path)
+  tables = {}
+  for names in plan.parts.values():
+    for name in names:
+      records = _Records(folder, name, image, label)
+      tables[name] = _read_table(records, builder, path)
+  for name in plan.parts['val']:
+    if roles.role(name) == 'test' and label and (tables[name][:, 1] < 0).all():
+      others = [each for each in full if each != name]
+      if others:
+        return _read_splits(others, folder, image, label, builder, path)
+  return plan, tables
+
+
+def _plan(full: Sequence[str], path: str) -> roles.Plan:
+  """Chooses among the splits that have records."""
   if not full:
     raise errors.DataError(f'{path} has no records; prepare it again')
   chosen: dict[str, str] = {}
   # A name that is a role goes before one that has it in it.
   for name in sorted(full, key=lambda name: not roles.folder_role(name)):
-    if full[name] and full[name] not in chosen.values():
-      chosen[name] = full[name]
+    role = roles.role(name)
+    if role and role not in chosen.values():
+      chosen[name] = role
   if not chosen:
     if len(full) > 1:
       raise errors.DataError(
         f'{path} has the splits {", ".join(full)}; wanted train, validation or '
         'test'
       )
-    chosen = full
-  plan = roles.plan(chosen, path, 'splits')
-  used = {name for names in plan.parts.values() for name in names}
-  return plan, [name for name in full if name not in used]
+    chosen = {full[0]: ''}
+  return roles.plan(chosen, path, 'splits')
 
 
 class _Records:

@@ -210,7 +210,7 @@ class _Memory:
 
 
 def _nameless() -> int:
-  """Descriptor of an empty file in memory; where there is none, on disk."""
+  """Descriptor of an empty file in memory or, without such files, on disk."""
   if HAS_MEMFD:
     return os.memfd_create('batches')
   memory = '/dev/shm'

@@ -56,8 +56,8 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
       lines = path.read_bytes().splitlines()
   except OSError as error:
     raise errors.UserError(
-      f'Metrics {path} cannot be read ({error.strerror}); give a workdir or '
-      f'its metrics.jsonl.'
+      f'Metrics {path} cannot be read ({error.strerror or "absent"}); give a '
+      f'workdir or its metrics.jsonl.'
     ) from error
   numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
   points: dict[str, dict[int, float]] = {}

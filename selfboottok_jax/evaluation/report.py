@@ -198,7 +198,7 @@ def make_page(
     costs={
       name: cost.read(name)
       for name in names
-      if (files.as_path(name) / cost.FILE).exists()
+      if files.exists(files.as_path(name) / cost.FILE)
     },
   )
 
@@ -214,8 +214,8 @@ def read_run(
     str(workdir),
     run.config['task'],
     run.step,
-    logging_lib.seconds(path) if path.exists() else 0,
-    path if path.exists() else None,
+    logging_lib.seconds(path) if files.exists(path) else 0,
+    path if files.exists(path) else None,
   )
 
 

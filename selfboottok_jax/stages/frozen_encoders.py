@@ -50,21 +50,6 @@ class FrozenEncoders:
       raise errors.ConfigError(
         'a class token and an alignment need a teacher; name networks.teacher'
       )
-    if self.teacher is not None and self.has_targets:
-      self._check_pairing(self.teacher)
-
-  def _check_pairing(self, teacher: contract.FeatureNetwork) -> None:
-    """Raises ConfigError unless the codes pair with the teacher's patches."""
-    size, count = self.tokenizer.image_size, self.tokenizer.num_tokens
-    patches = math.prod(teacher.grid(size))
-    if not alignment.can_pair(patches, count, self.align_mode):
-      raise errors.ConfigError(
-        f'loss.align_mode={self.align_mode} cannot pair the {count} tokens of '
-        f'the tokenizer with the {patches} patches of networks.teacher='
-        f'{teacher.name} in images of {sizes.describe(size)}, as neither '
-        'number divides the other; set --config.loss.align_mode=global, '
-        'cls_only or off, or train a tokenizer with another model.num_tokens'
-      )
 
   @property
   def has_targets(self) -> bool:
@@ -147,7 +132,26 @@ def from_config(
       attention=config.model.attention,
       abstract=abstract,
     )
-  return FrozenEncoders(tokenizer, teacher, has_cls, mode)
+  encoders = FrozenEncoders(tokenizer, teacher, has_cls, mode)
+  check_pairing(encoders)
+  return encoders
+
+
+def check_pairing(encoders: FrozenEncoders) -> None:
+  """Raises ConfigError unless the codes pair with the teacher's patches."""
+  teacher, mode = encoders.teacher, encoders.align_mode
+  if teacher is None or not encoders.has_targets:
+    return
+  size, count = encoders.tokenizer.image_size, encoders.tokenizer.num_tokens
+  patches = math.prod(teacher.grid(size))
+  if not alignment.can_pair(patches, count, mode):
+    raise errors.ConfigError(
+      f'loss.align_mode={mode} cannot pair the {count} tokens of the tokenizer '
+      f'with the {patches} patches of networks.teacher={teacher.name} in '
+      f'images of {sizes.describe(size)}, as neither number divides the '
+      'other; set --config.loss.align_mode=global, cls_only or off, or train '
+      'a tokenizer with another model.num_tokens'
+    )
 
 
 def wanted_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:

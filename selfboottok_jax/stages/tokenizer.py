@@ -68,10 +68,6 @@ class TokenizerTask:
     self.model, self.objective, self.critic = model, objective, critic
     active = objective_lib.active_terms(model, objective, trainable)
     self.networks = {t: n for t, n in networks.items() if t in active}
-    for term in ('repa_global', 'repa_local'):
-      if term in self.networks:
-        network = self.networks[term]
-        objective_lib.check_pairing(model, objective, term, network)
     # Two terms may name the same network: it is one argument of the step, under
     # the first term's name, and runs once.
     self._owner = {

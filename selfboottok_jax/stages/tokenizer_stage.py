@@ -256,6 +256,9 @@ def _parts(
   if goal.adversarial:
     critic = _critic(config, goal, model, loader)
   loader.check()
+  for term in ('repa_global', 'repa_local'):
+    if term in terms:
+      objective.check_pairing(model, goal, term, terms[term])
   return model, goal, terms, critic
 
 

@@ -167,6 +167,16 @@ def _resume(
   state, saved = checkpointer.restore(abstract, latest)
   for key, value in meta.items():
     if saved.get(key) != value and not _is_renamed(key, saved, source):
+      if (
+        key == 'data_fingerprint'
+        and isinstance(source, data.PictureSource)
+        and _is_renamed(key, saved, source.as_stored())
+      ):
+        raise errors.CheckpointError(
+          f'the checkpoint at step {latest} was made of images as they are '
+          'stored, without the orientation of their EXIF data; set '
+          '--config.data.exif=False to continue'
+        )
       raise errors.CheckpointError(
         f'the checkpoint at step {latest} was made with {key}='
         f'{str(saved.get(key))[:60]}, this run has {str(value)[:60]}; restore '

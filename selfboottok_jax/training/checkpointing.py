@@ -122,10 +122,8 @@ def check_config(workdir: str, config: dict[str, Any]) -> None:
     CheckpointError: the workdir has a checkpoint of another configuration, or
       imported weights.
   """
-  path = files.as_path(workdir) / CONFIG
-  with files.reaching(path):
-    if not path.exists():
-      return
+  if not files.exists(files.as_path(workdir) / CONFIG):
+    return
   config_there = read_config(workdir, '--workdir')
   if latest_step(workdir) is None:
     return

@@ -49,8 +49,7 @@ class MetricsWriter:
     """
     folder = files.as_path(workdir)
     path = folder / METRICS
-    with files.reaching(path):
-      kept = _lines_until(path, start_step) if path.exists() else []
+    kept = _lines_until(path, start_step) if files.exists(path) else []
     self.evaluated = any(
       name.startswith(EVALUATION)
       for line in kept

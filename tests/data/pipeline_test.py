@@ -436,3 +436,50 @@ def test_workers_outlive_an_interrupt_of_the_terminal(tmp_path):
     for _ in range(batches.ahead + 2):
       next(batches)
     assert all(worker.is_alive() for worker in workers)
+
+
+@pytest.fixture
+def salted(tmp_path):
+  """Forty pictures, of which every seventh cannot be read."""
+  folder = trees.write(
+    tmp_path / 'photos', *(f'train/a/{i:02}.png' for i in range(40)),
+    *(f'val/a/{i:02}.png' for i in range(9)),
+  )  # fmt: skip
+  for i in range(0, 40, 7):
+    (folder / f'train/a/{i:02}.png').write_bytes(b'<html>')
+  (folder / 'val/a/03.png').write_bytes(b'<html>')
+  return str(folder)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_pictures_that_cannot_be_read_are_skipped(salted, workers):
+  source = data.open_source('auto', salted, 'train', 8)
+  with pytest.raises(errors.DataError, match='is no image'):
+    takes.take(source, 10)
+  skipped = []
+  options = {'skip_bad': True, 'on_skip': skipped.append}
+  batches = takes.take(source, 15, num_workers=workers, **options)
+  assert sorted(skipped) == list(range(0, 40, 7))
+  assert all(set(batch) == {'image', 'label'} for batch in batches)
+  # The others are where they would have been, and so are they after a restart.
+  again = takes.take(source, 5, start_step=10, num_threads=1, **options)
+  for one, two in zip(batches[10:], again, strict=True):
+    np.testing.assert_array_equal(one['image'], two['image'])
+
+
+def test_a_held_out_picture_that_cannot_be_read_is_padding(salted):
+  source = data.open_source('auto', salted, 'val', 8)
+  options = {'batch_size': 4, 'image_size': 8}
+  with pytest.raises(errors.DataError, match='val/a/03.png is no image'):
+    list(data.make_eval_dataset(source, **options))
+  batches = list(data.make_eval_dataset(source, skip_bad=True, **options))
+  masks = np.concatenate([batch['mask'] for batch in batches])
+  assert masks.tolist() == [i not in (3, 9, 10, 11) for i in range(12)]
+
+
+def test_a_source_of_bad_pictures_alone_ends(tmp_path):
+  for i in range(3):
+    (tmp_path / f'{i}.png').write_bytes(b'<html>')
+  source = data.open_source('auto', str(tmp_path), 'train', 8)
+  with pytest.raises(errors.DataError, match='images in a row cannot be read'):
+    takes.take(source, 1, skip_bad=True)

@@ -164,11 +164,25 @@ def test_splits_may_be_held_out_or_left_out(root):
   assert any('left out: unlabelled' in note for note in found.notes)
 
 
-def feature(kind, **fields):
-  return {
-    'pythonClassName': f'tensorflow_datasets.core.features.{kind}',
-    **fields,
-  }
+def test_a_test_split_without_labels_is_left_out(root, monkeypatch):
+  for file in (root / 'flowers' / '1.2.0').glob('*validation*'):
+    file.rename(str(file).replace('validation', 'test'))
+  edit(root, lambda info: info['splits'][1].update(name='test'))
+  found = tfds.open_tfds('tfds:flowers')
+  assert len(found.splits['val']) == 15
+  assert 'val is test' in found.origin
+  original = tfds._read_table
+
+  def without_labels(records, builder, path):
+    table = original(records, builder, path).copy()
+    if records.split == 'test':
+      table[:, 1] = -1
+    return table
+
+  monkeypatch.setattr(tfds, '_read_table', without_labels)
+  found = tfds.open_tfds('tfds:flowers')
+  assert sum(len(found.splits[s]) for s in picture_set.SPLITS) == 45
+  assert any('left out: test' in note for note in found.notes)
 
 
 def test_without_a_label_there_are_no_classes(root):

@@ -81,6 +81,14 @@ def test_a_card_is_kept_in_a_workdir(card, tmp_path):
   assert cost.read(tmp_path) == bare
 
 
+def test_a_card_is_kept_in_an_object_store(card, store, bucket):
+  cost.write(card, f'{bucket}/run')
+  assert store.names(bucket) == [f'run/{cost.FILE}']
+  assert cost.read(f'{bucket}/run/') == card
+  with pytest.raises(errors.UserError, match='cost.json cannot be read'):
+    cost.read(f'{bucket}/other')
+
+
 @pytest.mark.parametrize('text', [None, '{', '{}', '{"rows": [{"a": 1}]}'])
 def test_a_damaged_card_is_named(text, tmp_path):
   if text is not None:

@@ -75,6 +75,15 @@ def test_no_file_is_an_error_and_an_empty_file_is_not(tmp_path):
   assert curves.read_metrics(_write(tmp_path)) == {}
 
 
+def test_a_log_in_an_object_store(tmp_path, store, bucket):
+  path = _write(tmp_path, {'step': 1, 'loss': 1.0})
+  store.put(f'{bucket}/run/metrics.jsonl', path.read_bytes())
+  for place in (f'{bucket}/run', f'{bucket}/run/metrics.jsonl'):
+    assert list(curves.read_metrics(place)['loss'].steps) == [1]
+  with pytest.raises(errors.UserError, match=r'cannot be read \(absent\)'):
+    curves.read_metrics(f'{bucket}/other')
+
+
 def test_baselines_belong_to_their_metric_alone(tmp_path):
   metrics = curves.read_metrics(
     _write(

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import inference, pretrained, trees
-from selfboottok_jax.evaluation import evaluate, reconstruction
+from selfboottok_jax import errors, inference, pretrained, trees
+from selfboottok_jax.evaluation import evaluate, reconstruction, scores
 from selfboottok_jax.models import sit
 from selfboottok_jax.training import sharding
 from tests import tiny
@@ -165,3 +165,14 @@ def test_weights_hash_tells_weights_apart(tokenizer):
   one = trees.weights_hash(tokenizer.params)
   assert one == trees.weights_hash(jax.tree.map(jnp.copy, tokenizer.params))
   assert one != trees.weights_hash(tiny.awake(tokenizer.params))
+
+
+def test_scores_are_kept_in_a_workdir(tmp_path, store, bucket):
+  made = [scores.Score('run', 'psnr', 20.0, True, 'of a test')]
+  for workdir in (tmp_path, f'{bucket}/run'):
+    assert evaluate.read_scores(workdir) == []
+    evaluate.write_scores(workdir, made)
+    assert evaluate.read_scores(workdir) == made
+  store.put(f'{bucket}/run/{evaluate.SCORES}', b'[{')
+  with pytest.raises(errors.UserError, match='scores.json is damaged'):
+    evaluate.read_scores(f'{bucket}/run')

@@ -275,6 +275,17 @@ def test_everything_but_the_title_may_be_left_out(tmp_path):
   assert 'curves' not in tags
 
 
+def test_a_page_goes_into_an_object_store(written, store, bucket):
+  made, local, _ = written
+  path = report.write_report(made, f'{bucket}/a page')
+  assert str(path) == f'{bucket}/a page/report.html'
+  names = sorted(file.name for file in local.parent.glob('*.*'))
+  assert set(store.names(f'{bucket}/a page')) <= set(names)
+  for name in store.names(f'{bucket}/a page'):
+    wanted = (local.parent / name).read_bytes()
+    assert store.read(f'{bucket}/a page/{name}') == wanted
+
+
 def test_the_same_report_is_the_same_page(written):
   made, path, _ = written
   assert report.render(made) == path.read_text()

@@ -1,3 +1,4 @@
+import io
 import json
 import types
 import zipfile
@@ -100,6 +101,55 @@ def test_a_stop_while_finishing_loses_nothing(tmp_path, monkeypatch):
   assert not again.missing().size
   again.finish(CLASSES)
   np.testing.assert_array_equal(_arrays(again.path)['arr_0'], IMAGES)
+
+
+@pytest.mark.parametrize('npz', [False, True])
+def test_a_folder_in_an_object_store(store, bucket, tmp_path, npz):
+  local = _open(tmp_path / 'out', npz=npz)
+  _fill(local, range(COUNT))
+  local.finish(CLASSES)
+  _fill(_open(f'{bucket}/a b', npz=npz), [0, 1, 2], [8, 9])
+  # What a killed process leaves.
+  store.put(f'{bucket}/a b/.{sample_folder.SETTINGS}.41.partial', b'half')
+  again = _open(f'{bucket}/a b/', npz=npz)
+  assert not again.is_complete
+  np.testing.assert_array_equal(again.missing(), [3, 4, 5, 6, 7, 10])
+  again.add(again.missing(), IMAGES[again.missing()])
+  again.finish(CLASSES)
+  assert again.is_complete
+  names = [p for p in local.path.rglob('*') if p.is_file()]
+  assert store.names(f'{bucket}/a b') == sorted(
+    path.relative_to(local.path).as_posix() for path in names
+  )
+  for path in names:
+    name = path.relative_to(local.path).as_posix()
+    if path.suffix == '.png':
+      assert store.read(f'{bucket}/a b/{name}') == path.read_bytes()
+  if npz:
+    arrays = np.load(io.BytesIO(store.read(f'{bucket}/a b/samples.npz')))
+    np.testing.assert_array_equal(arrays['arr_0'], IMAGES)
+    np.testing.assert_array_equal(arrays['arr_1'], LABELS)
+  with pytest.raises(errors.UserError, match='scale: 1.5 there, 2.0 given'):
+    _open(f'{bucket}/a b', npz=npz, settings={'scale': 2.0})
+  store.put(f'{bucket}/other/letter.txt', b'dear')
+  with pytest.raises(errors.UserError, match='nothing is overwritten'):
+    _open(f'{bucket}/other')
+
+
+def test_an_object_store_that_is_away_is_told(store):
+  store.forbidden.add('away-samples')
+  with pytest.raises(errors.UserError, match='away-samples/out.*be reached'):
+    _open('gs://away-samples/out')
+
+
+def test_pictures_that_a_stop_left_undrawn_are_drawn(tmp_path):
+  folder = _open(tmp_path / 'out')
+  _fill(folder, range(COUNT))
+  folder.finish(CLASSES)
+  (folder.path / sample_folder.GRID).unlink()
+  assert not folder.is_complete
+  folder.finish(CLASSES)
+  assert folder.is_complete
 
 
 def test_other_samples_are_refused(tmp_path):

@@ -120,6 +120,34 @@ def test_all_three_stages_train(trained):
 
 
 @pytest.mark.slow
+def test_an_autoencoder_takes_the_generators_rectangle(server, tmp_path):
+  """In every command; by itself its images are squares of 256 pixels."""
+  tokenizer = 'vavae_tiny:random'
+  workdir = f'--workdir={tmp_path / "run"}'
+  result = server.run(
+    'train',
+    f'{TINY}generator',
+    f'--config.tokenizer={tokenizer}',
+    '--config.data.image_size=32,48',
+    workdir,
+  )
+  assert result.code == 0, result.err
+  config = checkpointing.read_config(str(tmp_path / 'run'), 'test')
+  assert config['model']['positions'] == '2x3'
+  out = tmp_path / 'samples'
+  result = server.run(
+    *('sample', workdir, f'--tokenizer={tokenizer}', f'--out={out}'),
+    '--num_samples=2',
+  )
+  assert result.code == 0, result.err
+  for file in (out / 'images').iterdir():
+    with Image.open(file) as image:
+      assert image.size == (48, 32)
+  loaded = inference.load_tokenizer(tokenizer, image_size=[32, 48])
+  assert (loaded.image_size, loaded.num_tokens) == ((32, 48), 6)
+
+
+@pytest.mark.slow
 def test_a_run_continues_with_its_size_alone(server, trained):
   workdir = f'--workdir={trained / "tokenizer"}'
   again = server.run('train', f'{TINY}tokenizer', workdir, FLAG)

@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 
@@ -5,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfboottok_jax import data
 from selfboottok_jax.training import checkpointing
 from tests.launch import commands, logs, pictures
 
@@ -215,3 +217,56 @@ def test_what_does_not_fit_together_is_found_before_anything_is_written(
   result = server.run(*command, '--config.model.num_tokens=6')
   assert '4 patches and 6 tokens' in result.error
   assert not workdir.exists()
+
+
+def test_images_that_cannot_be_read_are_skipped_and_named(server, tmp_path):
+  photos = tmp_path / 'photos'
+  for split in ('train', 'val'):
+    pictures.write(photos / split / 'a', 8)
+  pictures.truncate(photos / 'train/a/3.jpg')
+  command = (
+    'train', '--config=tests/launch/tiny.py:tokenizer',
+    '--config.data.source=auto', f'--config.data.path={photos}',
+    f'--workdir={tmp_path / "run"}',
+  )  # fmt: skip
+  # Two steps are an epoch.
+  assert 'train/a/3.jpg is no image' in server.run(*command).error
+  result = server.run(*command, '--config.data.bad=skip')
+  assert result.code == 0, result.err
+  assert 'skipped: ' in result.err
+  (line,) = (tmp_path / 'run' / 'bad.jsonl').read_text().splitlines()
+  assert json.loads(line)['path'].endswith('train/a/3.jpg')
+  (photos / 'val/a/2.jpg').write_bytes(b'')
+  other = (*command[:-1], f'--workdir={tmp_path / "other"}')
+  error = server.run(*other).error
+  assert 'val/a/2.jpg: the file is empty' in error
+  assert 'data.bad=skip' in error
+  assert not (tmp_path / 'other').exists()
+
+
+def test_runs_of_images_as_they_are_stored_say_how_to_continue(
+  server, tmp_path
+):
+  photos = tmp_path / 'photos'
+  for split in ('train', 'val'):
+    pictures.write(photos / split / 'a', 8)
+  command = (
+    'train', TOKENIZER, '--config.data.source=auto',
+    f'--config.data.path={photos}', f'--workdir={tmp_path / "run"}',
+  )  # fmt: skip
+  stored = '--config.data.exif=False'
+  result = server.run(*command, stored)
+  assert result.code == 0, result.err
+  longer = '--config.train.steps=3'
+  assert 'set --config.data.exif=False' in server.run(*command, longer).error
+  # As a run of an earlier version, which hashed the listing alone.
+  (meta,) = (tmp_path / 'run/checkpoints/2').rglob('metadata')
+  text = meta.read_text()
+  found = data.open_pictures(photos).splits['train']
+  source = data.PictureSource(data.open_pictures(photos), 'train')
+  given = source.as_stored().fingerprint
+  assert given in text
+  meta.write_text(text.replace(given, found.former))
+  assert 'set --config.data.exif=False' in server.run(*command, longer).error
+  result = server.run(*command, longer, stored)
+  assert result.code == 0, result.err

@@ -3,13 +3,13 @@
 python -m tests.launch.untrained WORKDIR
 """
 
-import pathlib
 import sys
 
 import jax
 import numpy as np
 
 from launch import quickstart
+from selfboottok_jax import files
 from selfboottok_jax.stages import programs, train
 from tests import tiny as models
 from tests.launch import tiny
@@ -19,7 +19,7 @@ def main() -> None:
   """Trains the four, each from its own configuration."""
   tiny.shrink()
   do_not_compile_training()
-  workdir = pathlib.Path(sys.argv[1])
+  workdir = files.as_path(sys.argv[1])
   for name, config in quickstart._make_configs(workdir, 1.0).items():
     train.train(config, str(workdir / quickstart.FOLDERS[name]))
 

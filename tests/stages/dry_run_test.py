@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, sizes
 from selfboottok_jax.stages import dry_run
 from selfboottok_jax.training import sharding
 from tests.launch import tiny
@@ -35,6 +35,31 @@ def test_a_cache_is_assumed_if_that_is_asked_for():
   assert 'a cache of codes (data.cache is empty)' in abstract.assumed
   assert 'image' not in abstract.task.example
   assert not abstract.task.frozen
+
+
+def test_rectangles_are_counted_in_patches():
+  config = tiny.get_config('tokenizer')
+  config.data.image_size = (24, 16)
+  task = dry_run.abstract_task(config).task
+  assert task.example['image'].shape == (24, 16, 3)
+  assert task.model.num_tokens == 6
+  shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))[0])
+  table = shapes['tokenizer']['encoder']['patch_positions']
+  assert table.shape == (1, 6, 16)
+
+
+@pytest.mark.parametrize(
+  ('size', 'positions'), [((32, 48), '2x3'), ((48, 32), '3x2'), (32, '2d')]
+)
+def test_codes_of_an_autoencoder_lie_in_its_grid(size, positions):
+  config = tiny.get_config('generator')
+  config.tokenizer, config.data.image_size = 'vavae_tiny:random', size
+  task = dry_run.abstract_task(config).task
+  model, rows = task.model, sizes.grid(sizes.pair(size), 16)
+  assert (model.positions, model.grid) == (positions, rows)
+  assert model.num_tokens == rows[0] * rows[1]
+  # The teacher has as many patches.
+  assert task.encoders.shapes['targets'].shape[0] == model.num_tokens
 
 
 def test_an_assumed_preset_must_exist():

@@ -53,15 +53,19 @@ def test_targets_give_the_loss_of_the_patches(params, mode):
 def test_tokens_that_pair_with_no_patches_name_the_key(params, mode):
   encoder = generators.make_encoding(params, align_mode=mode)
   # 3 x 4 patches beside 8 tokens.
+  frozen_encoders.check_pairing(encoder)
   tokenizer = dataclasses.replace(encoder.tokenizer, image_size=(12, 16))
+  other = dataclasses.replace(encoder, tokenizer=tokenizer)
   with pytest.raises(
     errors.ConfigError,
     match=f'loss.align_mode={mode} .*8 tokens .*12 patches of networks.teacher'
     '=hog in images of 12x16.*--config.loss.align_mode=global',
   ):
-    dataclasses.replace(encoder, tokenizer=tokenizer)
-  for other in ('global', 'cls_only', 'off'):
-    dataclasses.replace(encoder, tokenizer=tokenizer, align_mode=other)
+    frozen_encoders.check_pairing(other)
+  for fitting in ('global', 'cls_only', 'off'):
+    frozen_encoders.check_pairing(
+      dataclasses.replace(other, align_mode=fitting)
+    )
 
 
 @pytest.mark.parametrize('mode', frozen_encoders.ALIGN_MODES)

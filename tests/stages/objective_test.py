@@ -1,6 +1,6 @@
 import pytest
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, pretrained
 from selfboottok_jax.stages import objective
 from tests import tiny
 
@@ -14,6 +14,33 @@ ALL = ('perceptual', 'repa_global', 'repa_local', 'transport')
 def test_unknown_choices(name):
   with pytest.raises(errors.ConfigError, match=f"loss.{name}='other'; wanted"):
     objective.Objective(**{name: 'other'})
+
+
+@pytest.mark.parametrize('term', ['repa_global', 'repa_local'])
+@pytest.mark.parametrize(
+  ('fields', 'proposed'),
+  [
+    ({}, '--config.model.num_tokens=6,'),
+    # A divisor of 12 that 8 divides there is not, and 24 is far away.
+    ({'num_codebooks': 8}, 'a multiple of 12 that model.num_codebooks=8 div'),
+  ],
+)
+def test_tokens_that_pair_with_no_patches_name_the_key(term, fields, proposed):
+  # 3 x 4 patches beside 8 tokens.
+  model = tiny.make_tokenizer(image_size=(12, 16), **fields)
+  network = pretrained.load_network('hog', patch_size=model.patch_size)
+  for mode in ('repeat', 'pool'):
+    goal = objective.Objective(repa_mode=mode)
+    with pytest.raises(
+      errors.ConfigError,
+      match=f'model.num_tokens=8 .*12 patches of networks.{term}=hog in images '
+      f'of 12x16.*set .*{proposed}.* --config.loss.repa_mode=global',
+    ):
+      objective.check_pairing(model, goal, term, network)
+  either = objective.Objective(repa_mode='global')
+  objective.check_pairing(model, either, term, network)
+  fitting = tiny.make_tokenizer(image_size=(12, 16), num_tokens=6)
+  objective.check_pairing(fitting, objective.Objective(), term, network)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import errors, pretrained
+from selfboottok_jax import pretrained
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 from selfboottok_jax.objectives import image_losses
 from selfboottok_jax.training import state as state_lib
@@ -29,24 +29,6 @@ def test_phases(loss, critic, milestones, groups):
   assert len(task.groups) == groups
   assert tuple(task.losses(milestones[-1])) == task.groups
   assert len(task.losses(0)) == (1 if len(milestones) > 1 else groups)
-
-
-@pytest.mark.parametrize('term', ['repa_global', 'repa_local'])
-def test_tokens_that_pair_with_no_patches_name_the_key(term):
-  other = {'repa_global': 'repa_local', 'repa_local': 'repa_global'}[term]
-  # 3 x 4 patches beside 8 tokens in 2 codebooks: 6 are the nearest that fit.
-  options = {'model': {'image_size': (12, 16)}, 'loss': {other: 0.0}}
-  with pytest.raises(
-    errors.ConfigError,
-    match=f'model.num_tokens=8 .*12 patches of networks.{term}=hog in images of'
-    ' 12x16.*set --config.model.num_tokens=6, or --config.loss.repa_mode=glob',
-  ):
-    tokenizers.make_task(steps=10, **options)
-  options['loss']['repa_mode'] = 'global'
-  task = tokenizers.make_task(steps=10, **options)
-  assert task.example['image'].shape == (12, 16, 3)
-  options = {'model': {'image_size': (12, 16), 'num_tokens': 6}}
-  tokenizers.make_task(steps=10, **options)
 
 
 def _inputs(task, state):
