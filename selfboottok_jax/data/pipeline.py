@@ -244,6 +244,7 @@ def make_train_dataset(
     grain.MapDataset.range(len(source))
     .shuffle(seed=_stream(seed, _SHUFFLE))
     .repeat()
+    .batch(local)
   )
   # Processes are split after the shuffle, so that their number does not
   # change the global batch.
@@ -437,7 +438,8 @@ class _Share:
   """One process's batches of the endless stream, from a step on.
 
   A whole batch is one element of grain's, whose bookkeeping for an element
-  takes as long as a small picture.
+  takes as long as a small picture. `order` has the indices of shares: those of
+  all processes for one step, then those for the next.
   """
 
   order: grain.MapDataset
@@ -452,17 +454,18 @@ class _Share:
     return sys.maxsize // self.batch_size - self.start_step
 
   def __getitem__(self, index: int) -> Row:
-    first = (self.start_step + index) * self.batch_size
-    first += self.process_index * self.local
+    shares = self.batch_size // self.local
+    share = (self.start_step + index) * shares + self.process_index
+    first = share * self.local
     philox = np.random.Philox(self.seed)
     rng, state = np.random.Generator(philox), philox.state
     # A thread has its own: setting the state is faster than a new one.
     rows = []
-    for place in range(first, first + self.local):
+    for place, picture in enumerate(self.order[share].tolist(), first):
       # What a picture draws depends on its place in the stream alone.
       state['state']['counter'] = np.array([0, 0, 0, place], np.uint64)
       philox.state = state
-      rows.append(self.draw(self.order[place], rng))
+      rows.append(self.draw(picture, rng))
     return stack(rows)
 
 

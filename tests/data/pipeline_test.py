@@ -161,7 +161,7 @@ def test_the_order_is_that_of_grain():
     return {'index': index, 'drawn': rng.random()}
 
   share = pipeline._Share(
-    grain.MapDataset.range(length).shuffle(seed=order).repeat(),
+    grain.MapDataset.range(length).shuffle(seed=order).repeat().batch(4),
     draw,
     augment,
     start_step=2,
