@@ -1,6 +1,7 @@
 """Decodes pictures as people have them: bytes of a file to RGB."""
 
 import dataclasses
+import functools
 import io
 import struct
 import zlib
@@ -39,6 +40,13 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+# The orientation whose turn undoes that of another; most undo themselves.
+_INVERSE = {6: 8, 8: 6}
+# Those of photographs. Pillow knows others that start programs, as EPS does.
+_FORMATS = (
+  'AVIF', 'BMP', 'DIB', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM',
+  'TGA', 'TIFF', 'WEBP',
+)  # fmt: skip
 _PNG = b'\x89PNG\r\n\x1a\n'
 # Chunks of a PNG that say nothing about its pixels' values, and may be large.
 _PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
@@ -116,7 +124,6 @@ def open_rgb(data: bytes, name: str, options: Options) -> Image.Image:
   # Pillow's own limit warns at 89 million pixels and refuses at 179 million,
   # which is less than ours; a warning in the middle of a training helps nobody.
   Image.MAX_IMAGE_PIXELS = None
-  _read_heif()
   try:
     if data.startswith(_PNG):
       _check_png(data)
@@ -124,11 +131,19 @@ def open_rgb(data: bytes, name: str, options: Options) -> Image.Image:
   except _Refused as error:
     raise PictureError(name, str(error)) from None
   except _DECODE_ERRORS as error:
-    if data.startswith(_PNG) and 'MAX_TEXT' in str(error):
-      # Pillow refuses long texts, as a workflow that some programs store. They
-      # are no part of the picture.
-      return open_rgb(_without_texts(data), name, options)
+    if data.startswith(_PNG) and (plain := _without_texts(data)) != data:
+      # Pillow refuses long texts, as a workflow that some programs store, and
+      # damaged ones. They are no part of the picture.
+      return open_rgb(plain, name, options)
     raise PictureError(name, _reason(data, error)) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  """The formats that Pillow can read here, of those of photographs."""
+  _read_heif()
+  Image.init()
+  return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 class _Refused(Exception):  # noqa: N818 - its text is the reason.
@@ -136,7 +151,7 @@ class _Refused(Exception):  # noqa: N818 - its text is the reason.
 
 
 def _decode(data: bytes, options: Options) -> Image.Image:
-  with Image.open(io.BytesIO(data)) as image:
+  with Image.open(io.BytesIO(data), formats=_formats()) as image:
     pixels = image.width * image.height
     if pixels > options.max_pixels:
       raise _Refused(
@@ -144,9 +159,13 @@ def _decode(data: bytes, options: Options) -> Image.Image:
         f' over data.max_pixels={options.max_pixels}'
       )
     # Known before the pixels are read, and lost afterwards.
-    bits = _bits(image)
-    turn = _UPRIGHT.get(_orientation(image)) if options.exif else None
+    bits, stored = _bits(image), _orientation(image)
     image.load()
+    # Pillow turns a TIFF when it reads the pixels, and then drops the tag.
+    left = _orientation(image) if image.format == 'TIFF' else stored
+    turn = _UPRIGHT.get(left) if options.exif else None
+    if not options.exif and left != stored:
+      turn = _UPRIGHT.get(_INVERSE.get(stored, stored))
     if image.format == 'JPEG' and _is_padded(data):
       raise _Refused('it is cut short, and filled up with zeros')
     rgb = to_rgb(image, bits)
@@ -187,6 +206,12 @@ def _orientation(image: Image.Image) -> int:
   # Damaged EXIF data are no damage to the picture.
   except (*_DECODE_ERRORS, AttributeError, ZeroDivisionError, UserWarning):
     return 1
+
+
+def is_turned(data: bytes) -> bool:
+  """True for a picture that its EXIF data turn or mirror."""
+  with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    return _orientation(image) in _UPRIGHT
 
 
 def _bits(image: Image.Image) -> int:
@@ -261,6 +286,8 @@ def _from_wide(image: Image.Image) -> Image.Image:
     # Light from 0 to 1 by custom; anything else, as heights, by its own range.
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     levels = np.round((values - low) / max(high - low, 1e-300) * 255)
+  elif image.mode == 'I' and image.format != 'PNG' and 0 <= low and high < 256:
+    levels = values
   elif low >= 0 and high < 2**16:
     # 16-bit PNGs open as 'I' or 'I;16' by Pillow's version. The high byte, as
     # Pillow itself takes of 16-bit colours.

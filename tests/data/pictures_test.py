@@ -158,7 +158,7 @@ def test_of_an_animation_the_first_frame():
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-@pytest.mark.parametrize('kind', ['jpeg', 'png', 'webp'])
+@pytest.mark.parametrize('kind', ['jpeg', 'png', 'webp', 'tiff'])
 def test_pictures_are_turned_upright(orientation, kind):
   corners = np.zeros((16, 32, 3), np.uint8)
   corners[:8, :8] = 255
@@ -174,6 +174,7 @@ def test_pictures_are_turned_upright(orientation, kind):
   assert image.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
   assert image[row, column].all()
   assert 0.1 < image.mean() < 0.15
+  assert pictures.is_turned(data) == (orientation > 1)
   stored = decode(data, exif=False)
   assert stored.shape == (16, 32, 3)
   assert (stored[0, 0] > 128).all()
@@ -292,3 +293,24 @@ def test_heic_is_read_where_pillow_heif_is_installed(monkeypatch):
 def test_suffixes_are_those_of_real_files():
   for suffix in pictures.suffixes():
     assert pathlib.PurePath(f'x{suffix}').suffix == suffix
+
+
+def test_a_damaged_text_does_no_harm():
+  png = encode(Image.fromarray(gradient()))
+  cut = png.index(b'IDAT') - 4
+  text = bytearray(chunk(b'tEXt', b'Title\0a picture'))
+  text[-1] ^= 1
+  damaged = png[:cut] + bytes(text) + png[cut:]
+  np.testing.assert_array_equal(decode(damaged), gradient())
+
+
+def test_no_program_is_started_for_a_file():
+  eps = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n'
+  with pytest.raises(pictures.PictureError, match='of no known format'):
+    decode(eps)
+
+
+def test_whole_numbers_of_8_bits_are_levels():
+  ramp = np.array([[0, 100, 255]], np.int32)
+  image = decode(encode(Image.fromarray(ramp), 'tiff'))
+  assert image[0, :, 0].tolist() == [0, 100, 255]
