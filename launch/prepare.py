@@ -10,6 +10,8 @@ A training takes it as --config.data.path=DATA/mine. A command that was stopped
 continues when it is given again.
 """
 
+from typing import Any
+
 from launch import cli
 from selfboottok_jax import data, errors, files
 from selfboottok_jax.data import cores, prepare, token_cache
@@ -18,10 +20,13 @@ FLAGS = cli.Flags()
 _PATH = FLAGS.string(
   'path',
   '',
-  'Photographs: a folder, a tar, or two with a comma between, of which one has '
-  'train and one val in its name.',
+  'Photographs in any form of docs/data.md: a folder, a tar, or two with a '
+  'comma between, of which one has train and one val in its name; shards, '
+  'Parquet, tfds:NAME.',
 )
-_SOURCE = FLAGS.string('source', 'auto', 'Form of --path, as data.source.')
+_SOURCE = FLAGS.string(
+  'source', 'auto', f'Form of --path: {", ".join(data.SOURCES)}.'
+)
 _LABELS = FLAGS.strings(
   'labels', [], 'Classes of val images that lie in one folder: label files.'
 )
@@ -49,9 +54,9 @@ def main() -> None:
   """Checks or prepares."""
   cli.require(path=_PATH.value)
   if _CHECK.value == bool(_OUT.value):
+    given = '--check and --out' if _CHECK.value else 'neither --check nor --out'
     raise errors.ConfigError(
-      f'--check={_CHECK.value} with --out={_OUT.value!r}; wanted --check, or '
-      '--out=FOLDER to make a data set'
+      f'{given} given; wanted --check, or --out=FOLDER to make a data set'
     )
   cli.check_least(_NUM_WORKERS, 0)
   cli.check_least(_MAX_PIXELS, 1)
@@ -59,6 +64,10 @@ def main() -> None:
     raise errors.ConfigError(f'--most_bad={_MOST_BAD.value}; wanted 0 to 1')
   if _REPORT.value:
     files.check_folder('report', files.as_path(_REPORT.value).parent)
+    if files.as_path(_REPORT.value).is_dir():
+      raise errors.ConfigError(
+        f'--report={_REPORT.value} is a folder; wanted a file'
+      )
   out = ''
   if _OUT.value:
     out = str(files.local_path('--out', _OUT.value, token_cache.ELSEWHERE))
@@ -74,31 +83,41 @@ def main() -> None:
   )
   cli.say('\n'.join(found.describe()))
   workers = _NUM_WORKERS.value or cores.count_cores()
-  if _CHECK.value:
-    report = prepare.check(
-      found, options=options, num_workers=workers, say=cli.say
-    )
-  else:
-    report = prepare.prepare(
-      found,
-      out,
-      settings,
-      skip_bad=_SKIP_BAD.value,
-      most_bad=_MOST_BAD.value,
-      num_workers=workers,
-      say=cli.say,
-    )
-  if _REPORT.value:
-    files.write_json(_REPORT.value, report)
+  try:
+    if _CHECK.value:
+      report = prepare.check(
+        found, options=options, num_workers=workers, say=cli.say
+      )
+    else:
+      report = prepare.prepare(
+        found,
+        out,
+        settings,
+        skip_bad=_SKIP_BAD.value,
+        most_bad=_MOST_BAD.value,
+        num_workers=workers,
+        say=cli.say,
+      )
+  except prepare.BadPicturesError as error:
+    _write(error.report)
+    raise
+  _write(report)
   counts = ', '.join(
     f'{split["images"]:,} {name}' for name, split in report['splits'].items()
   )
   bad = report['bad']
   cli.say(f'{counts} images can be read, {len(bad):,} cannot')
   for item in bad[:10]:
-    cli.say(f'  {item["path"]}: {item["reason"]}')
+    # A name may hold the end of a line.
+    cli.say(f'  {item["path"]}: {item["reason"]}'.replace('\n', '\\n'))
   if len(bad) > 10:
     cli.say(f'  and {len(bad) - 10:,} more')
+
+
+def _write(report: dict[str, Any]) -> None:
+  """Writes --report, if it was given."""
+  if _REPORT.value:
+    files.write_json(_REPORT.value, report)
 
 
 if __name__ == '__main__':

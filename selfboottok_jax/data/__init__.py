@@ -1,6 +1,6 @@
 """Pictures, or a cache of their codes, as batches for training and scores."""
 
-from selfboottok_jax.data.picture_set import PictureSet, PictureSource
+from selfboottok_jax.data.picture_set import Bad, PictureSet, PictureSource
 from selfboottok_jax.data.pictures import Options, PictureError
 from selfboottok_jax.data.pipeline import (
   EvalBatches,
@@ -11,6 +11,7 @@ from selfboottok_jax.data.pipeline import (
 )
 from selfboottok_jax.data.scenes import ProceduralSource
 from selfboottok_jax.data.sources import (
+  SOURCES,
   Source,
   describe,
   is_same,
@@ -24,6 +25,8 @@ from selfboottok_jax.data.token_cache import (
 )
 
 __all__ = [
+  'SOURCES',
+  'Bad',
   'EvalBatches',
   'Options',
   'PictureError',

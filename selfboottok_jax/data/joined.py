@@ -1,7 +1,6 @@
 """Folders and tars of pictures, one alone or a split each."""
 
 import os
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from selfboottok_jax.data import (
   labels,
   layout,
   picture_set,
+  pictures,
   roles,
   tars,
 )
@@ -49,6 +49,7 @@ def open_trees(
       for name in listing.folders
       if name.startswith(top)
     }
+    whole.notes += listing.notes
     whole.bad += [
       picture_set.Bad(prefix + bad.path.removeprefix(top), bad.reason)
       for bad in listing.bad
@@ -58,6 +59,12 @@ def open_trees(
       same = None if file.identity is None else (path, file.identity)
       new = prefix + name.removeprefix(top)
       whole.files[new] = file._replace(identity=same, part=part)
+    if len(paths) > 1 and not any(
+      layout.suffix(name) in pictures.PICTURES for name in listing.files
+    ):
+      raise errors.DataError(
+        f'{path} holds no images, of which it should be one split; check it'
+      )
   if len(set(splits)) < len(splits):
     raise errors.DataError(
       f'{",".join(paths)} are of {", ".join(splits)}; wanted one path for '
@@ -82,14 +89,13 @@ def _list(path: str) -> tuple[layout.Listing, layout.ReaderMaker]:
 def _split_of(path: str, paths: Sequence[str]) -> str:
   """The split that a path's name tells."""
   base = os.path.basename(path.rstrip('/'))
-  words = re.split(r'[^A-Za-z]+', base)
-  found = {role for word in words if (role := roles.folder_role(word))}
-  if len(found) != 1 or 'test' in found:
+  found = roles.word_role(base)
+  if found not in picture_set.SPLITS:
     raise errors.DataError(
       f'{",".join(paths)}: the name {base} does not tell train from val; '
       'wanted one path with train in its name and one with val'
     )
-  return found.pop()
+  return found
 
 
 class _JoinedReader:

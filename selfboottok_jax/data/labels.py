@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -40,23 +40,36 @@ def label_pictures(
   Raises:
     DataError: a file of another form, or one that does not fit the pictures.
   """
-  flat = _flat_folder(listing)
+  flat, split = _flat_folder(listing)
   names = sorted(
     name
     for name in listing.files
     if name.rpartition('/')[0] == flat and _is_picture(name)
   )
-  class_of = _read(paths, names)
-  moved = layout.Listing(folders=set(listing.folders), bad=list(listing.bad))
+  folders = {
+    part
+    for name in set(listing.files) - set(names)
+    if _is_picture(name)
+    for part in name.split('/')[:-1]
+  }
+  class_of = _read(paths, names, folders)
+  moved = layout.Listing(
+    folders=set(listing.folders) - {flat},
+    bad=list(listing.bad),
+    notes=list(listing.notes),
+  )
   for name, file in listing.files.items():
-    parts = (flat, class_of.get(name, ''), name.rpartition('/')[2])
+    parts = (split, class_of.get(name, ''), name.rpartition('/')[2])
     new = '/'.join(filter(None, parts)) if name in class_of else name
     moved.files[new] = file
   return moved
 
 
-def _flat_folder(listing: layout.Listing) -> str:
-  """The folder whose pictures need labels: that of val, or the only one.
+def _flat_folder(listing: layout.Listing) -> tuple[str, str]:
+  """The folder whose pictures need labels, and where class folders belong.
+
+  It is that of val, as `val`, or `val/images` of Tiny ImageNet, whose classes
+  belong into `val`; or the only folder with pictures.
 
   Raises:
     DataError: there is no such folder, or there are several.
@@ -64,15 +77,16 @@ def _flat_folder(listing: layout.Listing) -> str:
   counts = collections.Counter(
     name.rpartition('/')[0] for name in listing.files if _is_picture(name)
   )
-  val = [
-    folder
-    for folder in counts
-    if folder and roles.folder_role(folder.rpartition('/')[2]) == 'val'
-  ]
-  if len(val) == 1:
-    return val[0]
+  found = []
+  for folder in counts:
+    parts = folder.split('/')
+    at = [i for i, part in enumerate(parts) if roles.folder_role(part) == 'val']
+    if at:
+      found.append((folder, '/'.join(parts[: at[0] + 1])))
+  if len(found) == 1:
+    return found[0]
   if len(counts) == 1:
-    return next(iter(counts))
+    return next(iter(counts)), next(iter(counts))
   raise errors.DataError(
     'labels were given, but no val folder has images of its own, outside class '
     'folders; leave the labels out, or give the path of such images'
@@ -84,8 +98,13 @@ def _is_picture(name: str) -> bool:
   return layout.suffix(name) in pictures.PICTURES
 
 
-def _read(paths: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-  """The class of each picture, by its name in the listing."""
+def _read(
+  paths: Sequence[str], names: Sequence[str], folders: Set[str]
+) -> dict[str, str]:
+  """The class of each picture, by its name in the listing.
+
+  `folders` are the names of other folders with pictures: classes among them.
+  """
   main, numbers = _texts(paths)
   shown = ', '.join(paths)
   rows = _rows(main, shown)
@@ -108,15 +127,26 @@ def _read(paths: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         f'{shown} has no label for {len(missing):,} of {len(names):,} images, '
         f'such as {missing[0]}; wanted rows of a name and a class'
       )
-  return _to_classes(given, numbers, shown)
+  return _to_classes(given, numbers, folders, shown)
 
 
 def _to_classes(
-  given: Mapping[str, str], numbers: Mapping[int, str], shown: str
+  given: Mapping[str, str],
+  numbers: Mapping[int, str],
+  folders: Set[str],
+  shown: str,
 ) -> dict[str, str]:
-  """Turns numbers into synsets, if labels are numbers."""
-  if not all(re.fullmatch(r'\d+', label) for label in given.values()):
+  """Turns numbers into synsets, unless they are names of class folders."""
+  if set(given.values()) <= folders or not all(
+    re.fullmatch(r'\d+', label) for label in given.values()
+  ):
     return dict(given)
+  of_imagenet = not folders or any(map(synsets.is_synset, folders))
+  if not numbers and not of_imagenet:
+    raise errors.DataError(
+      f'{shown} has numbers, such as {next(iter(given.values()))}, and no '
+      'class folders have these names; wanted the names of classes'
+    )
   found = {name: int(label) for name, label in given.items()}
   if not numbers:
     if min(found.values()) > 0:
@@ -229,17 +259,22 @@ def _rows(text: str, shown: str) -> list[list[str]]:
   lines = [line for line in text.splitlines() if line.strip()]
   if not lines:
     raise errors.DataError(f'{shown} is empty; wanted a file of labels')
-  if any(',' in line for line in lines):
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+  tabbed = all('\t' in line for line in lines)
+  if tabbed or any(',' in line for line in lines):
+    read = csv.reader(lines, delimiter='\t' if tabbed else ',')
+    rows = [[cell.strip() for cell in row] for row in read]
     # A header names its columns, none of which is a picture's name and class.
     if rows[0][0].lower() in _HEADERS:
       rows = rows[1:]
   else:
-    rows = [line.split() for line in lines]
+    rows = [line.split(None, 1) for line in lines]
   # Kaggle writes the boxes after the class, with spaces between.
-  return [
-    [row[0], *(cell.split()[0] for cell in row[1:2] if cell)] for row in rows
-  ]
+  return [[row[0], *map(_without_boxes, row[1:2])] for row in rows]
+
+
+def _without_boxes(cell: str) -> str:
+  match = re.fullmatch(r'(n\d{8})(\s+\S+)*\s*', cell)
+  return match[1] if match else cell.strip()
 
 
 _HEADERS = frozenset({

@@ -59,6 +59,10 @@ class File(NamedTuple):
   part: int = 0
 
 
+# Folders that lead to each other by links have a path for each of their orders.
+MOST_FOLDERS = 1_000_000
+
+
 # Makes the reader of some files.
 ReaderMaker = Callable[[Sequence[File]], picture_set.Reader]
 
@@ -71,11 +75,23 @@ class Listing:
     files: by path relative to the tree, with '/'.
     folders: relative paths of all folders, with or without files.
     bad: files that are there by name only, as a link that leads nowhere.
+    notes: what a user should know, a sentence each.
   """
 
   files: dict[str, File] = dataclasses.field(default_factory=dict)
   folders: set[str] = dataclasses.field(default_factory=set)
   bad: list[picture_set.Bad] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def count_folder(listing: Listing, name: str) -> None:
+  """Enters a folder; DataError if there are more than real trees have."""
+  listing.folders.add(name)
+  if len(listing.folders) > MOST_FOLDERS:
+    raise errors.DataError(
+      f'more than {MOST_FOLDERS:,} folders, such as {name}: links lead from '
+      'folder to folder in too many ways; take some out'
+    )
 
 
 def arrange(
@@ -98,7 +114,8 @@ def arrange(
       that could be splits as well as classes.
   """
   known = pictures.suffixes()
-  bad = list(listing.bad)
+  # Links of other files lead nowhere without harm.
+  bad = [item for item in listing.bad if suffix(item.path) in pictures.PICTURES]
   shown: dict[str, File] = {}
   other: list[str] = []
   for name, file in listing.files.items():
@@ -118,7 +135,7 @@ def arrange(
     {pathlib.PurePosixPath(name).parts for name in listing.folders},
     {pathlib.PurePosixPath(name).parts for name in other},
   )
-  notes: list[str] = []
+  notes = list(listing.notes)
   tree, single = _strip_top(tree)
   members, inner, origin = _split_members(tree, path, notes)
   classes = _class_names(members, inner, path, single, notes)
@@ -128,6 +145,11 @@ def arrange(
       members[split], shown, classes, bool(single), reader
     )
   _note_shared(members, shown, notes)
+  notes += [
+    f'there are no {split} images, which every training needs'
+    for split, part in splits.items()
+    if not len(part)
+  ]
   return picture_set.PictureSet(
     path,
     splits,
@@ -170,6 +192,8 @@ def _nothing(
   hint = ''
   if {'.heic', '.heif'} & set(skipped):
     hint = ', or install pillow-heif'
+  elif '.tar' in skipped:
+    hint = ', give the path of a tar, or unpack them'
   found = f' (it has {", ".join(there[:8])})' if there else ''
   return (
     f'{path} holds no images{found}; wanted files that end in '
@@ -192,11 +216,23 @@ def _strip_top(tree: _Tree) -> tuple[_Tree, str]:
     # A single picture at this depth: its name is no folder.
     if any(len(parts) == depth + 1 for parts in tree.files.values()):
       break
+    # A class whose siblings are empty has siblings all the same.
+    prefix = next(iter(tree.files.values()))[:depth]
+    holds_pictures = any(len(p) == depth + 2 for p in tree.files.values())
+    if holds_pictures and len(_empty_folders(tree.below(prefix))) > 0:
+      break
     depth += 1
   prefix = next(iter(tree.files.values()))[:depth]
   stripped = tree.below(prefix)
   flat = all(len(parts) == 1 for parts in stripped.files.values())
   return stripped, prefix[-1] if flat and prefix else ''
+
+
+def _empty_folders(tree: _Tree) -> set[str]:
+  """Top folders without any file below them."""
+  full = {parts[0] for parts in tree.files.values() if len(parts) > 1}
+  full |= {parts[0] for parts in tree.other if len(parts) > 1}
+  return {parts[0] for parts in tree.folders} - full
 
 
 def common_top(listing: Listing) -> str:
@@ -282,8 +318,12 @@ def _find_splits(tree: _Tree, path: str, notes: list[str]) -> dict[str, str]:
   given = {parts[0] for parts in tree.files.values() if len(parts) > 1}
   there = given | {parts[0] for parts in tree.folders}
   by_role: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
+  tell = roles.folder_role
+  if given and all(roles.word_role(folder) for folder in given):
+    # train_images/ and val_images/, where every folder tells its split.
+    tell = roles.word_role
   for folder in sorted(there):
-    if found_role := roles.folder_role(folder):
+    if found_role := tell(folder):
       by_role[found_role].append(folder)
   # The plain names settle it where there are several.
   for split, found in by_role.items():
@@ -294,6 +334,7 @@ def _find_splits(tree: _Tree, path: str, notes: list[str]) -> dict[str, str]:
       by_role[split] = full
   trains, vals, tests = by_role['train'], by_role['val'], by_role['test']
   if not any(folder in given for folder in (*trains, *vals, *tests)):
+    _refuse_inner_splits(tree, path)
     return {}
   for found in (trains, vals):
     if len(found) > 1:
@@ -301,7 +342,7 @@ def _find_splits(tree: _Tree, path: str, notes: list[str]) -> dict[str, str]:
         f'{path} has {" and ".join(f"{name}/" for name in found)}; wanted '
         'train/ and val/: rename one, or take the other out'
       )
-  classes = sorted(f for f in given if not roles.folder_role(f))
+  classes = sorted(f for f in given if not tell(f))
   if trains and vals:
     return {'train': trains[0], 'val': vals[0]}
   if trains and not classes:
@@ -328,6 +369,20 @@ def _find_splits(tree: _Tree, path: str, notes: list[str]) -> dict[str, str]:
   )
 
 
+def _refuse_inner_splits(tree: _Tree, path: str) -> None:
+  """Raises DataError for splits inside class folders, as cat/train/."""
+  inside: dict[str, set[str]] = {}
+  for parts in tree.files.values():
+    if len(parts) > 2 and (split := roles.folder_role(parts[1])):
+      inside.setdefault(parts[0], set()).add(split)
+  for folder, splits in sorted(inside.items()):
+    if 'train' in splits and len(splits) > 1:
+      raise errors.DataError(
+        f'{path} has splits inside its folders, as {folder}/train; wanted '
+        f'train/{folder} and val/{folder}: move them, or link to them so'
+      )
+
+
 def _class_names(
   members: Members, inner: _Tree, path: str, single: str, notes: list[str]
 ) -> tuple[str, ...]:
@@ -339,6 +394,14 @@ def _class_names(
   if loose:
     return (single,) if single else ()
   with_pictures = {parts[0] for parts in everything}
+  own = {s: {parts[0] for parts in part} for s, part in members.items()}
+  if (
+    len(own['val']) == 1
+    and len(own['train']) > 1
+    and not (own['val'] & own['train'])
+  ):
+    # val/images of Tiny ImageNet is no class.
+    _refuse_flat_val(members, path)
   with_others = {parts[0] for parts in inner.other if len(parts) > 1}
   folders = {parts[0] for parts in inner.folders}
   empty = folders - with_pictures - with_others
@@ -385,16 +448,22 @@ def _refuse_loose(members: Members, loose: Sequence[str], path: str) -> None:
     if part and all(len(parts) == 1 for parts in part)
   ]
   if flat == ['val']:
-    raise errors.DataError(
-      f'{path} has class folders in train, and {len(members["val"])} images '
-      'without any in val; give them labels with `python -m launch.prepare '
-      f'--path={path} --labels=FILE --out=NEW`, or move them into class folders'
-    )
+    _refuse_flat_val(members, path)
   total = sum(len(part) for part in members.values())
   raise errors.DataError(
     f'{path} has {len(loose)} images beside its class folders (such as '
     f'{min(loose)}) of {total} in all; wanted all images in class folders or '
     'none: move them'
+  )
+
+
+def _refuse_flat_val(members: Members, path: str) -> None:
+  """Raises DataError for val images without the classes of train."""
+  raise errors.DataError(
+    f'{path} has class folders in train, and {len(members["val"])} images '
+    'without any of them in val; give them labels with `python -m '
+    f'launch.prepare --path={path} --labels=FILE --out=NEW`, or move them into '
+    'class folders'
   )
 
 

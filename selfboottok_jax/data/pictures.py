@@ -286,7 +286,7 @@ def _from_wide(image: Image.Image) -> Image.Image:
     # Light from 0 to 1 by custom; anything else, as heights, by its own range.
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     levels = np.round((values - low) / max(high - low, 1e-300) * 255)
-  elif image.mode == 'I' and image.format != 'PNG' and 0 <= low and high < 256:
+  elif image.mode == 'I' and image.format != 'PNG' and low >= 0 and high < 256:
     levels = values
   elif low >= 0 and high < 2**16:
     # 16-bit PNGs open as 'I' or 'I;16' by Pillow's version. The high byte, as

@@ -419,6 +419,16 @@ class EvalBatches:
   num_workers: int
   batch_bytes: int
 
+  @property
+  def source(self) -> sources.Source:
+    """What the batches are read from."""
+    return self.rows.read.source
+
+  @property
+  def indices(self) -> Int[np.ndarray, 'batches b']:
+    """The pictures of each batch, by index in the source; -1 is padding."""
+    return self.rows.indices.reshape(len(self), -1)
+
   def __len__(self) -> int:
     """Number of batches."""
     return len(self.rows)
@@ -524,7 +534,7 @@ def _prefetch(
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-  """Prepares every so manieth batch, in threads."""
+  """Prepares one of every few batches, in threads: those of a worker."""
 
   batches: grain.MapDataset
   num_threads: int

@@ -103,6 +103,19 @@ class _Done:
   shard: records.Shard | None = None
 
 
+class BadPicturesError(errors.DataError):
+  """Pictures that cannot be read, where they are not to be left out.
+
+  Attributes:
+    report: lists them all, see `make_report`.
+  """
+
+  def __init__(self, message: str, report: dict[str, Any]):
+    """Takes the message and the report."""
+    super().__init__(message)
+    self.report = report
+
+
 def check(
   found: picture_set.PictureSet,
   *,
@@ -111,6 +124,8 @@ def check(
   say: Say = lambda text: None,
 ) -> dict[str, Any]:
   """Decodes every picture of a data set; writes nothing.
+
+  The shards of a prepared one are compared with their hashes too.
 
   Args:
     found: the data set.
@@ -130,6 +145,9 @@ def check(
   bad: dict[str, dict[int, str]] = {split: {} for split in found.splits}
   for task, done in _run(found, settings, '', tasks, num_workers, say):
     bad[task.split] |= done.bad
+  if records.is_prepared(found.path):
+    damaged = tuple(records.find_damaged(found.path))
+    found = dataclasses.replace(found, bad=found.bad + damaged)
   return make_report(found, bad)
 
 
@@ -226,13 +244,14 @@ def prepare(
   count = sum(map(len, bad.values())) + len(found.bad)
   if count and not skip_bad:
     path, reason = _first_bad(found, outcomes)
-    raise errors.DataError(
+    raise BadPicturesError(
       f'{count:,} of {total:,} images cannot be read, such as {path}: {reason};'
-      ' --skip_bad leaves them out, --check --report=FILE lists them'
+      ' --skip_bad leaves them out, --report=FILE lists them',
+      make_report(found, bad),
     )
-  report = make_report(found, bad)
-  _finish(found, folder, plan, settings, outcomes, report)
-  return report
+  return _finish(
+    found, folder, plan, settings, outcomes, make_report(found, bad)
+  )
 
 
 def _plan(found: picture_set.PictureSet) -> list[_Task]:
@@ -347,8 +366,12 @@ def _finish(
   settings: Settings,
   outcomes: Mapping[_Task, _Done],
   report: dict[str, Any],
-) -> None:
-  """Writes the rows of each split and, last, the index."""
+) -> dict[str, Any]:
+  """Writes the rows of each split and, last, the index.
+
+  Returns:
+    The report, with the fingerprint of what was written.
+  """
   splits: dict[str, Any] = {}
   whole: dict[str, picture_set.Split] = {}
   for split, part in found.splits.items():
@@ -405,6 +428,7 @@ def _finish(
       folder / records.INDEX, text.encode(*picture_set.UTF8), durable=True
     )
     shutil.rmtree(folder / _PROGRESS, ignore_errors=True)
+  return report
 
 
 def _run(
@@ -451,7 +475,13 @@ def _pool(
   )
 
   def submit(tasks: Sequence[_Task]) -> Iterator[tuple[_Task, _Done]]:
-    waiting = {executor.submit(_do, task): task for task in tasks}
+    # Processes start here. An interrupt would end them before they have read
+    # what to do, with a traceback of their own.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      waiting = {executor.submit(_do, task): task for task in tasks}
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for future in concurrent.futures.as_completed(waiting):
       yield waiting[future], future.result()
 
@@ -568,14 +598,18 @@ class _Worker:
 
   def _encode(self, data: bytes, pixels: pictures.Pixels) -> bytes:
     """The record of a picture: its file, or a smaller JPEG."""
-    resize = self._settings.resize
-    if not resize or min(pixels.shape[:2]) <= resize:
+    resize, shape = self._settings.resize, (pixels.shape[0], pixels.shape[1])
+    picture = Image.fromarray(pixels)
+    if resize and min(shape) > resize:
+      rows, columns = transforms.cover(shape, resize)
+      picture = picture.resize((columns, rows), Image.Resampling.LANCZOS)
+    # Those that are not resized are stored upright too, so that all are alike.
+    elif not (
+      resize and self._settings.options.exif and pictures.is_turned(data)
+    ):
       return data
     buffer = io.BytesIO()
-    rows, columns = transforms.cover((pixels.shape[0], pixels.shape[1]), resize)
-    picture = Image.fromarray(pixels)
-    smaller = picture.resize((columns, rows), Image.Resampling.LANCZOS)
-    smaller.save(buffer, 'JPEG', quality=self._settings.quality, subsampling=0)
+    picture.save(buffer, 'JPEG', quality=self._settings.quality, subsampling=0)
     return buffer.getvalue()
 
 

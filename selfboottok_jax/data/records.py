@@ -111,6 +111,19 @@ def shards_of(split: Mapping[str, Any]) -> list[Shard]:
   return [Shard(**shard) for shard in split['shards']]
 
 
+def find_damaged(path: str) -> list[picture_set.Bad]:
+  """Compares the shards of a data set with their hashes; reads all of them."""
+  damaged = []
+  for split in read_index(path)['splits'].values():
+    for shard in shards_of(split):
+      with pathlib.Path(path, shard.file).open('rb') as file:
+        found = hashlib.file_digest(file, 'sha256').hexdigest()
+      if found != shard.sha256:
+        reason = f'its sha256 is {found[:12]}, and was {shard.sha256[:12]}'
+        damaged.append(picture_set.Bad(shard.file, reason))
+  return damaged
+
+
 def write_rows(rows: Sequence[tuple[int, int, str]]) -> bytes:
   """Encodes label, bytes and name of each picture as lines of text."""
   lines = []
@@ -187,8 +200,13 @@ class RecordReader:
     """Reads the shards of a folder in their order."""
     self._path, self._shards = path, tuple(shards)
     self._ends = np.cumsum([shard.images for shard in shards])
-    self._records = open_files(
-      [(os.path.join(path, shard.file), shard.images) for shard in shards]
+    # A split may be empty, and there is no source of no files.
+    self._records: Sequence[bytes] = (
+      ()
+      if not shards
+      else open_files(
+        [(os.path.join(path, shard.file), shard.images) for shard in shards]
+      )
     )
 
   def __call__(self, index: int) -> bytes:
@@ -220,9 +238,9 @@ class _File:
 
 
 def open_files(
-  files: Sequence[tuple[str, int]],
+  shards: Sequence[tuple[str, int]],
 ) -> grain_sources.ArrayRecordDataSource:
   """Opens ArrayRecord files, given with their numbers of records, as one."""
   return grain_sources.ArrayRecordDataSource(
-    [_File(path, count) for path, count in files]
+    [_File(path, count) for path, count in shards]
   )

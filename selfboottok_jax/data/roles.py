@@ -58,17 +58,27 @@ def folder_role(name: str) -> str:
   return _ROLE_OF[match[1].lower()] if match else ''
 
 
+def word_role(name: str) -> str:
+  """Returns the split that the words of a name tell, '' for none or several.
+
+  As in 'train_images' and 'ILSVRC2012_img_val'.
+  """
+  words = re.split(r'[^a-z]+', name.lower())
+  found = {_ROLE_OF[word] for word in words if word in _ROLE_OF}
+  return found.pop() if len(found) == 1 else ''
+
+
 def in_validation(name: str) -> bool:
   """The split of a set that has none: about 10 % of all names."""
   digest = hashlib.sha256(name.encode(*picture_set.UTF8)).digest()
   return int.from_bytes(digest[:8], 'big') < VAL_FRACTION * 2**64
 
 
-def plan(roles: Mapping[str, str], path: str, kind: str) -> Plan:
+def plan(role_of: Mapping[str, str], path: str, kind: str) -> Plan:
   """Chooses the parts of both splits.
 
   Args:
-    roles: the role of each part, by its name; see `role`.
+    role_of: the role of each part, by its name; see `role`.
     path: of the set, for errors.
     kind: what the parts are, as 'shards'.
 
@@ -76,8 +86,8 @@ def plan(roles: Mapping[str, str], path: str, kind: str) -> Plan:
     DataError: some parts tell their split, and others do not.
   """
   found: dict[str, tuple[str, ...]] = {}
-  for each in roles.values():
-    found[each] = tuple(n for n, its_role in roles.items() if its_role == each)
+  for each in role_of.values():
+    found[each] = tuple(name for name, own in role_of.items() if own == each)
   unknown = found.pop('', ())
   if unknown and found:
     first = next(iter(found.values()))[0]

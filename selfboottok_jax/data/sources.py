@@ -136,6 +136,11 @@ def open_pictures(
     source = next(
       (name for name, matches in _MATCHES.items() if matches(path)), 'auto'
     )
+  if label_files and source in _MATCHES:
+    raise errors.ConfigError(
+      f'--labels={",".join(label_files)} with {path}, which has labels of its '
+      'own; leave it out'
+    )
   if source == 'tfds':
     return tfds.open_tfds(path)
   if source == 'shards':
@@ -169,13 +174,20 @@ SOURCES = ('auto', 'folder', 'tar', *_MATCHES)
 
 def _check_kind(source: str, path: str) -> None:
   """Raises DataError for a path that is no source of the kind."""
-  is_folder = '://' in path or os.path.isdir(path)
+  remote = '://' in path
+  if remote and path.lower().endswith(('.tar', '.parquet')):
+    raise errors.DataError(
+      f'{path} cannot be read in any order where it is; copy it to a local '
+      'disk, or give a folder of images there'
+    )
+  is_folder = remote or os.path.isdir(path)
   if source == 'folder' and not is_folder:
     raise errors.DataError(f'{path} is no folder; give a folder of images')
   if source == 'tar' and is_folder:
     raise errors.DataError(f'{path} is no file; give a .tar of images')
   # Compressed tars go on, for the advice that they get.
-  is_tar = '.tar' in pathlib.Path(path).suffixes or path.endswith(
+  lower = path.lower()
+  is_tar = '.tar' in pathlib.Path(lower).suffixes or lower.endswith(
     ('.tgz', '.tbz2', '.txz', '.zip')
   )
   if source == 'auto' and not is_folder and not is_tar:

@@ -60,9 +60,15 @@ def find(word: str, class_names: Sequence[str]) -> list[int]:
 
 def notes(class_names: Sequence[str]) -> list[str]:
   """Returns what a user should know about classes that are synsets."""
-  if not class_names or not all(is_synset(name) for name in class_names):
-    return []
   known = words()
+  odd = [name for name in class_names if not is_synset(name)]
+  if odd and 2 * len(odd) < sum(name in known for name in class_names):
+    return [
+      f'{len(odd):,} of {len(class_names):,} classes are no synsets, such as '
+      f"{odd[0]}: labels are not ImageNet's"
+    ]
+  if odd or not class_names:
+    return []
   others = [name for name in class_names if name not in known]
   if len(others) == len(class_names):
     return []

@@ -108,12 +108,21 @@ def _list_tar(path: str, size: int, changed: int) -> layout.Listing:
       'copy or download it again'
     ) from error
   listing = layout.Listing()
+  if not _has_end(path, size):
+    listing.notes.append('the tar has no end mark, so it may be cut short')
   _list_folder(root, '', root, listing, (root,))
   if any(int(f.address) + f.size > size for f in listing.files.values()):
     raise errors.DataError(
       f'{path} is cut short at {size} bytes; copy or download it again'
     )
   return listing
+
+
+def _has_end(path: str, size: int) -> bool:
+  """True if a file ends with the block of zeros that ends a tar."""
+  with open(path, 'rb') as file:
+    file.seek(max(size - _BLOCK, 0))
+    return not any(file.read())
 
 
 class _Folder(dict[str, Any]):
@@ -155,7 +164,7 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
 def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
   """Enters a member into a tree."""
   parts = _parts(member.name)
-  if not parts:
+  if not parts or any(map(layout.is_ignored, parts)):
     return
   if member.isdir():
     _make_folders(root, parts)
@@ -178,7 +187,10 @@ def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
     offset = member.offset_data
     if name.lower().endswith('.tar') and member.size >= _BLOCK:
       inner = _make_folders(folder, (name[: -len('.tar')],))
-      _read_headers(file, offset, offset + member.size, inner)
+      try:
+        _read_headers(file, offset, offset + member.size, inner)
+      except tarfile.TarError as error:
+        raise tarfile.ReadError(f'{member.name} in it: {error}') from error
     else:
       folder[name] = layout.File(member.size, offset, offset)
 
@@ -235,7 +247,7 @@ def _list_folder(
       listing.files[path] = found
     elif isinstance(found, _Folder):
       if not any(found is above for above in branch):
-        listing.folders.add(path)
+        layout.count_folder(listing, path)
         _list_folder(found, f'{path}/', root, listing, (*branch, found))
     else:
       reason = f'it is a link to {entry.written}, which is not there'

@@ -105,7 +105,9 @@ def _resize_part(
 def center_crop(image: Picture, size: sizes.Size) -> UInt8[np.ndarray, 'h w 3']:
   """ADM's evaluation crop: resized to cover `size`, then the middle.
 
-  ADM's are squares; a rectangle is covered and cut in the same way.
+  ADM's are squares; a rectangle is covered and cut in the same way. Pictures
+  more than 16 times longer than wide are resized in part, and differ from ADM's
+  at the edges of the part.
   """
   return np.asarray(resize_and_crop(image, size, size, _middle))
 

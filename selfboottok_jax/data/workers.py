@@ -196,7 +196,7 @@ class _Memory:
   """Shared memory that other processes get through their start alone."""
 
   def __init__(self, size: int, descriptor: int | None = None):
-    """Makes some, of zeros; a descriptor gives that of another process."""
+    """Makes `size` bytes of zeros, or opens those of another process."""
     if descriptor is None:
       descriptor = _nameless()
       os.ftruncate(descriptor, size)

@@ -151,15 +151,23 @@ def eval_batches(
   )
 
 
-def read_through(every: Sequence[data.EvalBatches]) -> None:
+def read_through(
+  every: Sequence[data.EvalBatches],
+) -> list[tuple[data.Source, int]]:
   """Reads batches, this process's share of each, and drops them.
+
+  Returns:
+    Source and index of the pictures that were skipped.
 
   Raises:
     DataError: a picture or a record cannot be read.
   """
-  for batches in every:
-    for _ in batches:
-      pass
+  return [
+    (batches.source, index)
+    for batches in every
+    for batch, indices in zip(batches, batches.indices, strict=True)
+    for index in indices[(indices >= 0) & ~batch['mask']].tolist()
+  ]
 
 
 def check_image_size(

@@ -118,7 +118,10 @@ def _open_images(
     config.data.split,
     image_size,
     # As the training read them: earlier versions ignored the orientation.
-    options=data.Options(exif=trained.get('exif', False)),
+    options=data.Options(
+      trained.get('exif', False),
+      trained.get('max_pixels', data.Options().max_pixels),
+    ),
     bad=trained.get('bad', 'stop'),
   )
   if config.data.num_images < 0:

@@ -1,8 +1,9 @@
 """A training, from its configuration to its last checkpoint."""
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -73,10 +74,11 @@ def train(
   resolved['data']['image_size'] = sizes.canonical(config.data.image_size)
   with processes.all_or_none():
     latest = _check_workdir(config, resolved, workdir)
+    skipped: list[tuple[data.Source, int]] = []
     # A picture that cannot be read should not end the training at its first
     # evaluation.
     if latest != config.train.steps:
-      inputs.read_through(stage.held_out)
+      skipped = inputs.read_through(stage.held_out)
   # Traced before the workdir is touched: what does not fit together, as a depth
   # that no head divides, must not leave a workdir that refuses the right value.
   step_fn = programs.TrainPrograms(config, stage.task, mesh)
@@ -93,8 +95,13 @@ def train(
     if jax.process_index() == 0:
       checkpointing.write_config(workdir, resolved)
       _keep_card(step_fn, workdir)
+      if isinstance(source, data.PictureSource) and source.picture_set:
+        # Those that the listing shows; the third line has their number.
+        _write_bad(source.picture_set.bad, workdir)
       # The compiler knows memory and time: the card is completed when it ends.
       step_fn.on_compile = lambda: _keep_card(step_fn, workdir)
+    for held_out, index in skipped:
+      _keep_bad(held_out, index, workdir)
     # An argument of every step and not a constant in it, so that it is placed
     # once, split like the trained parameters.
     frozen = jax.device_put(
@@ -216,11 +223,16 @@ def _keep_bad(source: data.Source, index: int, workdir: str) -> None:
     source[index]
   except data.PictureError as error:
     logging_lib.note(f'skipped: {error.name}: {error.reason}', everywhere=True)
-    path = files.as_path(workdir) / f'bad{jax.process_index() or ""}.jsonl'
-    lines = path.read_text() if path.exists() else ''
-    line = json.dumps({'path': error.name, 'reason': error.reason}) + '\n'
-    if line not in lines:
-      files.write_atomically(path, (lines + line).encode())
+    _write_bad([data.Bad(error.name, error.reason)], workdir)
+
+
+def _write_bad(bad: Iterable[data.Bad], workdir: str) -> None:
+  """Adds images to the workdir's bad.jsonl, each once; one file a process."""
+  path = files.as_path(workdir) / f'bad{jax.process_index() or ""}.jsonl'
+  before = path.read_text() if path.exists() else ''
+  lines = (json.dumps(dataclasses.asdict(item)) + '\n' for item in bad)
+  if new := [line for line in lines if line not in before]:
+    files.write_atomically(path, (before + ''.join(new)).encode())
 
 
 def _writer(

@@ -120,3 +120,53 @@ def test_labels_for_class_folders_are_refused(tmp_path):
     classes(tmp_path, ('a.txt', 'x\n'), names=['a/1.png', 'b/1.png'])
   with pytest.raises(errors.DataError, match='cannot read the labels'):
     labels.label_pictures(listing(), [str(tmp_path / 'nowhere.txt')])
+
+
+def test_tiny_imagenet(tmp_path):
+  found = layout.Listing()
+  for name in ('train/n01440764/images/a.JPEG', 'train/n01443537/images/b.JPEG',
+               'val/images/val_0.JPEG', 'val/images/val_1.JPEG'):  # fmt: skip
+    found.files[name] = layout.File(1, name)
+  file = tmp_path / 'val_annotations.txt'
+  file.write_text(
+    'val_0.JPEG\tn01443537\t0\t32\t44\t62\nval_1.JPEG\tn01440764\t5\t5\t6\t7\n'
+  )
+  moved = labels.label_pictures(found, [str(file)])
+  assert {name for name in moved.files if name[:3] == 'val'} == {
+    'val/n01443537/val_0.JPEG',
+    'val/n01440764/val_1.JPEG',
+  }
+
+
+@pytest.mark.parametrize(
+  ('text', 'classes'),
+  [
+    ('0.png,great white shark\n1.png,tiger\n', ('great white shark', 'tiger')),
+    ('0.png great white shark\n1.png tiger\n', ('great white shark', 'tiger')),
+    (
+      '0.png\tgreat white shark\n1.png\ttiger\n',
+      ('great white shark', 'tiger'),
+    ),
+    ('0.png,1\n1.png,0\n', ('1', '0')),
+  ],
+)
+def test_classes_of_ones_own(tmp_path, text, classes):
+  found = layout.Listing()
+  names = [*(f'train/{name}/x.png' for name in classes), 'val/0.png',
+           'val/1.png']  # fmt: skip
+  for name in names:
+    found.files[name] = layout.File(1, name)
+  (tmp_path / 'own.txt').write_text(text)
+  moved = labels.label_pictures(found, [str(tmp_path / 'own.txt')])
+  assert set(moved.files) - set(names) == {
+    f'val/{name}/{i}.png' for i, name in enumerate(classes)
+  }
+
+
+def test_numbers_that_name_no_class_are_refused(tmp_path):
+  found = layout.Listing()
+  for name in ('train/cat/x.png', 'train/dog/x.png', 'val/0.png'):
+    found.files[name] = layout.File(1, name)
+  (tmp_path / 'own.txt').write_text('0.png 1\n')
+  with pytest.raises(errors.DataError, match='no class folders have these'):
+    labels.label_pictures(found, [str(tmp_path / 'own.txt')])

@@ -258,3 +258,62 @@ def test_unusable_trees_are_named(names, folders, message, monkeypatch):
   with pytest.raises(errors.DataError, match=message) as caught:
     arrange(names, folders)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('train', 'val'),
+  [('train_images', 'val_images'), ('my-train-set', 'my-validation-set'),
+   ('ILSVRC2012_img_train', 'ILSVRC2012_img_val')],
+)  # fmt: skip
+def test_folders_that_all_tell_their_split_in_words(train, val):
+  found = arrange([*flowers(3, f'{train}/'), *flowers(2, f'{val}/')])
+  assert found.class_names == ('aster', 'rose')
+  assert [len(found.splits[name]) for name in ('train', 'val')] == [6, 4]
+  # One that tells none may be a class beside them.
+  found = arrange([*flowers(9, f'{train}/'), 'other/1.png'])
+  assert found.class_names == (train, 'other')
+
+
+def test_train_and_test_sets_are_splits():
+  found = arrange([*flowers(50, 'training_set/'), *flowers(9, 'test_set/')])
+  assert found.class_names == ('aster', 'rose')
+  assert '18 images in test_set/ are left out' in found.notes
+
+
+def test_a_class_with_empty_siblings_keeps_its_label():
+  found = arrange(['b/1.png', 'b/2.png'], folders=['a'])
+  assert found.class_names == ('a', 'b')
+  found = arrange(['data/b/1.png', 'data/b/2.png'], folders=['data/a'])
+  assert found.class_names == ('a', 'b')
+  # Beside a folder of class folders an empty one is nothing.
+  found = arrange(['data/b/1.png', 'data/c/2.png'], folders=['logs'])
+  assert found.class_names == ('b', 'c')
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    (['cat/train/1.png', 'cat/val/1.png', 'dog/train/1.png'], 'as cat/train'),
+    (['nut/train/good/1.png', 'nut/test/bad/1.png', 'x/train/good/1.png'],
+     'as nut/train'),
+    (['train/n1/images/1.png', 'train/n2/images/1.png', 'val/images/1.png'],
+     'launch.prepare .*--labels'),
+  ],
+)  # fmt: skip
+def test_splits_and_classes_that_are_mixed_up_are_named(names, message):
+  with pytest.raises(errors.DataError, match=message):
+    arrange(names)
+
+
+def test_a_missing_split_is_noted():
+  found = arrange(['train/a/1.png'], folders=['val'])
+  assert 'there are no val images, which every training needs' in found.notes
+
+
+def test_links_in_every_order_end(monkeypatch):
+  monkeypatch.setattr(layout, 'MOST_FOLDERS', 2)
+  found = layout.Listing()
+  layout.count_folder(found, 'a')
+  layout.count_folder(found, 'b')
+  with pytest.raises(errors.DataError, match='links lead from folder to'):
+    layout.count_folder(found, 'c')

@@ -214,3 +214,37 @@ def test_impossible_settings_are_refused(folder, tmp_path, field):
   with pytest.raises(errors.ConfigError, match=f'--{field}=-1'):
     run(folder, tmp_path / 'out', settings=settings)
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_split_may_be_empty(tmp_path):
+  root = trees.write(tmp_path / 'photos', 'train/a/1.png', 'train/b/2.png')
+  (root / 'val').mkdir()
+  report = run(root, tmp_path / 'out')
+  assert report['splits']['val']['images'] == 0
+  found = data.open_pictures(tmp_path / 'out')
+  assert [len(part) for part in found.splits.values()] == [2, 0]
+  assert any('no val images' in note for note in found.notes)
+
+
+def test_the_report_is_the_same_when_it_is_asked_for_again(salted, tmp_path):
+  options = {'skip_bad': True, 'most_bad': 0.5}
+  first = run(salted, tmp_path / 'out', **options)
+  assert run(salted, tmp_path / 'out', **options) == first
+  found = data.open_pictures(tmp_path / 'out')
+  assert first['fingerprint'] == found.fingerprint
+  with pytest.raises(prepare.BadPicturesError) as caught:
+    run(salted, tmp_path / 'other', most_bad=0.5)
+  assert caught.value.report['bad'] == first['bad']
+
+
+def test_a_check_compares_hashes(folder, tmp_path):
+  run(folder, tmp_path / 'out')
+  assert not prepare.check(data.open_pictures(tmp_path / 'out'))['bad']
+  shard = tmp_path / 'out' / 'val-00000-of-00002.array_record'
+  content = bytearray(shard.read_bytes())
+  # In the padding, which no reader looks at.
+  content[-1] ^= 1
+  shard.write_bytes(content)
+  (bad,) = prepare.check(data.open_pictures(tmp_path / 'out'))['bad']
+  assert bad['path'] == shard.name
+  assert 'sha256' in bad['reason']
