@@ -196,7 +196,7 @@ def test_other_settings_in_the_folder_are_refused(
     (['--batch_size=0'], '--batch_size=0'),
     (['--config.data.cache=CACHE'], 'is what trainings read'),
     (['--config.data.path=/nowhere'], '/nowhere does not exist'),
-    (['--config.data.path=FLAT', '--splits=train'], 'no class folders'),
+    (['--config.data.bad=skip'], 'a cache has a record of every image'),
     (['--config.data.image_size=32'], 'is of 16'),
     (['--config.tokenizer='], 'tokenizer is empty'),
     (['--config.tokenizer=/nowhere'], '/nowhere is no run'),

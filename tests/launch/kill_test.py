@@ -21,7 +21,8 @@ STEPS, SAVE_EVERY = 240, 10
 
 def _kill_after_lines(process, count, delay) -> None:
   """Kills once so many updates are logged, and a little later."""
-  for _ in range(count):
+  # Three lines on the data come first.
+  for _ in range(3 + count):
     process.stderr.readline()
   time.sleep(delay)
   process.kill()

@@ -19,6 +19,7 @@ SIZE = (24, 16)
 FLAG = '--config.data.image_size=24,16'
 
 
+@pytest.mark.slow
 def test_flags_take_a_number_or_two():
   program = (
     'import sys\n'

@@ -180,7 +180,8 @@ def _interrupt(arguments) -> tuple[list[str], int]:
   with commands.spawn('train', *arguments) as process:
     for line in process.stderr:
       lines.append(line.strip())
-      if len(lines) == 3:
+      # Three lines on the data come first.
+      if len(lines) == 6:
         process.send_signal(signal.SIGINT)
   return lines, process.returncode
 
@@ -199,7 +200,12 @@ def test_interrupted_run_continues(runs, tmp_path):
   for _ in range(2):
     lines, code = _interrupt(arguments)
     assert code == 130, lines
-    assert lines[0].startswith(f'generator: step {last + 1}/1000000')
+    assert [line.split(':')[0] for line in lines[:3]] == [
+      'data',
+      'split',
+      'skipped',
+    ]
+    assert lines[3].startswith(f'generator: step {last + 1}/1000000')
     assert 'the same command continues' in lines[-1]
     step = checkpointing.latest_step(str(workdir))
     assert lines[-1].startswith(f'error: stopped at step {step} of 1000000')
@@ -215,10 +221,11 @@ def test_what_does_not_fit_together_is_found_before_anything_is_written(
   workdir = tmp_path / 'new'
   command = ('train', TOKENIZER, f'--workdir={workdir}')
   result = server.run(*command, '--config.model.num_tokens=6')
-  assert '4 patches and 6 tokens' in result.error
+  assert 'num_tokens=6 cannot be paired with the 4 patches' in result.error
   assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_skipped_and_named(server, tmp_path):
   photos = tmp_path / 'photos'
   for split in ('train', 'val'):
@@ -236,6 +243,18 @@ def test_images_that_cannot_be_read_are_skipped_and_named(server, tmp_path):
   assert 'skipped: ' in result.err
   (line,) = (tmp_path / 'run' / 'bad.jsonl').read_text().splitlines()
   assert json.loads(line)['path'].endswith('train/a/3.jpg')
+  # Held-out images too, before the first step.
+  pictures.truncate(photos / 'val/a/5.jpg')
+  third = (*command[:-1], f'--workdir={tmp_path / "third"}')
+  assert 'val/a/5.jpg is no image' in server.run(*third).error
+  assert not (tmp_path / 'third').exists()
+  result = server.run(*third, '--config.data.bad=skip')
+  assert result.code == 0, result.err
+  lines = (tmp_path / 'third' / 'bad.jsonl').read_text().splitlines()
+  assert [json.loads(line)['path'][-7:] for line in lines] == [
+    'a/5.jpg',
+    'a/3.jpg',
+  ]
   (photos / 'val/a/2.jpg').write_bytes(b'')
   other = (*command[:-1], f'--workdir={tmp_path / "other"}')
   error = server.run(*other).error
@@ -244,6 +263,7 @@ def test_images_that_cannot_be_read_are_skipped_and_named(server, tmp_path):
   assert not (tmp_path / 'other').exists()
 
 
+@pytest.mark.slow
 def test_runs_of_images_as_they_are_stored_say_how_to_continue(
   server, tmp_path
 ):

@@ -42,10 +42,6 @@ CASES = {
     (*TRAIN, PHOTOS[0], PHOTOS[1] + '{bad}/no_val'),
     ('val split', '{bad}/no_val'),
   ),
-  'data: no classes': (
-    (*TRAIN_GENERATOR, PHOTOS[0], PHOTOS[1] + '{bad}/no_image'),
-    ('{bad}/no_image', 'PHOTOS/CLASS'),
-  ),
   'tokenizer: not named': (
     ('train', GENERATOR, WORKDIR),
     ('tokenizer', 'runs/'),
@@ -159,10 +155,6 @@ CASES = {
   'dry run: no data, no tokenizer': (
     ('train', SCALING, '--dry_run', PHOTOS[0], PHOTOS[1] + '{bad}/absent'),
     ('{bad}/absent', 'does not exist'),
-  ),
-  'dry run: no classes, no tokenizer': (
-    ('train', GENERATOR, '--dry_run', PHOTOS[0], PHOTOS[1] + '{bad}/no_image'),
-    ('{bad}/no_image', 'PHOTOS/CLASS'),
   ),
   'benchmark: a folder': (
     ('benchmark', TOKENIZER, '--out={bad}/empty'),
