@@ -121,6 +121,7 @@ def test_a_signal_for_all_processes_saves_and_leaves_nothing(
   assert steps == list(range(1, last + 1))
 
 
+@pytest.mark.long
 def test_a_closed_terminal_saves(arguments, tmp_path):
   """As when a window is closed, or a connection breaks."""
   screen, terminal = pty.openpty()
@@ -182,6 +183,7 @@ def test_a_damaged_picture_is_one_line_from_a_worker(
   assert processes.ended([training.pid])
 
 
+@pytest.mark.long
 def test_a_damaged_held_out_picture_is_found_before_anything_is_written(
   server, arguments, photos, tmp_path
 ):

@@ -20,6 +20,7 @@ FLAG = '--config.data.image_size=24,16'
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_flags_take_a_number_or_two():
   program = (
     'import sys\n'
@@ -121,6 +122,7 @@ def test_all_three_stages_train(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_autoencoder_takes_the_generators_rectangle(server, tmp_path):
   """In every command; by itself its images are squares of 256 pixels."""
   tokenizer = 'vavae_tiny:random'
@@ -149,6 +151,7 @@ def test_an_autoencoder_takes_the_generators_rectangle(server, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_continues_with_its_size_alone(server, trained):
   workdir = f'--workdir={trained / "tokenizer"}'
   again = server.run('train', f'{TINY}tokenizer', workdir, FLAG)
@@ -160,6 +163,7 @@ def test_a_run_continues_with_its_size_alone(server, trained):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_tokenizer_takes_its_own_rectangle_alone(trained, unchecked):
   tokenizer = inference.load_tokenizer(trained / 'tokenizer')
   assert tokenizer.image_size == SIZE
@@ -181,6 +185,7 @@ def test_a_tokenizer_takes_its_own_rectangle_alone(trained, unchecked):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_cache_is_of_one_rectangle(server, trained, tmp_path):
   cache = tmp_path / 'cache'
   arguments = (
@@ -222,6 +227,7 @@ def test_a_cache_is_of_one_rectangle(server, trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_samples_scores_and_the_page_are_of_rectangles(
   server, trained, tmp_path
 ):

@@ -23,6 +23,7 @@ def there(store, runs, bucket) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_stages_train_in_a_store(server, store, runs, bucket):
   trained = f'{bucket}/my runs/ü'
   for _ in range(2):
@@ -72,6 +73,7 @@ def _sample(server, place, out, *more, **variables):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_samples_go_into_a_store(there, server, store, runs, tmp_path):
   out, local = f'{there}/samples', tmp_path / 'samples'
   _sample(server, runs, local)
@@ -101,6 +103,7 @@ def test_samples_go_into_a_store(there, server, store, runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_scores_and_a_page_go_into_a_store(there, server, store):
   result = server.run(
     'evaluate',
@@ -128,6 +131,7 @@ def test_scores_and_a_page_go_into_a_store(there, server, store):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_training_goes_on_in_a_store(there, store, runs, tmp_path):
   """With gradients, and a kill -9 between two saves."""
   arguments = (
@@ -166,6 +170,7 @@ def test_a_killed_training_goes_on_in_a_store(there, store, runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_a_store(there, store):
   """Training and sampling, each process its share of what is written."""
   arguments = (

@@ -14,6 +14,7 @@ DATA = ('--config.data.source=auto', '--config.data.path=tfds:flowers')
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_three_stages_train_without_tensorflow(tmp_path):
   forms.write_tfds(tmp_path / 'tfds')
   # It is found as TensorFlow would be, and ends the process that imports it.

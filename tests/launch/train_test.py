@@ -264,6 +264,7 @@ def test_images_that_cannot_be_read_are_skipped_and_named(server, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_images_as_they_are_stored_say_how_to_continue(
   server, tmp_path
 ):
