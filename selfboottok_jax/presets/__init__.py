@@ -128,7 +128,8 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   config.init_from = ''
 
   config.data = fields_of('data/pictures.py', 'Options')
-  config.data.source = 'auto'  # folder, tar, procedural; auto goes by the path
+  # procedural, or the form of the path, which auto sees by itself.
+  config.data.source = 'auto'
   config.data.path = ''
   config.data.batch_size = 256  # global, over all processes and devices
   # Pixels a side, or (height, width); each a multiple of the patch size.
