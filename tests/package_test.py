@@ -65,6 +65,7 @@ def test_the_wheel_is_the_package(packages):
   assert {
     'selfboottok_jax/py.typed',
     'selfboottok_jax/presets/tokenizer.py',
+    'selfboottok_jax/data/imagenet_classes.tsv',
     'selfboottok_jax/evaluation/report.html',
   } <= names
   assert any(name.endswith('/licenses/LICENSE') for name in info)
