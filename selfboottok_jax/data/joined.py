@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfboottok_jax import errors
+from selfboottok_jax import errors, files
 from selfboottok_jax.data import (
   folders,
   labels,
@@ -80,8 +80,8 @@ def open_trees(
 
 
 def _list(path: str) -> tuple[layout.Listing, layout.ReaderMaker]:
-  """What a folder or a tar holds, and what makes its readers."""
-  if '://' in path or os.path.isdir(path):
+  """Lists a folder or a tar; returns what makes its readers too."""
+  if files.is_remote(files.as_path(path)) or os.path.isdir(path):
     return folders.list_folder(path), folders.reader_maker(path)
   return tars.list_tar(path), tars.reader_maker(path)
 

@@ -170,7 +170,7 @@ class _Tree:
   other: set[Parts]
 
   def below(self, prefix: Parts) -> '_Tree':
-    """What is below a folder."""
+    """Returns the part of the tree below a folder."""
     n = len(prefix)
     return _Tree(
       {k: p[n:] for k, p in self.files.items() if p[:n] == prefix},

@@ -124,7 +124,7 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-  """What is read of each row.
+  """The columns that are read of each row.
 
   Attributes:
     image: column of the pictures.
@@ -257,7 +257,7 @@ def _find_columns(parts: Mapping[str, _Part], path: str) -> _Columns:
 
 
 def _features(schema: Any) -> dict[str, Any]:
-  """What the Hugging Face hub says about columns, by name."""
+  """Descriptions of columns by the Hugging Face hub, by name."""
   try:
     found = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
     features = found.get('info', {}).get('features', {})
@@ -371,11 +371,9 @@ def _make_set(
     ordered, columns, count, lambda i: f'{path}/{name(i)}'
   )
   names = packed_names.PackedNames(name(i) for i in range(count))
-  if plan.is_held_out:
-    is_val = roles.held_out(names)
-  else:
-    in_train = set(plan.parts['train'])
-    is_val = np.array([part.name not in in_train for part in ordered])[part_of]
+  is_val = plan.find_val(
+    [part.name for part in ordered], part_of, lambda: names
+  )
   files = [part.file for part in ordered]
   memory = _Memory(files, columns) if in_memory else None
   sizes = np.zeros(count, np.int64) if memory is None else memory.sizes()
@@ -386,13 +384,13 @@ def _make_set(
     its_names, its_labels = names.take(indices), labelled.labels[indices]
     known = ''
     if memory is not None:
-      reader: picture_set.Reader = _Chosen(memory, indices)
+      reader: picture_set.Reader = picture_set.Selected(memory, indices)
       digest = picture_set.digest(
         labelled.names, its_names, sizes[indices], its_labels
       )
     else:
       groups = _Groups(files, [part.metadata for part in ordered], columns)
-      reader = _Chosen(groups, indices)
+      reader = picture_set.Selected(groups, indices)
       digest = known = _manifest(ordered, labelled.names, indices)
     splits[split] = picture_set.Split(
       its_names, sizes[indices], its_labels, reader, digest, known
@@ -590,15 +588,3 @@ class _Groups:
   def __setstate__(self, state: dict[str, Any]) -> None:
     vars(self).update(state)
     self._local = threading.local()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-  """Some of the pictures of a reader."""
-
-  read: picture_set.Reader
-  indices: Int[np.ndarray, '_']
-
-  def __call__(self, index: int) -> bytes:
-    """Returns the bytes of a picture; DataError if its file is damaged."""
-    return self.read(int(self.indices[index]))

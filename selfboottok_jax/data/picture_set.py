@@ -1,4 +1,4 @@
-"""What a path of photographs holds, in whatever form they are kept.
+"""Photographs of both splits, in whatever form a path holds them.
 
 A module for each form (a folder, a tar, shards, ...) lists the pictures of both
 splits as a `PictureSet`: names, labels and a function that reads a picture's
@@ -87,7 +87,7 @@ class Split:
     names = [self.names[i] for i in kept]
     sizes, labels = self.sizes[kept], self.labels[kept]
     listed = digest(class_names, names, sizes, labels)
-    read = _Selected(self.read, kept)
+    read = Selected(self.read, kept)
     return Split(names, sizes, labels, read, listed, prefix=self.prefix)
 
   @functools.cached_property
@@ -105,13 +105,14 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Selected:
-  """Reads some of a reader's pictures."""
+class Selected:
+  """Reads some of the pictures of another reader, given by their indices."""
 
   read: Reader
   kept: Int[np.ndarray, '_']
 
   def __call__(self, index: int) -> bytes:
+    """Returns the bytes of a picture."""
     return self.read(int(self.kept[index]))
 
 

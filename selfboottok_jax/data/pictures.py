@@ -78,7 +78,7 @@ class PictureError(errors.DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How pictures are decoded; the section `data` of a configuration has these.
+  """Options of decoding; the section `data` of a configuration has them.
 
   Attributes:
     exif: whether to turn a picture upright as its EXIF data say. ADM's

@@ -421,7 +421,7 @@ class EvalBatches:
 
   @property
   def source(self) -> sources.Source:
-    """What the batches are read from."""
+    """The source that the batches are read from."""
     return self.rows.read.source
 
   @property

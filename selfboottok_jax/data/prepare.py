@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is done with each picture.
+  """Changes that are made to each picture.
 
   Attributes:
     resize: pictures whose shorter side is longer are resized to it, turned
@@ -580,7 +580,7 @@ class _Worker:
       finally:
         writer.close()
       shard = records.Shard(
-        task.file, len(rows), partial.stat().st_size, _sha256(partial)
+        task.file, len(rows), partial.stat().st_size, records.sha256_of(partial)
       )
       with partial.open('rb') as file:
         os.fsync(file.fileno())
@@ -611,8 +611,3 @@ class _Worker:
     buffer = io.BytesIO()
     picture.save(buffer, 'JPEG', quality=self._settings.quality, subsampling=0)
     return buffer.getvalue()
-
-
-def _sha256(file: pathlib.Path) -> str:
-  with file.open('rb') as opened:
-    return hashlib.file_digest(opened, 'sha256').hexdigest()

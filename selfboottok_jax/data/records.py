@@ -116,12 +116,17 @@ def find_damaged(path: str) -> list[picture_set.Bad]:
   damaged = []
   for split in read_index(path)['splits'].values():
     for shard in shards_of(split):
-      with pathlib.Path(path, shard.file).open('rb') as file:
-        found = hashlib.file_digest(file, 'sha256').hexdigest()
+      found = sha256_of(pathlib.Path(path, shard.file))
       if found != shard.sha256:
         reason = f'its sha256 is {found[:12]}, and was {shard.sha256[:12]}'
         damaged.append(picture_set.Bad(shard.file, reason))
   return damaged
+
+
+def sha256_of(file: pathlib.Path) -> str:
+  """Returns the hash of a file's contents, hex."""
+  with file.open('rb') as opened:
+    return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
 def write_rows(rows: Sequence[tuple[int, int, str]]) -> bytes:

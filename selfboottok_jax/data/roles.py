@@ -6,10 +6,10 @@ Parts are what a set is delivered in: tars, Parquet files, the splits of TFDS.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from selfboottok_jax import errors
 from selfboottok_jax.data import picture_set
@@ -29,7 +29,7 @@ _NUMBERED = re.compile(r'(.*?)(\d+)-of-(\d+)(.*)')
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Which parts make up each split.
+  """The parts that make up each split.
 
   Attributes:
     parts: names of the parts of 'train' and 'val', in the order given. Empty
@@ -42,14 +42,31 @@ class Plan:
   is_held_out: bool
   origin: str
 
+  def find_val(
+    self,
+    parts: Sequence[str],
+    part_of: Int[np.ndarray, 'n'],
+    names: Callable[[], Sequence[str]],
+  ) -> Bool[np.ndarray, 'n']:
+    """Returns which pictures are for validation.
+
+    Args:
+      parts: names of parts.
+      part_of: the part of each picture, an index into `parts`.
+      names: returns the pictures' names, where their hashes decide.
+    """
+    if self.is_held_out:
+      return held_out(names())
+    in_val = set(self.parts['val'])
+    return np.array([part in in_val for part in parts], np.bool_)[part_of]
+
 
 def role(name: str) -> str:
   """Returns the split that a name tells: 'train', 'val', 'test' or ''.
 
   It is the first word that does, as in 'imagenet-val-00000-of-00064'.
   """
-  words = re.split(r'[^a-z]+', name.lower())
-  return next((_ROLE_OF[word] for word in words if word in _ROLE_OF), '')
+  return next(_roles_in(name), '')
 
 
 def folder_role(name: str) -> str:
@@ -63,9 +80,15 @@ def word_role(name: str) -> str:
 
   As in 'train_images' and 'ILSVRC2012_img_val'.
   """
-  words = re.split(r'[^a-z]+', name.lower())
-  found = {_ROLE_OF[word] for word in words if word in _ROLE_OF}
+  found = set(_roles_in(name))
   return found.pop() if len(found) == 1 else ''
+
+
+def _roles_in(name: str) -> Iterator[str]:
+  """The splits that the words of a name tell, in their order."""
+  for word in re.split(r'[^a-z]+', name.lower()):
+    if word in _ROLE_OF:
+      yield _ROLE_OF[word]
 
 
 def in_validation(name: str) -> bool:

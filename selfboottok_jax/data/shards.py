@@ -1,9 +1,8 @@
 """Photographs in WebDataset shards: tars of `KEY.jpg` beside `KEY.cls`.
 
 A key is a member's path up to the first dot of its base name. Pictures come in
-the order of the shards, and of the keys in each. Labels are those of `.cls` (a
-number from 0, or a name), else of `.json` (see `NUMBER_KEYS` and `NAME_KEYS`),
-else of `.txt`, unless its texts are captions.
+the order of the shards, and of the keys in each. Their classes are in the files
+beside them, see `shard_labels`.
 """
 
 import array
@@ -11,14 +10,10 @@ import collections
 import functools
 import glob
 import itertools
-import json
 import os
 import re
 import tarfile
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -31,32 +26,15 @@ from selfboottok_jax.data import (
   picture_set,
   pictures,
   roles,
+  shard_labels,
   tars,
 )
 
-# Members of a JSON object that hold a class; the first that is there counts.
-NUMBER_KEYS = (
-  'label', 'cls', 'class', 'class_id', 'class_index', 'class_idx', 'label_id',
-  'label_index', 'category_id', 'target',
-)  # fmt: skip
-NAME_KEYS = (
-  'class_name', 'classname', 'label_name', 'label_text', 'category',
-  'category_name', 'synset', 'wnid', *NUMBER_KEYS,
-)  # fmt: skip
-
-# Of several pictures of a key the first of these, then any other.
+# A key may have several pictures: the first of these that it has is taken, or
+# else any.
 _PREFERRED = ('jpg', 'jpeg', 'png', 'webp')
-_LABELS = ('cls', 'json', 'txt')
-_CLS, _JSON, _TXT = range(len(_LABELS))
-# A class has a name, a caption hardly ever comes twice.
-_PICTURES_PER_NAME = 2
-_LONGEST_NAME = 100
-# So many pictures of a class are looked at to see whether they agree on a name.
-_WITNESSES = 16
 # Members of a tar that are read to see what it is.
 _PEEKED = 64
-# Shards that are kept open; systems allow a process 1,024 files or fewer.
-_OPEN = 256
 _NUMBERED = re.compile(r'(.*[-_.])?[0-9]{3,}(-of-[0-9]+)?\.tar')
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?')
@@ -233,90 +211,6 @@ def _split_key(name: str) -> tuple[str, str]:
   return f'{folder}{slash}{key}', ending.lower()
 
 
-def _has_end(path: str) -> bool:
-  """True if a tar ends in zeros, as all do that were written to their end."""
-  with open(path, 'rb') as file:
-    file.seek(max(os.path.getsize(path) - tarfile.BLOCKSIZE, 0))
-    return not file.read().strip(b'\0')
-
-
-class ShardReader:
-  """Reads spans of many tars.
-
-  Reads are os.pread, which needs no shared position, so any number of threads
-  may read; a pickled copy opens the tars again.
-  """
-
-  def __init__(
-    self,
-    paths: Sequence[str],
-    shards: Int[np.ndarray, '_'],
-    spans: Int[np.ndarray, 'n 2'],
-  ):
-    """Reads `spans`, (offset, bytes) each, of `paths[shards[index]]`."""
-    self._paths, self._shards, self._spans = tuple(paths), shards, spans
-    self._start()
-
-  def __call__(self, index: int) -> bytes:
-    """Returns the bytes of a span; DataError if the shard has changed."""
-    shard = int(self._shards[index])
-    offset, size = self._spans[index].tolist()
-    path = self._paths[shard]
-    try:
-      data = self._read(shard, path, offset, size)
-    except OSError as error:
-      raise errors.DataError(
-        f'cannot read the shard {path}: {error.strerror}; it was there at the '
-        'start: restore it, or start again without it'
-      ) from error
-    if len(data) < size:
-      raise errors.DataError(
-        f'the shard {path} has become shorter since the start; restore it'
-      )
-    return data
-
-  def _read(self, shard: int, path: str, offset: int, size: int) -> bytes:
-    descriptor = self._open.get(shard)
-    if descriptor is None and len(self._open) < _OPEN:
-      with self._lock:
-        if shard not in self._open:
-          self._open[shard] = os.open(path, os.O_RDONLY)
-        descriptor = self._open[shard]
-    if descriptor is not None:
-      return os.pread(descriptor, size, offset)
-    # Closing another one, which a thread may be reading, would take a lock for
-    # every read; opening a file costs far less than decoding a picture.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-      return os.pread(descriptor, size, offset)
-    finally:
-      os.close(descriptor)
-
-  def _start(self) -> None:
-    self._open: dict[int, int] = {}
-    self._lock = threading.Lock()
-    weakref.finalize(self, _close, self._open)
-
-  def __getstate__(self) -> dict[str, Any]:
-    """Leaves descriptors, which are this process's own, behind."""
-    return {
-      name: value
-      for name, value in vars(self).items()
-      if name not in ('_open', '_lock')
-    }
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    """Starts without open files."""
-    vars(self).update(state)
-    self._start()
-
-
-def _close(descriptors: dict[int, int]) -> None:
-  for descriptor in descriptors.values():
-    os.close(descriptor)
-  descriptors.clear()
-
-
 # Walking the headers of many shards takes minutes; sizes and times tell whether
 # they are the same ones.
 @functools.lru_cache(maxsize=2)
@@ -330,7 +224,7 @@ def _open(
   used = [number[part] for split in picture_set.SPLITS
           for part in plan.parts[split]]  # fmt: skip
   found = _Found(paths, shown, path)
-  unended = [shown[shard] for shard in used if not _has_end(paths[shard])]
+  unended = [shown[shard] for shard in used if not tars.has_end(paths[shard])]
   for shard in used:
     found.add(shard, tars.list_tar(paths[shard]))
   members = found.finish()
@@ -339,15 +233,10 @@ def _open(
       f'{len(unended):,} shards may be cut short, as they have no end mark, '
       f'such as {unended[0]}',
     )
-  labelled = _label(members, path)
-  in_train = set(plan.parts['train'])
-  is_val = np.array([name not in in_train for name in shown])[members.shards]
-  if plan.is_held_out:
-    names: Sequence[str] = members.keys
-    if len(set(names)) < len(names):
-      # Keys that begin anew in each shard.
-      names = [members.name(i) for i in range(len(names))]
-    is_val = roles.held_out(names)
+  labelled = shard_labels.read_classes(
+    members.labels[:, :, 0] >= 0, members.read_label, members.name, path
+  )
+  is_val = plan.find_val(shown, members.shards, members.distinct_names)
   splits = {
     'train': members.split(np.flatnonzero(~is_val), labelled),
     'val': members.split(np.flatnonzero(is_val), labelled),
@@ -409,6 +298,7 @@ class _Members:
   ):
     self.paths, self._shown, self.shards = paths, shown, shards
     self.keys, self.spans, self.labels = keys, spans, labels
+    self._readers: list[tars.SpanReader] | None = None
     self.notes: tuple[str, ...] = ()
     self.skipped: Mapping[str, int] = {}
     self.bad: tuple[picture_set.Bad, ...] = ()
@@ -416,6 +306,23 @@ class _Members:
   def name(self, index: int) -> str:
     """The shard, key and ending of a picture."""
     return f'{self._shown[self.shards[index]]}/{self.keys[index]}'
+
+  def distinct_names(self) -> Sequence[str]:
+    """The keys; with their shards, if keys begin anew in each of them."""
+    if len(set(self.keys)) == len(self.keys):
+      return self.keys
+    return [self.name(index) for index in range(len(self.keys))]
+
+  def read_label(self, index: int, kind: int) -> bytes | None:
+    """Reads the label of a picture in one of the kinds; None without one."""
+    if self.labels[index, kind, 0] < 0:
+      return None
+    if self._readers is None:
+      self._readers = [
+        tars.SpanReader(self.paths, self.shards, self.labels[:, each])
+        for each in range(len(shard_labels.KINDS))
+      ]
+    return self._readers[kind](index)
 
   def take(self, indices: Int[np.ndarray, '_']) -> '_Members':
     """Some of the pictures."""
@@ -438,7 +345,7 @@ class _Members:
       packed_names.PackedNames(self.name(int(i)) for i in indices),
       spans[:, 1],
       labels,
-      ShardReader(self.paths, self.shards[indices], spans),
+      tars.SpanReader(self.paths, self.shards[indices], spans),
       picture_set.digest(labelled.names, keys, spans[:, 1], labels),
     )
 
@@ -486,7 +393,7 @@ class _Found:
       key=lambda e: _PREFERRED.index(e) if e in _PREFERRED else len(_PREFERRED),
     )
     for ending in members:
-      if ending not in (*_LABELS, *found[:1]):
+      if ending not in (*shard_labels.KINDS, *found[:1]):
         self._skipped['.' + ending.rpartition('.')[2] if ending else
                       'no suffix'] += 1  # fmt: skip
     if not found:
@@ -505,7 +412,7 @@ class _Found:
     if not short:
       self._longer[ending] += 1
     self._numbers.extend((shard, offset, size))
-    for kind in _LABELS:
+    for kind in shard_labels.KINDS:
       self._numbers.extend(members.get(kind, (-1, 0)))
 
   def finish(self) -> _Members:
@@ -524,7 +431,7 @@ class _Found:
       table[:, 0].astype(np.int32),
       packed_names.PackedNames(self._keys),
       table[:, 1:3].copy(),
-      table[:, 3:].reshape(len(table), len(_LABELS), 2).copy(),
+      table[:, 3:].reshape(len(table), len(shard_labels.KINDS), 2).copy(),
     )
     is_longer = np.frombuffer(bytes(self._is_longer), np.uint8).astype(bool)
     if not is_longer.all():
@@ -549,211 +456,3 @@ class _Found:
     members.notes = tuple(notes)
     members.skipped, members.bad = dict(self._skipped), tuple(self._bad)
     return members
-
-
-# Reads a picture's member of a kind; None where there is none.
-_LabelReader = Callable[[int, int], bytes | None]
-
-
-def _label(members: _Members, path: str) -> classes.Classes:
-  """Reads the labels of all pictures; DataError if some have none."""
-  count = len(members.keys)
-  has = members.labels[:, :, 0] >= 0
-  readers = [
-    ShardReader(members.paths, members.shards, members.labels[:, kind])
-    for kind in range(len(_LABELS))
-  ]
-
-  def read(index: int, kind: int) -> bytes | None:
-    return readers[kind](index) if has[index, kind] else None
-
-  if has[:, _CLS].any():
-    _require_all(has[:, _CLS], members, path, '.cls beside it')
-    codes, texts = _code(_read_cls(members, read, path), count)
-    if not classes.are_numbers(texts):
-      return classes.from_texts(codes, texts, members.name)
-    values = np.array([int(text) for text in texts], np.int64)[codes]
-    return _with_names(
-      classes.from_numbers(values, (), members.name),
-      lambda index: _name_beside(read, index),
-    )
-  if has[:, _JSON].any():
-    found = _from_json(members, read, path)
-    if found is not None:
-      return found
-  if has[:, _TXT].any():
-    return _from_txt(members, read, has[:, _TXT], path)
-  kinds = 'neither .cls nor .txt beside them'
-  if has[:, _JSON].any():
-    kinds = f'no .cls, and none of {", ".join(NUMBER_KEYS[:3])} in their .json'
-  return classes.none(count, f'no classes: pictures have {kinds}')
-
-
-def _require_all(
-  has: Sequence[bool] | np.ndarray, members: _Members, path: str, what: str
-) -> None:
-  """Raises DataError if some pictures have what others have not."""
-  lacking = np.flatnonzero(~np.asarray(has))
-  if len(lacking):
-    raise errors.DataError(
-      f'{path}: {members.name(int(lacking[0]))} has no {what}, as have '
-      f'{len(lacking):,} of {len(members.keys):,} images; wanted a label for '
-      'all or for none'
-    )
-
-
-def _code(
-  texts: Iterator[str], count: int
-) -> tuple[Int[np.ndarray, '_'], list[str]]:
-  """Numbers texts as they come: indices, and the distinct texts."""
-  known: dict[str, int] = {}
-  codes = np.fromiter(
-    (known.setdefault(text, len(known)) for text in texts), np.int32, count
-  )
-  return codes, list(known)
-
-
-def _read_cls(
-  members: _Members, read: _LabelReader, path: str
-) -> Iterator[str]:
-  for index in range(len(members.keys)):
-    text = _text(read(index, _CLS) or b'')
-    if not text or len(text) > _LONGEST_NAME:
-      raise errors.DataError(
-        f'{path}: the .cls of {members.name(index)} is {text[:40]!r}; wanted '
-        'the number of a class, or its name'
-      )
-    yield text
-
-
-def _text(data: bytes) -> str:
-  return data.decode('utf-8-sig', 'replace').strip().strip('\0')
-
-
-def _from_json(
-  members: _Members, read: _LabelReader, path: str
-) -> classes.Classes | None:
-  """Labels of JSON objects; None if none has any."""
-  count = len(members.keys)
-  numbers = np.full(count, -1, np.int64)
-  has_number = np.zeros(count, np.bool_)
-  known: dict[str, int] = {}
-  codes = np.full(count, -1, np.int32)
-  for index in range(count):
-    number, name = _parse(read(index, _JSON))
-    if number is not None:
-      numbers[index], has_number[index] = number, True
-    if name is not None:
-      codes[index] = known.setdefault(name, len(known))
-  names = list(known)
-  if has_number.all():
-    return _with_names(
-      classes.from_numbers(numbers, (), members.name),
-      lambda index: names[codes[index]] if codes[index] >= 0 else None,
-    )
-  has = has_number | (codes >= 0)
-  if not has.any():
-    return None
-  _require_all(has, members, path, 'label in a .json beside it')
-  # Without numbers for all, names; and numbers where those lack.
-  for lacking in np.flatnonzero(codes < 0):
-    text = str(numbers[lacking])
-    codes[lacking] = known.setdefault(text, len(known))
-  return classes.from_texts(codes, list(known), members.name)
-
-
-def _parse(data: bytes | None) -> tuple[int | None, str | None]:
-  """The number and the name of a class in a JSON object."""
-  try:
-    # Numbers of any length, which int() would refuse.
-    found = json.loads(data) if data else None
-  except (ValueError, RecursionError):
-    return None, None
-  if not isinstance(found, dict):
-    return None, None
-  number: int | None = None
-  for key in NUMBER_KEYS:
-    value = found.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-      number = value if abs(value) < 2**31 else None
-    elif isinstance(value, str) and re.fullmatch(r'\d{1,9}', value.strip()):
-      number = int(value)
-    if number is not None:
-      break
-  names = (found.get(key) for key in NAME_KEYS)
-  name = next(
-    (
-      text
-      for value in names
-      if isinstance(value, str) and (text := value.strip())
-      if not text.isdigit()
-    ),
-    None,
-  )
-  return number, name
-
-
-def _from_txt(
-  members: _Members,
-  read: _LabelReader,
-  has: np.ndarray,
-  path: str,
-) -> classes.Classes:
-  """Labels of texts that are names of classes, by how often each comes."""
-  count = len(members.keys)
-  texts = (_text(read(index, _TXT) or b'') for index in range(count))
-  codes, distinct = _code(texts, count)
-  longest = max(map(len, distinct))
-  if (
-    len(distinct) * _PICTURES_PER_NAME > count
-    or longest > _LONGEST_NAME
-    or any('\n' in text for text in distinct)
-  ):
-    return classes.none(
-      count,
-      f'no classes: the .txt of {count:,} images hold {len(distinct):,} texts '
-      f'of up to {longest:,} characters, which are taken for captions',
-    )
-  lacks = np.isin(codes, [i for i, text in enumerate(distinct) if not text])
-  _require_all(has & ~lacks, members, path, 'class in a .txt beside it')
-  found = classes.from_texts(codes, distinct, members.name)
-  note = f'the {len(distinct):,} different texts of .txt are taken for classes'
-  return classes.Classes(found.labels, found.names, (*found.notes, note))
-
-
-def _with_names(
-  found: classes.Classes, name: Callable[[int], str | None]
-) -> classes.Classes:
-  """Names numbered classes, if pictures of each agree on a name of its own.
-
-  Args:
-    found: classes named by their numbers.
-    name: what a picture's class is called, None if unknown.
-  """
-  order = np.argsort(found.labels, kind='stable')
-  starts = np.searchsorted(found.labels[order], range(len(found.names) + 1))
-  names = list(found.names)
-  for label, (start, end) in enumerate(itertools.pairwise(starts)):
-    same = order[start:end]
-    witnesses = same[:: max(len(same) // _WITNESSES, 1)][:_WITNESSES]
-    given = {name(int(index)) for index in witnesses}
-    if len(given) > 1:
-      return found
-    # Numbers without pictures keep their number.
-    for each in given:
-      if each is None:
-        return found
-      names[label] = each
-  if len(set(names)) < len(names):
-    return found
-  return classes.Classes(found.labels, tuple(names), found.notes[1:])
-
-
-def _name_beside(read: _LabelReader, index: int) -> str | None:
-  """What the `.json` or the `.txt` beside a `.cls` calls the class."""
-  _, name = _parse(read(index, _JSON))
-  if name is None and (data := read(index, _TXT)) is not None:
-    text = _text(data)
-    if text and '\n' not in text and len(text) <= _LONGEST_NAME:
-      name = text
-  return name

@@ -154,7 +154,7 @@ def open_pictures(
     paths = [part for part in path.split(',') if part]
   paths = [os.fspath(files.as_path(part)) for part in paths]
   for each in paths:
-    if '://' not in each and not os.path.exists(each):
+    if not _is_remote(each) and not os.path.exists(each):
       raise errors.DataError(
         f'{each} does not exist; give a folder of images or a .tar of one'
       )
@@ -172,9 +172,13 @@ _MATCHES = {
 SOURCES = ('auto', 'folder', 'tar', *_MATCHES)
 
 
+def _is_remote(path: str) -> bool:
+  return files.is_remote(files.as_path(path))
+
+
 def _check_kind(source: str, path: str) -> None:
   """Raises DataError for a path that is no source of the kind."""
-  remote = '://' in path
+  remote = _is_remote(path)
   if remote and path.lower().endswith(('.tar', '.parquet')):
     raise errors.DataError(
       f'{path} cannot be read in any order where it is; copy it to a local '

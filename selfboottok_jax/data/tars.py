@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import tarfile
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -26,53 +27,97 @@ _PACKED = {
   b'\x28\xb5\x2f\xfd': ('zstd', 'unzstd'),
   b'PK\x03\x04': ('zip', 'unzip'),
 }
-_BLOCK = 512
+_BLOCK = tarfile.BLOCKSIZE
+# Tars that are kept open; systems allow a process 1,024 files or fewer.
+_OPEN = 256
 # Links of links are followed so far, as systems do.
 _HOPS = 40
 
 
 def reader_maker(path: str) -> layout.ReaderMaker:
   """Returns what makes readers of a tar's files."""
-  return lambda found: TarReader(
-    path,
+  return lambda found: SpanReader(
+    [path],
+    np.zeros(len(found), np.int32),
     np.array([(f.address, f.size) for f in found], np.int64).reshape(-1, 2),
   )
 
 
-class TarReader:
-  """Reads spans of one open file.
+class SpanReader:
+  """Reads spans of one or many tars.
 
-  Reads are os.pread on one descriptor, which has no shared position, so any
-  number of threads may read; a pickled copy opens the file again.
+  Reads are os.pread, which needs no shared position, so any number of threads
+  may read; a pickled copy opens the tars again.
   """
 
-  def __init__(self, path: str, spans: Int[np.ndarray, 'n 2']):
-    """Opens the tar; `spans` are (offset, bytes)."""
-    self._path, self._spans = path, spans
-    self._open()
+  def __init__(
+    self,
+    paths: Sequence[str],
+    tars: Int[np.ndarray, '_'],
+    spans: Int[np.ndarray, 'n 2'],
+  ):
+    """Reads `spans`, (offset, bytes) each, of `paths[tars[index]]`."""
+    self._paths, self._tars, self._spans = tuple(paths), tars, spans
+    self._start()
 
   def __call__(self, index: int) -> bytes:
-    """Returns the bytes of a span."""
+    """Returns the bytes of a span; DataError if the tar has changed."""
+    tar = int(self._tars[index])
     offset, size = self._spans[index].tolist()
-    return os.pread(self._descriptor, size, offset)
-
-  def _open(self) -> None:
+    path = self._paths[tar]
     try:
-      self._descriptor = os.open(self._path, os.O_RDONLY)
+      data = self._read(tar, path, offset, size)
     except OSError as error:
       raise errors.DataError(
-        f'cannot read {self._path}: {error.strerror}; restore it'
+        f'cannot read {path}: {error.strerror}; it was there at the start: '
+        'restore it, or start again without it'
       ) from error
-    weakref.finalize(self, os.close, self._descriptor)
+    if len(data) < size:
+      raise errors.DataError(
+        f'{path} has become shorter since the start; restore it'
+      )
+    return data
+
+  def _read(self, tar: int, path: str, offset: int, size: int) -> bytes:
+    descriptor = self._open.get(tar)
+    if descriptor is None and len(self._open) < _OPEN:
+      with self._lock:
+        if tar not in self._open:
+          self._open[tar] = os.open(path, os.O_RDONLY)
+        descriptor = self._open[tar]
+    if descriptor is not None:
+      return os.pread(descriptor, size, offset)
+    # Closing another one, which a thread may be reading, would take a lock for
+    # every read; opening a file costs far less than decoding a picture.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      return os.pread(descriptor, size, offset)
+    finally:
+      os.close(descriptor)
+
+  def _start(self) -> None:
+    self._open: dict[int, int] = {}
+    self._lock = threading.Lock()
+    weakref.finalize(self, _close, self._open)
 
   def __getstate__(self) -> dict[str, Any]:
-    """Leaves the descriptor, which is this process's own, behind."""
-    return {k: v for k, v in vars(self).items() if k != '_descriptor'}
+    """Leaves descriptors, which are this process's own, behind."""
+    return {
+      name: value
+      for name, value in vars(self).items()
+      if name not in ('_open', '_lock')
+    }
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    """Opens the tar again."""
+    """Starts without open files."""
     vars(self).update(state)
-    self._open()
+    self._start()
+
+
+def _close(descriptors: dict[int, int]) -> None:
+  for descriptor in descriptors.values():
+    os.close(descriptor)
+  descriptors.clear()
 
 
 def list_tar(path: str) -> layout.Listing:
@@ -108,7 +153,7 @@ def _list_tar(path: str, size: int, changed: int) -> layout.Listing:
       'copy or download it again'
     ) from error
   listing = layout.Listing()
-  if not _has_end(path, size):
+  if not has_end(path):
     listing.notes.append('the tar has no end mark, so it may be cut short')
   _list_folder(root, '', root, listing, (root,))
   if any(int(f.address) + f.size > size for f in listing.files.values()):
@@ -118,10 +163,10 @@ def _list_tar(path: str, size: int, changed: int) -> layout.Listing:
   return listing
 
 
-def _has_end(path: str, size: int) -> bool:
-  """True if a file ends with the block of zeros that ends a tar."""
+def has_end(path: str) -> bool:
+  """True if a tar ends in zeros, as all do that were written to their end."""
   with open(path, 'rb') as file:
-    file.seek(max(size - _BLOCK, 0))
+    file.seek(max(os.path.getsize(path) - _BLOCK, 0))
     return not any(file.read())
 
 

@@ -82,12 +82,8 @@ def open_tfds(path: str) -> picture_set.PictureSet:
     )
   starts = np.cumsum([0, *map(len, tables.values())])
   inside = np.arange(len(everything)) - np.repeat(starts[:-1], np.diff(starts))
-  if plan.is_held_out:
-    is_val = roles.held_out(listed)
-  else:
-    is_val = np.repeat(
-      [part == parts.get('val') for part in tables], np.diff(starts)
-    )
+  part_of = np.repeat(np.arange(len(tables)), np.diff(starts))
+  is_val = plan.find_val(list(tables), part_of, lambda: listed)
   is_full = everything[:, 0] > 0
   splits = {}
   for split in picture_set.SPLITS:
