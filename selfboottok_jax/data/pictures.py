@@ -281,7 +281,8 @@ def _from_wide(image: Image.Image) -> Image.Image:
   key = image.info.get('transparency')
   transparent = None if key is None else values == key
   finite = values[np.isfinite(values)]
-  low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+  low = float(np.min(finite)) if finite.size else 0.0
+  high = float(np.max(finite)) if finite.size else 0.0
   if image.mode == 'F':
     # Light from 0 to 1 by custom; anything else, as heights, by its own range.
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
