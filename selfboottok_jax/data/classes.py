@@ -62,7 +62,25 @@ def from_texts(
   order = sorted(range(len(texts)), key=lambda i: texts[i])
   rank = np.empty(len(texts), np.int32)
   rank[order] = np.arange(len(texts))
-  return Classes(rank[codes], tuple(texts[i] for i in order))
+  names = tuple(texts[i] for i in order)
+  return Classes(rank[codes], names, text_order(names))
+
+
+def text_order(names: Sequence[str]) -> tuple[str, ...]:
+  """Notes sorted names with numbers that people would sort otherwise.
+
+  As class_10, which comes before class_2.
+  """
+
+  def by_numbers(name: str) -> list[str | int]:
+    # Texts and numbers take turns, so that like is compared with like.
+    parts = re.split(r'([0-9]+)', name)
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)]
+
+  for own, natural in zip(names, sorted(names, key=by_numbers), strict=True):
+    if own != natural:
+      return (f'classes are sorted as text: {own} comes before {natural}',)
+  return ()
 
 
 def from_numbers(

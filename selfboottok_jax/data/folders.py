@@ -1,30 +1,43 @@
 """Photographs as files in a folder, on a disk or in a bucket."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 
 from selfboottok_jax import errors, files
-from selfboottok_jax.data import layout, picture_set
+from selfboottok_jax.data import layout, picture_set, tars
 
 
 def reader_maker(path: str) -> layout.ReaderMaker:
-  """Returns what makes readers of a folder's files."""
-  return lambda found: FolderReader(path, [str(f.address) for f in found])
+  """Returns what makes readers of a folder's files, or of those in its tars."""
+  return lambda found: FolderReader(path, found)
 
 
 class FolderReader:
-  """Reads files below a folder, one a picture."""
+  """Reads files below a folder, or of tars below it, one a picture."""
 
-  def __init__(self, path: str, names: Sequence[str]):
-    """Reads files that are given relative to `path`."""
-    self._folder, self._names = files.as_path(path), names
+  def __init__(self, path: str, found: Sequence[layout.File]):
+    """Reads files whose addresses are relative to `path`."""
+    self._folder = files.as_path(path)
     self._is_remote = files.is_remote(self._folder)
+    addresses = [
+      f.address if isinstance(f.address, tuple) else (str(f.address), -1)
+      for f in found
+    ]
+    self._names = [name for name, _ in addresses]
+    # Where it begins in its tar, -1 for a file of its own; and its bytes.
+    self._spans = np.array(
+      [(start, f.size) for (_, start), f in zip(addresses, found, strict=True)],
+      np.int64,
+    ).reshape(-1, 2)
 
   def __call__(self, index: int) -> bytes:
-    """Returns the bytes of a file; DataError if it has gone since."""
+    """Returns the bytes of a picture; DataError if it has gone since."""
     file = f'{self._folder}/{self._names[index]}'
+    start, size = self._spans[index].tolist()
     try:
       if self._is_remote:
         remote = files.as_path(file)
@@ -32,16 +45,27 @@ class FolderReader:
           return remote.read_bytes()
       # A path object and a buffer would take a tenth of a small picture's time.
       with open(file, 'rb', buffering=0) as opened:
-        return opened.read()
+        if start < 0:
+          return opened.read()
+        data = os.pread(opened.fileno(), size, start)
     except OSError as error:
       raise errors.DataError(
         f'cannot read {file}: {error.strerror or error}; it was there at the '
         'start: restore it, or start again without it'
       ) from error
+    if len(data) < size:
+      raise errors.DataError(
+        f'{file} has become shorter since the start; restore it'
+      )
+    return data
 
 
 def list_folder(path: str) -> layout.Listing:
-  """Lists everything below a folder that is not hidden."""
+  """Lists everything below a folder that is not hidden.
+
+  Tars on a disk are folders where there are no pictures beside them, see
+  `tars.open_inner`.
+  """
   listing = layout.Listing()
   root = files.as_path(path)
   if files.is_remote(root):
@@ -51,7 +75,20 @@ def list_folder(path: str) -> layout.Listing:
     # By device and inode, for which no link is resolved twice.
     stat = os.stat(path)
     _list_local(path, '', listing, {(stat.st_dev, stat.st_ino)})
+    tars.open_inner(listing, lambda name, file: _list_tar(path, name, file))
   return listing
+
+
+def _list_tar(path: str, name: str, tar: layout.File) -> layout.Listing:
+  """Lists a tar below a folder; addresses are relative to the folder."""
+  inside = tars.list_tar(os.path.join(path, name))
+  found = {
+    inner: layout.File(
+      file.size, (name, file.offset), (tar.identity, file.identity)
+    )
+    for inner, file in inside.files.items()
+  }
+  return dataclasses.replace(inside, files=found)
 
 
 def _list_local(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from selfboottok_jax import errors
+from selfboottok_jax.data import classes as classes_lib
 from selfboottok_jax.data import (
   packed_names,
   picture_set,
@@ -47,16 +48,22 @@ class File(NamedTuple):
 
   Attributes:
     size: bytes.
-    address: where its data are: the path below a folder, or the offset in a
-      tar.
+    address: where its data are: the path below a folder, the offset in a tar,
+      or the path of a tar below a folder and the offset in it.
     identity: equal for two files that are the same data; None if unknown.
     part: which of several folders or tars has it.
   """
 
   size: int
-  address: str | int
+  address: str | int | tuple[str, int]
   identity: Hashable = None
   part: int = 0
+
+  @property
+  def offset(self) -> int:
+    """Where a file of a tar begins, in bytes."""
+    assert isinstance(self.address, int)
+    return self.address
 
 
 # Folders that lead to each other by links have a path for each of their orders.
@@ -76,12 +83,14 @@ class Listing:
     folders: relative paths of all folders, with or without files.
     bad: files that are there by name only, as a link that leads nowhere.
     notes: what a user should know, a sentence each.
+    replaced: names that a tar has several times, once for each earlier one.
   """
 
   files: dict[str, File] = dataclasses.field(default_factory=dict)
   folders: set[str] = dataclasses.field(default_factory=set)
   bad: list[picture_set.Bad] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
+  replaced: list[str] = dataclasses.field(default_factory=list)
 
 
 def count_folder(listing: Listing, name: str) -> None:
@@ -417,6 +426,7 @@ def _class_names(
   by_text = sorted(names)
   if not all(re.fullmatch(r'[0-9]+', name) for name in names):
     notes.extend(synsets.notes(by_text))
+    notes.extend(classes_lib.text_order(by_text))
     return tuple(by_text)
   by_number = sorted(names, key=lambda name: (int(name), name))
   if by_number != by_text:

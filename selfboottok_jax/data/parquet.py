@@ -400,7 +400,11 @@ def _make_set(
     splits,
     labelled.names,
     plan.origin,
-    (*columns.notes, *labelled.notes),
+    (
+      *columns.notes,
+      *labelled.notes,
+      *roles.gaps([part.name for part in ordered], 'files'),
+    ),
     bad=tuple(
       picture_set.Bad(name(int(index)), 'the file is empty')
       for index in np.flatnonzero(is_empty)
@@ -469,13 +473,20 @@ def _leaf(columns: _Columns) -> str:
 
 
 def _arrays(table: Any, columns: _Columns, file: str) -> list[Any]:
-  """Arrays of pictures' bytes; DataError for pictures without any."""
+  """Arrays of pictures' bytes, null for a row without any.
+
+  Raises:
+    DataError: no row has any.
+  """
+  from pyarrow import compute
+
   column = table.column(columns.image)
   arrays = [
-    chunk.field(columns.field) if columns.field else chunk
+    # Unlike `chunk.field`, null too where the whole struct is.
+    compute.struct_field(chunk, columns.field) if columns.field else chunk
     for chunk in column.chunks
   ]
-  if any(array.null_count for array in arrays) or column.null_count:
+  if len(column) and sum(a.null_count for a in arrays) == len(column):
     raise errors.DataError(
       f'{file} has rows without {_leaf(columns)}, perhaps with a path instead; '
       'wanted the bytes of every image: write the files anew with '
@@ -519,14 +530,16 @@ class _Memory:
     from pyarrow import compute
 
     arrays, _ = self._load()
-    lengths = [compute.binary_length(array).to_numpy() for array in arrays]
+    lengths = [
+      compute.binary_length(array).fill_null(0).to_numpy() for array in arrays
+    ]
     return np.concatenate([np.zeros(0, np.int64), *lengths]).astype(np.int64)
 
   def __call__(self, index: int) -> bytes:
     arrays, ends = self._loaded or self._load()
     chunk = int(np.searchsorted(ends, index, side='right'))
     array = arrays[chunk]
-    return array[int(index - ends[chunk] + len(array))].as_py()
+    return array[int(index - ends[chunk] + len(array))].as_py() or b''
 
   def __getstate__(self) -> dict[str, Any]:
     return {'_files': self._files, '_columns': self._columns}
@@ -567,7 +580,7 @@ class _Groups:
     at = int(index - self._ends[number] + self._groups[number, 2])
     for array in self._local.arrays:
       if at < len(array):
-        return array[at].as_py()
+        return array[at].as_py() or b''
       at -= len(array)
     raise AssertionError('a group has fewer rows than its footer says')
 

@@ -25,6 +25,7 @@ _ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
 # A folder's whole name, in any case, perhaps with a year, as COCO's train2017.
 _FOLDER = re.compile(rf'({"|".join(_ROLE_OF)})[-_]?(\d{{4}})?', re.IGNORECASE)
 _NUMBERED = re.compile(r'(.*?)(\d+)-of-(\d+)(.*)')
+_COUNTED = re.compile(r'(.*?)(\d+)(\.[a-z]+)', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +183,35 @@ def check_numbers(names: Sequence[str], path: str, kind: str) -> None:
         f'({len(missing):,} of {int(count):,} {kind} are missing); copy or '
         'download what is missing'
       )
+
+
+def gaps(names: Sequence[str], kind: str) -> tuple[str, ...]:
+  """Notes files that are missing among those that are counted, as in 000.tar.
+
+  Files do not say how many they are, so that no missing last one is seen.
+
+  Args:
+    names: of files.
+    kind: what the files are, as 'shards'.
+  """
+  groups: dict[tuple[str, int, str], set[int]] = {}
+  for name in names:
+    match = _COUNTED.fullmatch(name)
+    if match and not _NUMBERED.fullmatch(name):
+      before, number, after = match.groups()
+      # 9.tar and 10.tar are counted alike, 009.tar and 10.tar are not.
+      width = len(number) if number.startswith('0') else 0
+      groups.setdefault((before, width, after), set()).add(int(number))
+  notes = []
+  for (before, width, after), there in groups.items():
+    first, last = min(there), max(there)
+    # Dates and the like count nothing.
+    if 1 + last - first > 2 * len(there):
+      continue
+    missing = sorted(set(range(first, last)) - there)
+    if missing:
+      notes.append(
+        f'{before}{missing[0]:0{width}}{after} is not there, of {kind} that '
+        f'are counted ({len(missing):,} of them are missing)'
+      )
+  return tuple(notes)

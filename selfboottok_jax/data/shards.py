@@ -246,7 +246,7 @@ def _open(
     splits,
     labelled.names,
     plan.origin,
-    (*labelled.notes, *members.notes),
+    (*labelled.notes, *members.notes, *roles.gaps(shown, 'shards')),
     members.skipped,
     members.bad,
   )
@@ -365,6 +365,7 @@ class _Found:
     self._is_longer = bytearray()
     self._several = ''
     self._without: list[str] = []
+    self._replaced: list[str] = []
     self._skipped: collections.Counter[str] = collections.Counter()
     self._bad: list[picture_set.Bad] = []
 
@@ -372,9 +373,10 @@ class _Found:
     """Adds the members of a shard."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     files = listing.files.items()
-    for name, file in sorted(files, key=lambda item: item[1].address):
+    for name, file in sorted(files, key=lambda item: item[1].offset):
       key, ending = _split_key(name)
-      groups.setdefault(key, {})[ending] = int(file.address), file.size
+      groups.setdefault(key, {})[ending] = file.offset, file.size
+    self._replaced += [f'{self._shown[shard]}/{n}' for n in listing.replaced]
     self._bad += [
       picture_set.Bad(f'{self._shown[shard]}/{bad.path}', bad.reason)
       for bad in listing.bad
@@ -410,7 +412,7 @@ class _Found:
     self._keys.append(f'{key}.{ending}')
     self._is_longer.append(not short)
     if not short:
-      self._longer[ending] += 1
+      self._longer.update(found)
     self._numbers.extend((shard, offset, size))
     for kind in shard_labels.KINDS:
       self._numbers.extend(members.get(kind, (-1, 0)))
@@ -448,6 +450,12 @@ class _Found:
     notes = []
     if self._several:
       notes.append(f'of several pictures of a key one is read: {self._several}')
+    if self._replaced:
+      notes.append(
+        f'{len(self._replaced):,} members come several times in their shard, '
+        f'such as {self._replaced[0]}, and the last of each is read: shards '
+        'with equal keys cannot be joined to one tar'
+      )
     if self._without:
       notes.append(
         f'{len(self._without):,} keys have no picture, such as '

@@ -1,7 +1,7 @@
 """Photographs in an uncompressed tar, read in any order without unpacking it.
 
-A tar inside the tar is a folder by its name without the ending, as the classes
-of ILSVRC2012_img_train.tar are.
+Where a tar, or a folder, holds tars in place of pictures, each is a folder by
+its name without the ending, as the classes of ILSVRC2012_img_train.tar are.
 """
 
 import functools
@@ -10,14 +10,14 @@ import os
 import tarfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import layout, picture_set
+from selfboottok_jax.data import layout, picture_set, pictures
 
 # Files by their first bytes, and what turns them into a plain tar.
 _PACKED = {
@@ -39,7 +39,7 @@ def reader_maker(path: str) -> layout.ReaderMaker:
   return lambda found: SpanReader(
     [path],
     np.zeros(len(found), np.int32),
-    np.array([(f.address, f.size) for f in found], np.int64).reshape(-1, 2),
+    np.array([(f.offset, f.size) for f in found], np.int64).reshape(-1, 2),
   )
 
 
@@ -143,24 +143,76 @@ def list_tar(path: str) -> layout.Listing:
 @functools.lru_cache(maxsize=2)
 def _list_tar(path: str, size: int, changed: int) -> layout.Listing:
   del changed  # only part of the key
-  root = _Folder()
   try:
     with open(path, 'rb') as file:
-      _read_headers(file, 0, size, root)
+      listing = _list_span(file, 0, size)
   except (tarfile.TarError, OSError, EOFError) as error:
     raise errors.DataError(
       f'{path} is no tar, or is cut short ({size} bytes, {error}); '
       'copy or download it again'
     ) from error
-  listing = layout.Listing()
   if not has_end(path):
     listing.notes.append('the tar has no end mark, so it may be cut short')
-  _list_folder(root, '', root, listing, (root,))
-  if any(int(f.address) + f.size > size for f in listing.files.values()):
-    raise errors.DataError(
-      f'{path} is cut short at {size} bytes; copy or download it again'
+  if listing.replaced:
+    listing.notes.append(
+      f'{len(listing.replaced):,} names come several times in the tar, such as '
+      f'{listing.replaced[0]}; the last of each counts, as in unpacking it'
     )
   return listing
+
+
+def _list_span(file: BinaryIO, start: int, end: int) -> layout.Listing:
+  """Lists the tar that lies from `start` to `end` of a file."""
+  root, listing = _Folder(), layout.Listing()
+  _read_headers(file, start, end, root, listing.replaced)
+  _list_folder(root, '', root, listing, (root,))
+  if any(f.offset + f.size > end for f in listing.files.values()):
+    raise tarfile.ReadError('a member goes beyond its end')
+
+  def list_inner(name: str, inner: layout.File) -> layout.Listing:
+    try:
+      return _list_span(file, inner.offset, inner.offset + inner.size)
+    except tarfile.TarError as error:
+      raise tarfile.ReadError(f'{name} in it: {error}') from error
+
+  open_inner(listing, list_inner)
+  return listing
+
+
+def open_inner(
+  listing: layout.Listing,
+  list_inner: Callable[[str, layout.File], layout.Listing],
+) -> None:
+  """Replaces tars in a listing by folders, where it has no pictures.
+
+  A tar beside pictures is more likely the archive that they came from.
+
+  Args:
+    listing: changed in place.
+    list_inner: lists a tar in it, by its name and its file.
+  """
+  if any(layout.suffix(n) in pictures.PICTURES for n in listing.files):
+    return
+  notes: dict[str, list[str]] = {}
+  for name, file in list(listing.files.items()):
+    if layout.suffix(name) != '.tar' or file.size < _BLOCK:
+      continue
+    inner = list_inner(name, file)
+    del listing.files[name]
+    top = name[: -len('.tar')]
+    layout.count_folder(listing, top)
+    for folder in inner.folders:
+      layout.count_folder(listing, f'{top}/{folder}')
+    listing.files |= {f'{top}/{n}': file for n, file in inner.files.items()}
+    listing.bad += [
+      picture_set.Bad(f'{top}/{bad.path}', bad.reason) for bad in inner.bad
+    ]
+    listing.replaced += [f'{top}/{n}' for n in inner.replaced]
+    for note in inner.notes:
+      notes.setdefault(note, []).append(name)
+  for note, names in notes.items():
+    others = f' (and {len(names) - 1:,} others)' if len(names) > 1 else ''
+    listing.notes.append(f'{names[0]}{others}: {note}')
 
 
 def has_end(path: str) -> bool:
@@ -181,7 +233,9 @@ class _Link(NamedTuple):
   written: str
 
 
-def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
+def _read_headers(
+  file: BinaryIO, start: int, end: int, root: _Folder, replaced: list[str]
+) -> None:
   """Enters the members of a tar into a tree.
 
   Args:
@@ -189,6 +243,7 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
     start: where it begins, in bytes.
     end: where it ends.
     root: where its members go.
+    replaced: gets the names of members that a later one takes the place of.
   """
   position = start
   while position < end or position == start:
@@ -198,7 +253,7 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
         # A million headers would take a gigabyte.
         tar.members.clear()  # type: ignore[attr-defined]
         member.offset_data += position
-        _enter(file, member, root)
+        _enter(member, root, replaced)
       position += tar.offset
     # `cat a.tar b.tar` is the members of both, after the zeros that end the
     # first. `tarfile` takes a damaged header for an end too, and refuses to
@@ -206,7 +261,7 @@ def _read_headers(file: BinaryIO, start: int, end: int, root: _Folder) -> None:
     position = _skip_zeros(file, position, end)
 
 
-def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
+def _enter(member: tarfile.TarInfo, root: _Folder, replaced: list[str]) -> None:
   """Enters a member into a tree."""
   parts = _parts(member.name)
   if not parts or any(map(layout.is_ignored, parts)):
@@ -228,16 +283,16 @@ def _enter(file: BinaryIO, member: tarfile.TarInfo, root: _Folder) -> None:
     if not target_path.startswith('/'):
       target_path = os.path.normpath('/'.join((*parts[:-1], target_path)))
     folder[name] = _Link(target_path, member.linkname)
+  elif member.issparse():
+    raise tarfile.ReadError(
+      f'{member.name} is stored without its holes, which pictures do not have; '
+      'pack it without --sparse'
+    )
   elif member.isreg():
+    if isinstance(folder.get(name), layout.File):
+      replaced.append('/'.join(parts))
     offset = member.offset_data
-    if name.lower().endswith('.tar') and member.size >= _BLOCK:
-      inner = _make_folders(folder, (name[: -len('.tar')],))
-      try:
-        _read_headers(file, offset, offset + member.size, inner)
-      except tarfile.TarError as error:
-        raise tarfile.ReadError(f'{member.name} in it: {error}') from error
-    else:
-      folder[name] = layout.File(member.size, offset, offset)
+    folder[name] = layout.File(member.size, offset, offset)
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -55,3 +55,20 @@ def test_pictures_without_classes_are_of_class_0():
   assert found.labels.tolist() == [0, 0, 0]
   assert found.names == ()
   assert found.notes == ('why',)
+
+
+@pytest.mark.parametrize(
+  ('names', 'note'),
+  [
+    (('class_1', 'class_10', 'class_2'), 'class_10 comes before class_2'),
+    (('a', 'b2', 'b3'), ''),
+    (('n01440764', 'n01443537'), ''),
+    (('10x', '9x', 'x'), '10x comes before 9x'),
+    (('7', '07b', 'b'), ''),
+    ((), ''),
+  ],
+)
+def test_numbers_in_names_that_are_sorted_as_text_are_noted(names, note):
+  found = classes.text_order(names)
+  assert len(found) == bool(note)
+  assert all(each.endswith(note) for each in found)

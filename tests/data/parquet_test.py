@@ -141,8 +141,7 @@ def test_the_column_of_several_that_is_called_image_is_read(tmp_path):
 
 
 def test_pictures_that_are_only_paths_are_refused(tmp_path):
-  images = columns(20)['image']
-  images[3] = {'bytes': None, 'path': 'x.png'}
+  images = [{'bytes': None, 'path': f'{i}.png'} for i in range(20)]
   path = forms.write_parquet(tmp_path / 'x.parquet', {'image': images})
   assert 'embed_external_files' in refusal(path)
 
@@ -210,6 +209,25 @@ def test_texts_are_sorted(tmp_path):
     )
     assert found.class_names == ('aster', 'rose')
     assert labels(found)[0] == 1
+
+
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_a_row_without_a_picture_is_bad(tmp_path, monkeypatch, in_memory):
+  if not in_memory:
+    monkeypatch.setattr(parquet, 'MOST_BYTES', 0)
+  images = columns(20)['image']
+  images[3] = None
+  images[5] = {'bytes': None, 'path': '5.png'}
+  path = forms.write_parquet(tmp_path / 'train.parquet', {'image': images})
+  found = read(path, any_size=True)
+  listed = [bad.path for bad in found.bad]
+  for split in found.splits.values():
+    for i, name in enumerate(split.names):
+      data = split.read(i)
+      assert data or not in_memory
+      if not data:
+        listed.append(name)
+  assert listed == ['train.parquet/3', 'train.parquet/5']
 
 
 def test_numbers_without_names_are_labels(tmp_path):

@@ -69,3 +69,20 @@ def test_files_that_say_how_many_they_are_must_all_be_there():
     errors.DataError, match=r'SET lacks data/train-00001-of-00003\.parquet \(1 '
   ):
     roles.check_numbers([names[0], names[2]], 'SET', 'files')
+
+
+@pytest.mark.parametrize(
+  ('names', 'note'),
+  [
+    (['a-000.tar', 'a-001.tar', 'a-003.tar'], 'a-002.tar is not there'),
+    ([f'{i}.tar' for i in range(8, 13) if i != 9], '9.tar is not there'),
+    ([f'{i:03}.tar' for i in range(5, 12)], ''),
+    (['20240101.tar', '20240301.tar'], ''),
+    (['a-0001-of-0003.tar', 'a-0003-of-0003.tar'], ''),
+    (['cats.tar', 'dogs.tar'], ''),
+  ],
+)
+def test_files_that_are_missing_among_counted_ones_are_noted(names, note):
+  found = roles.gaps(names, 'shards')
+  assert len(found) == bool(note)
+  assert all(each.startswith(note) for each in found)

@@ -330,3 +330,32 @@ def test_fingerprints_see_pictures_and_labels(tmp_path):
     path = forms.write_tar(tmp_path / f'{number}.tar', contents)
     prints.add(wd.read(path).fingerprint)
   assert len(prints) == 3
+
+
+def test_keys_that_come_twice_in_a_shard_are_noted(tmp_path):
+  contents = wd.members(wd.keys(20), cls=wd.cls)
+  found = wd.one(tmp_path, [*contents, *contents[:2]])
+  assert len(wd.all_labels(found)) == 20
+  assert any(
+    '2 members come several times in their shard, such as a.tar/0000' in note
+    for note in found.notes
+  )
+
+
+def test_keys_with_dots_are_not_taken_for_one(tmp_path):
+  contents = [
+    member
+    for i in range(8)
+    for member in (
+      (f'photo.v2.{i:03}.jpg', trees.png(i)),
+      (f'photo.v2.{i:03}.cls', wd.cls(i)),
+    )
+  ]
+  with pytest.raises(errors.DataError, match=r'KEY\.v2\.000\.jpg and KEY\.v2'):
+    wd.one(tmp_path, contents)
+
+
+def test_a_missing_shard_of_a_folder_is_noted(tmp_path):
+  names = [f'{i:03}.tar' for i in (0, 1, 3, 4)]
+  found = wd.read(wd.write(tmp_path, *names))
+  assert any(note.startswith('002.tar is not there') for note in found.notes)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors
-from selfboottok_jax.data import joined, picture_set, tars
+from selfboottok_jax.data import joined, picture_set, sources, tars
 from tests.data import trees
 
 
@@ -107,6 +107,49 @@ def test_tars_one_after_another_are_one(tar, tmp_path):
   )
 
 
+def test_the_last_of_equal_names_counts_and_is_noted(tmp_path):
+  path = tmp_path / 'a.tar'
+  with tarfile.open(path, 'w') as archive:
+    for i in (0, 1, 2):
+      add(archive, f'{i % 2}.png', trees.png(i))
+  found = joined.open_trees([str(path)])
+  names = [part.names[i] for part in found.splits.values()
+           for i in range(len(part))]  # fmt: skip
+  assert sorted(names) == ['0.png', '1.png']
+  assert any(note.startswith('1 names come several') for note in found.notes)
+  source = tars.reader_maker(str(path))(
+    [tars.list_tar(str(path)).files['0.png']]
+  )
+  assert source(0) == trees.png(2)
+
+
+def test_a_sparse_file_is_named(tmp_path):
+  path = tmp_path / 'sparse.tar'
+  with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as archive:
+    member = tarfile.TarInfo('a.png')
+    member.pax_headers = {
+      'GNU.sparse.major': '1',
+      'GNU.sparse.minor': '0',
+      'GNU.sparse.name': 'a.png',
+      'GNU.sparse.realsize': '5000',
+    }
+    data = b'1\n0\n5\n'.ljust(512, b'\0') + b'hello'
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+  with pytest.raises(errors.DataError, match='without --sparse'):
+    tars.list_tar(str(path))
+
+
+def test_tars_beside_pictures_are_left_out(tmp_path):
+  root = trees.write(tmp_path / 'photos', *(f'cat/{i}.png' for i in range(20)))
+  trees.pack(root, tmp_path / 'cat.tar')
+  (tmp_path / 'cat.tar').rename(root / 'cat.tar')
+  for path in (root, trees.pack(root, tmp_path / 'all.tar')):
+    found = joined.open_trees([str(path)])
+    assert sum(len(part) for part in found.splits.values()) == 20
+    assert found.skipped == {'.tar': 1}
+
+
 def test_a_tar_in_a_tar_is_a_folder(tmp_path):
   path = tmp_path / 'ILSVRC2012_img_train.tar'
   with tarfile.open(path, 'w') as archive:
@@ -116,14 +159,30 @@ def test_a_tar_in_a_tar_is_a_folder(tmp_path):
         for i in range(20):
           add(part, f'{synset}_{i}.JPEG', trees.png(number * 100 + i))
       add(archive, f'{synset}.tar', inner.getvalue())
-  found = joined.open_trees([str(path)])
-  assert found.class_names == ('n01440764', 'n01443537')
-  assert sum(len(part) for part in found.splits.values()) == 40
-  source = picture_set.PictureSource(found, 'train')
-  seed = 100 + int(source.name(0).split('_')[-1].split('.')[0])
-  np.testing.assert_array_equal(
-    source[0]['image'], np.asarray(trees.picture(seed))
-  )
+  # As downloaded, and with the first of its tars unpacked.
+  folder = tmp_path / 'unpacked'
+  with tarfile.open(path) as archive:
+    archive.extractall(folder, filter='data')
+  prints = set()
+  for place in (path, folder):
+    found = sources.open_pictures(place)
+    assert found.class_names == ('n01440764', 'n01443537')
+    assert sum(len(part) for part in found.splits.values()) == 40
+    source = pickle.loads(
+      pickle.dumps(picture_set.PictureSource(found, 'train'))
+    )
+    seed = 100 + int(source.name(0).split('_')[-1].split('.')[0])
+    np.testing.assert_array_equal(
+      source[0]['image'], np.asarray(trees.picture(seed))
+    )
+    prints.add(source.fingerprint)
+  assert len(prints) == 1
+  cut = folder / 'n01440764.tar'
+  cut.write_bytes(cut.read_bytes()[:700])
+  with pytest.raises(
+    errors.DataError, match=r'n01440764\.tar is no tar, or is'
+  ):
+    sources.open_pictures(folder)
 
 
 def _cut_inner(data):
@@ -219,6 +278,12 @@ def test_a_folder_and_a_tar_of_it_are_the_same(tmp_path):
       for split in ('train', 'val'):
         (root / split).mkdir(parents=True)
         _grow(rng, root / split)
+    if rng.integers(3) == 0:
+      # Class folders as a tar each, perhaps of tars again.
+      for folder in [entry for entry in root.iterdir() if entry.is_dir()]:
+        if not folder.is_symlink():
+          trees.pack(folder, folder.with_name(f'{folder.name}.tar'))
+          shutil.rmtree(folder)
     tar = trees.pack(root, tmp_path / 'tree.tar')
     folder, packed = _describe(root), _describe(tar)
     assert folder == packed, round_
