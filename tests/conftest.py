@@ -58,10 +58,12 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
-# A background job of a shell ignores interrupts, and so would every command
-# that a test starts and interrupts.
+# A background job of a shell ignores interrupts, one of nohup hang-ups, and so
+# would every command that a test starts and stops.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Held for the whole run: annotations are checked wherever tests go.
 jaxtyping.install_import_hook('selfboottok_jax', 'beartype.beartype')
