@@ -585,7 +585,8 @@ def _find_label(given: str, class_names: Sequence[str]) -> int:
   shown = synsets.readable(class_names)
   known = [*class_names, *shown]
   close = difflib.get_close_matches(given, known, n=3) or shown[:3]
+  what = f'--labels: {given!r} is no class' if given else '--labels= is empty'
   raise errors.ConfigError(
-    f'--labels: {given!r} is no class; wanted balanced, random, integers from '
-    f'0 to {last}, or names, such as {", ".join(close)}'
+    f'{what}; wanted balanced, random, integers from 0 to {last}, or names, '
+    f'such as {", ".join(close)}'
   )
