@@ -86,7 +86,7 @@ NETWORKS = SHARED | {'repa_global', 'repa_local'}
 @pytest.mark.parametrize(
   ('config', 'parameters'),
   [
-    ('tokenizer.py:imagenet256', 1_254.6e6),
+    pytest.param('tokenizer.py:imagenet256', 1_254.6e6, marks=pytest.mark.long),
     pytest.param(
       'scaling.py:imagenet256_600m', 895.8e6, marks=pytest.mark.long
     ),

@@ -76,7 +76,7 @@ def _losses(server, workdir, kind, stage1, mesh):
     pytest.param(
       kind,
       # Two minutes and more; the others have their parts but the networks.
-      marks=pytest.mark.long if kind in ('scaling', 'dino', 'teachers') else (),
+      marks=() if kind == 'generator' else pytest.mark.long,
     )
     for kind in KINDS
   ],

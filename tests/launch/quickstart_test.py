@@ -9,7 +9,9 @@ from selfboottok_jax.training import checkpointing
 from tests.launch import logs
 
 
-# The other tests read runs that only seem to be trained.
+# The other tests read runs that only seem to be trained. .ci/run has a
+# quickstart of its own.
+@pytest.mark.long
 @pytest.mark.slow
 def test_trains_four_runs_and_writes_a_report(server, tmp_path):
   result = server.run('quickstart', f'--workdir={tmp_path}')

@@ -108,6 +108,7 @@ def trained(server, tmp_path_factory):
   return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_three_stages_train(trained):
   for task in ('tokenizer', 'scaling', 'generator'):

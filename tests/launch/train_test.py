@@ -54,7 +54,9 @@ def test_steps_logging_mesh_and_remat_may_change(server, runs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('task', ['generator', 'tokenizer'])
+@pytest.mark.parametrize(
+  'task', ['generator', pytest.param('tokenizer', marks=pytest.mark.long)]
+)
 def test_bfloat16_gives_nearly_the_same_losses(task, server, runs, tmp_path):
   losses = []
   for dtype in ('float32', 'bfloat16'):
