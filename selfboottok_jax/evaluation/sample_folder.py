@@ -585,8 +585,8 @@ def _find_label(given: str, class_names: Sequence[str]) -> int:
   shown = synsets.readable(class_names)
   known = [*class_names, *shown]
   close = difflib.get_close_matches(given, known, n=3) or shown[:3]
-  what = f'--labels: {given!r} is no class' if given else '--labels= is empty'
+  what = f'--labels: {given!r}' if given else '--labels='
   raise errors.ConfigError(
-    f'{what}; wanted balanced, random, integers from 0 to {last}, or names, '
-    f'such as {", ".join(close)}'
+    f'{what} is no class; wanted balanced, random, integers from 0 to {last}, '
+    f'or names, such as {", ".join(close)}'
   )
