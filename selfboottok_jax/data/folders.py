@@ -13,31 +13,41 @@ from selfboottok_jax.data import layout, picture_set, tars
 
 def reader_maker(path: str) -> layout.ReaderMaker:
   """Returns what makes readers of a folder's files, or of those in its tars."""
-  return lambda found: FolderReader(path, found)
+
+  def make(found: Sequence[layout.File]) -> picture_set.Reader:
+    inside = [file for file in found if isinstance(file.address, tuple)]
+    if inside:
+      # There are tars only where no pictures are beside them.
+      assert len(inside) == len(found)
+      return _tar_reader(path, inside)
+    return FolderReader(path, [str(file.address) for file in found])
+
+  return make
+
+
+def _tar_reader(path: str, found: Sequence[layout.File]) -> tars.SpanReader:
+  """Reads files of tars below a folder."""
+  numbers: dict[str, int] = {}
+  # The tars are numbered as they come.
+  of_file = [numbers.setdefault(f.tar, len(numbers)) for f in found]
+  return tars.SpanReader(
+    [os.path.join(path, name) for name in numbers],
+    np.array(of_file, np.int32),
+    np.array([(f.offset, f.size) for f in found], np.int64),
+  )
 
 
 class FolderReader:
-  """Reads files below a folder, or of tars below it, one a picture."""
+  """Reads files below a folder, one a picture."""
 
-  def __init__(self, path: str, found: Sequence[layout.File]):
-    """Reads files whose addresses are relative to `path`."""
-    self._folder = files.as_path(path)
+  def __init__(self, path: str, names: Sequence[str]):
+    """Reads files that are given relative to `path`."""
+    self._folder, self._names = files.as_path(path), names
     self._is_remote = files.is_remote(self._folder)
-    addresses = [
-      f.address if isinstance(f.address, tuple) else (str(f.address), -1)
-      for f in found
-    ]
-    self._names = [name for name, _ in addresses]
-    # Where it begins in its tar, -1 for a file of its own; and its bytes.
-    self._spans = np.array(
-      [(start, f.size) for (_, start), f in zip(addresses, found, strict=True)],
-      np.int64,
-    ).reshape(-1, 2)
 
   def __call__(self, index: int) -> bytes:
-    """Returns the bytes of a picture; DataError if it has gone since."""
+    """Returns the bytes of a file; DataError if it has gone since."""
     file = f'{self._folder}/{self._names[index]}'
-    start, size = self._spans[index].tolist()
     try:
       if self._is_remote:
         remote = files.as_path(file)
@@ -45,19 +55,12 @@ class FolderReader:
           return remote.read_bytes()
       # A path object and a buffer would take a tenth of a small picture's time.
       with open(file, 'rb', buffering=0) as opened:
-        if start < 0:
-          return opened.read()
-        data = os.pread(opened.fileno(), size, start)
+        return opened.read()
     except OSError as error:
       raise errors.DataError(
         f'cannot read {file}: {error.strerror or error}; it was there at the '
         'start: restore it, or start again without it'
       ) from error
-    if len(data) < size:
-      raise errors.DataError(
-        f'{file} has become shorter since the start; restore it'
-      )
-    return data
 
 
 def list_folder(path: str) -> layout.Listing:

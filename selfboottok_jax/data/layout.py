@@ -61,9 +61,16 @@ class File(NamedTuple):
 
   @property
   def offset(self) -> int:
-    """Where a file of a tar begins, in bytes."""
-    assert isinstance(self.address, int)
-    return self.address
+    """Position of a tar member's data in its tar, in bytes."""
+    last = self.address[1] if isinstance(self.address, tuple) else self.address
+    assert isinstance(last, int)
+    return last
+
+  @property
+  def tar(self) -> str:
+    """Path of the tar, for a member of a tar below a folder."""
+    assert isinstance(self.address, tuple)
+    return self.address[0]
 
 
 # Folders that lead to each other by links have a path for each of their orders.

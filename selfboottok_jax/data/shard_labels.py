@@ -30,7 +30,7 @@ NAME_KEYS = (
 # A class has a name, a caption hardly ever comes twice.
 _PICTURES_PER_NAME = 2
 _LONGEST_NAME = 100
-# So many pictures of a class are looked at to see whether they agree on a name.
+# A numbered class takes the name that this many of its pictures agree on.
 _WITNESSES = 16
 
 # Reads the file of a kind beside a picture; None where there is none.
@@ -231,7 +231,7 @@ def _with_names(
 
 
 def _name_beside(read: Reader, index: int) -> str | None:
-  """What the `.json` or the `.txt` beside a `.cls` calls the class."""
+  """Reads the class name of a picture from its `.json`, or else its `.txt`."""
   _, name = _parse(read(index, _JSON))
   if name is None and (data := read(index, _TXT)) is not None:
     text = _text(data)
