@@ -129,7 +129,7 @@ def _list_local(
     inode = (stat.st_dev, stat.st_ino)
     if entry.is_dir():
       if inode not in branch:
-        layout.count_folder(listing, name)
+        layout.add_folder(listing, name)
         _list_local(entry.path, f'{name}/', listing, branch | {inode})
     elif entry.is_file():
       listing.files[name] = layout.File(stat.st_size, name, inode)

@@ -100,8 +100,8 @@ class Listing:
   replaced: list[str] = dataclasses.field(default_factory=list)
 
 
-def count_folder(listing: Listing, name: str) -> None:
-  """Enters a folder; DataError if there are more than real trees have."""
+def add_folder(listing: Listing, name: str) -> None:
+  """Adds a folder; DataError if there are more than real trees have."""
   listing.folders.add(name)
   if len(listing.folders) > MOST_FOLDERS:
     raise errors.DataError(
@@ -209,7 +209,7 @@ def _nothing(
   if {'.heic', '.heif'} & set(skipped):
     hint = ', or install pillow-heif'
   elif '.tar' in skipped:
-    hint = ', give the path of a tar, or unpack them'
+    hint = ', or copy it to a local disk, where tars in folders are read'
   found = f' (it has {", ".join(there[:8])})' if there else ''
   return (
     f'{path} holds no images{found}; wanted files that end in '

@@ -194,24 +194,23 @@ def gaps(names: Sequence[str], kind: str) -> tuple[str, ...]:
     names: of files.
     kind: what the files are, as 'shards'.
   """
-  groups: dict[tuple[str, int, str], set[int]] = {}
+  groups: dict[tuple[str, str], dict[int, int]] = {}
   for name in names:
     match = _COUNTED.fullmatch(name)
     if match and not _NUMBERED.fullmatch(name):
       before, number, after = match.groups()
-      # 9.tar and 10.tar are counted alike, 009.tar and 10.tar are not.
-      width = len(number) if number.startswith('0') else 0
-      groups.setdefault((before, width, after), set()).add(int(number))
+      groups.setdefault((before, after), {})[int(number)] = len(number)
   notes = []
-  for (before, width, after), there in groups.items():
-    first, last = min(there), max(there)
+  for (before, after), digits in groups.items():
+    first, last = min(digits), max(digits)
     # Dates and the like count nothing.
-    if 1 + last - first > 2 * len(there):
+    if 1 + last - first > 2 * len(digits):
       continue
-    missing = sorted(set(range(first, last)) - there)
+    missing = [n for n in range(first, last) if n not in digits]
     if missing:
+      # The first number has the leading zeros that there are.
       notes.append(
-        f'{before}{missing[0]:0{width}}{after} is not there, of {kind} that '
-        f'are counted ({len(missing):,} of them are missing)'
+        f'{before}{missing[0]:0{digits[first]}}{after} is not there, of {kind} '
+        f'that are counted ({len(missing):,} of them are missing)'
       )
   return tuple(notes)

@@ -200,9 +200,9 @@ def open_inner(
     inner = list_inner(name, file)
     del listing.files[name]
     top = name[: -len('.tar')]
-    layout.count_folder(listing, top)
+    layout.add_folder(listing, top)
     for folder in inner.folders:
-      layout.count_folder(listing, f'{top}/{folder}')
+      layout.add_folder(listing, f'{top}/{folder}')
     listing.files |= {f'{top}/{n}': file for n, file in inner.files.items()}
     listing.bad += [
       picture_set.Bad(f'{top}/{bad.path}', bad.reason) for bad in inner.bad
@@ -347,7 +347,7 @@ def _list_folder(
       listing.files[path] = found
     elif isinstance(found, _Folder):
       if not any(found is above for above in branch):
-        layout.count_folder(listing, path)
+        layout.add_folder(listing, path)
         _list_folder(found, f'{path}/', root, listing, (*branch, found))
     else:
       reason = f'it is a link to {entry.written}, which is not there'

@@ -313,7 +313,7 @@ def test_a_missing_split_is_noted():
 def test_links_in_every_order_end(monkeypatch):
   monkeypatch.setattr(layout, 'MOST_FOLDERS', 2)
   found = layout.Listing()
-  layout.count_folder(found, 'a')
-  layout.count_folder(found, 'b')
+  layout.add_folder(found, 'a')
+  layout.add_folder(found, 'b')
   with pytest.raises(errors.DataError, match='links lead from folder to'):
-    layout.count_folder(found, 'c')
+    layout.add_folder(found, 'c')

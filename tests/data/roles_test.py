@@ -77,6 +77,7 @@ def test_files_that_say_how_many_they_are_must_all_be_there():
     (['a-000.tar', 'a-001.tar', 'a-003.tar'], 'a-002.tar is not there'),
     ([f'{i}.tar' for i in range(8, 13) if i != 9], '9.tar is not there'),
     ([f'{i:03}.tar' for i in range(5, 12)], ''),
+    ([f'{i:03}.tar' for i in range(98, 103) if i != 100], '100.tar is not'),
     (['20240101.tar', '20240301.tar'], ''),
     (['a-0001-of-0003.tar', 'a-0003-of-0003.tar'], ''),
     (['cats.tar', 'dogs.tar'], ''),
