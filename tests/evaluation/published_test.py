@@ -1,0 +1,76 @@
+import pytest
+
+from selfboottok_jax import errors, presets
+from selfboottok_jax.evaluation import published
+
+
+def test_the_papers_own_numbers():
+  """As printed in Tables 1, 2 and 3 and in Section 4."""
+  for name, row, metric, wanted in (
+    ('table1', 'selfboottok', 'gfid', 2.22),
+    ('table1', 'mar', 'rfid', 1.22),
+    ('table2', 'ijepa', 'psnr', 22.86),
+    ('table2', 'siglip2', 'ssim', 0.715),
+    ('table3', 'softvq', 'gfid_guided', 1.78),
+    ('table3', 'cb_off', 'rfid', 0.73),
+    ('figure6', '600m', 'gfid_guided', 1.56),
+  ):
+    assert published.value(name, row, metric) == wanted
+  assert len(published.table('table1').rows) == 21
+
+
+def test_what_is_not_printed_is_none():
+  assert published.value('figure5', 'g_l1', 'rfid') is None
+  assert published.value('table3', 'a control of ours', 'rfid') is None
+  assert published.value('table3', 'softvq', 'psnr') is None
+  with pytest.raises(errors.UserError, match=r"'table9' .* table1, table2"):
+    published.value('table9', 'softvq', 'psnr')
+
+
+@pytest.mark.parametrize('name', published.TABLES)
+def test_every_number_says_where_it_is_from(name):
+  table = published.table(name)
+  assert len({row.name for row in table.rows}) == len(table.rows)
+  assert set(table.metrics) <= set(published.METRICS)
+  for row in table.rows:
+    for said in (row.paper, row.source):
+      assert said.keys() <= {*table.metrics, 'tokens'}
+    if name in ('table1', 'context'):
+      assert row.origin
+
+
+@pytest.mark.parametrize(
+  ('preset', 'matches'),
+  [
+    ('imagenet256', {'table2': 'ijepa', 'table3': 'full'}),
+    ('imagenet256_dinov2', {'table2': 'dinov2', 'table3': 'full'}),
+    ('imagenet256_siglip2', {'table2': 'siglip2', 'table3': 'full'}),
+    ('imagenet256_softvq', {'table3': 'softvq', 'figure5': 'g'}),
+    ('imagenet256_g_l1', {'table3': 'g_l1', 'figure5': 'g_l1'}),
+    ('imagenet256_c_off', {'table2': 'ijepa', 'table3': 'c_off'}),
+    ('imagenet256_cb_off', {'table2': 'ijepa', 'table3': 'cb_off'}),
+  ],
+)
+def test_presets_are_the_rows_they_are_named_after(preset, matches):
+  config = presets.get_config(f'tokenizer:{preset}').to_dict()
+  found = {}
+  for name in ('table2', 'table3', 'figure5'):
+    table = published.table(name)
+    assert published.is_like(config, table.scale)
+    rows = [r for r in table.rows if published.is_like(config, r.here)]
+    assert len(rows) <= 1
+    found |= {name: row.name for row in rows}
+  assert found == {'figure5': 'g_l1_l2', **matches}
+
+
+def test_presets_of_other_sizes_are_not_as_large():
+  config = presets.get_config('tokenizer:photos64').to_dict()
+  assert not published.is_like(config, published.table('table3').scale)
+  assert not published.is_like({}, {'model.local2d_depth': 0})
+
+
+@pytest.mark.parametrize('size', ['10m', '100m', '200m', '400m', '600m'])
+def test_sizes_of_figure_6_are_the_presets(size):
+  config = presets.get_config(f'scaling:imagenet256_{size}').to_dict()
+  rows = published.table('figure6').rows
+  assert [r.name for r in rows if published.is_like(config, r.here)] == [size]
