@@ -12,7 +12,7 @@ import json
 
 from launch import cli
 from selfboottok_jax import files
-from selfboottok_jax.evaluation import tables
+from selfboottok_jax.evaluation import scores, tables
 from selfboottok_jax.stages import score
 
 FLAGS = cli.Flags()
@@ -28,10 +28,17 @@ def main() -> None:
   cli.require(workdir=_WORKDIR.value)
   files.check_folder('workdir', _WORKDIR.value)
   cli.start_jax()
-  scores = score.score_run(_CONFIG.value, _WORKDIR.value, _TOKENIZER.value)
-  records = [dataclasses.asdict(score) for score in scores]
-  cli.say(tables.table(records, ['metric', 'value', 'protocol']))
-  cli.say(json.dumps({score.metric: score.value for score in scores}))
+  found = score.score_run(_CONFIG.value, _WORKDIR.value, _TOKENIZER.value)
+  rows = [
+    {
+      'metric': s.metric,
+      'value': s.value,
+      'protocol': scores.in_words(s.protocol),
+    }
+    for s in found
+  ]
+  cli.say(tables.table(rows, ['metric', 'value', 'protocol']))
+  cli.say(json.dumps([dataclasses.asdict(score) for score in found]))
 
 
 if __name__ == '__main__':

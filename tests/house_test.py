@@ -81,6 +81,7 @@ def _imports(source: str) -> set[str]:
       found |= {f'{node.module}.{alias.name}' for alias in node.names}
   ours = (PACKAGE, 'launch', 'configs', 'tests')
   found = {name for name in found if name.split('.')[0] in ours}
+  found.discard(f'{PACKAGE}.__version__')  # A constant is of no room.
   return {name.removeprefix(f'{PACKAGE}.') for name in found}
 
 

@@ -14,7 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
-from selfboottok_jax import errors, files, inference, pixels, trees
+from selfboottok_jax import (
+  __version__,
+  errors,
+  files,
+  inference,
+  pixels,
+  trees,
+)
 from selfboottok_jax.evaluation import frechet, reconstruction, scores
 from selfboottok_jax.flow import path as path_lib
 from selfboottok_jax.pretrained import contract
@@ -23,8 +30,8 @@ Images = UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
 Batches = Iterable[dict[str, np.ndarray]]
 # The file of a workdir that holds the scores of its run.
 SCORES = 'scores.json'
-# True where more is better; of the other metrics neither direction is.
-DIRECTIONS = {'psnr': True, 'ssim': True, 'ssim_range2': True}
+# The file of a workdir that lists files of scores elsewhere, as `--out` wrote.
+SCORE_FILES = 'score_files.json'
 PROTOCOLS = {
   'psnr': 'data range 1 on [0, 1], uint8, per image then mean',
   'psnr_mean_image': 'baseline: the mean image of the set in every place',
@@ -74,36 +81,55 @@ def evaluate_tokenizer(
       tokenizer.params
     )
   )
-  where = (
-    f'{reference}; centre crops; step {tokenizer.step}, EMA weights '
-    f'{trees.weights_hash(tokenizer.params)}; {jax.default_backend()}'
-  )
+  where = {
+    'reference': reference,
+    'crop': 'centre',
+    **parameters(tokenizer),
+    **here(),
+  }
   result = []
   for metric, value in measured.items():
     # 'codes_used' also describes 'codes_used_global' and the like.
     exact = [metric] if metric in PROTOCOLS else []
     family = (exact or [k for k in PROTOCOLS if metric.startswith(k)])[0]
-    result.append(
-      scores.Score(
-        name,
-        metric,
-        value,
-        DIRECTIONS.get(metric),
-        f'{PROTOCOLS[family]}; {where}',
-      )
-    )
+    described = {'description': PROTOCOLS[family]}
+    result.append(scores.Score(name, metric, value, described | where))
   if perceptual is not None:
+    distance = perceptual.name
+    if not distance.startswith('lpips_'):
+      distance = f'distance_{distance}'
     result.append(
       scores.Score(
         name,
-        f'distance ({perceptual.name})',
+        distance,
         _perceptual(tokenizer, batches, perceptual),
-        False,
-        f'{perceptual.name} (weights {trees.weights_hash(perceptual.params)}) '
-        f'on [-1, 1], uint8 rounded; {where}',
+        {
+          'description': 'on [-1, 1], rounded to uint8 before',
+          'network': perceptual.name,
+          'weights': trees.weights_hash(perceptual.params),
+        }
+        | where,
       )
     )
   return result
+
+
+def parameters(run: inference.ImageTokenizer) -> dict[str, Any]:
+  """Describes the parameters that were measured, for a protocol."""
+  return {
+    'step': run.step,
+    'parameters': 'EMA',
+    'run_weights': trees.weights_hash(run.params),
+  }
+
+
+def here() -> dict[str, Any]:
+  """Describes what computed a score, for a protocol."""
+  return {
+    'backend': jax.default_backend(),
+    'device': jax.devices()[0].device_kind,
+    'version': __version__,
+  }
 
 
 def _perceptual(
@@ -191,8 +217,8 @@ def evaluate_generator(
   real = frechet.fit(
     np.asarray(features(batch['image']))[batch['mask']] for batch in batches
   )
-  metric = f'FD ({network.name})'
-  where = _where(generator, network, num_samples, reference)
+  metric = f'fd_{network.name}'
+  where = _where(generator, network, num_samples, reference) | {'seed': seed}
   labels = balanced_labels(num_samples, generator.num_classes)
   found = []
   for scale in scales or (generator.sampling.guidance_scale,):
@@ -202,18 +228,18 @@ def evaluate_generator(
         generator, labels, batch_size, seed=seed, guidance_scale=scale
       )
     )
-    label = f'{metric}, guidance {scale:g}' if scales else metric
     distance = frechet.frechet_distance(sampled, real)
-    protocol = f'{sampling.describe()}; {where}'
-    found.append(scores.Score(name, label, distance, False, protocol))
+    how = {'sampler': sampling.describe(), 'guidance': scale}
+    found.append(scores.Score(name, metric, distance, how | where))
   noise = fit(_gaussian_batches(generator, num_samples, batch_size, seed))
   baseline = frechet.frechet_distance(noise, real)
-  protocol = (
-    'baseline: decoded Gaussian codes of the right mean and deviation; ' + where
-  )
+  how = {
+    'description': 'baseline: decoded Gaussian codes of the right mean and '
+    'deviation'
+  }
   return [
     *found,
-    scores.Score(name, f'{metric}, Gaussian codes', baseline, False, protocol),
+    scores.Score(name, f'{metric}_gaussian_codes', baseline, how | where),
   ]
 
 
@@ -222,19 +248,26 @@ def _where(
   network: contract.FeatureNetwork,
   num_samples: int,
   reference: str,
-) -> str:
+) -> dict[str, Any]:
   """Describes the part of the protocol that all distances share."""
   decoder = generator.tokenizer
   patch = getattr(network, 'patch_size', None)
-  return (
-    f'{network.name} features{f", patch {patch}" if patch else ""}, weights '
-    f'{trees.weights_hash(network.params)}; {num_samples} samples, rounded '
-    f'down to uint8, balanced labels, against centre crops of {reference}; '
-    f'step {generator.step}, EMA weights '
-    f'{trees.weights_hash(generator.params)}, decoded by a tokenizer of step '
-    f'{decoder.step}, EMA weights {trees.weights_hash(decoder.params)}; '
-    f'{jax.default_backend()}'
-  )
+  return {
+    'network': network.name,
+    **({'patch_size': patch} if patch else {}),
+    'weights': trees.weights_hash(network.params),
+    'count': num_samples,
+    'labels': 'balanced',
+    'rounding': 'truncate',
+    'reference': reference,
+    'crop': 'centre',
+    'step': generator.step,
+    'parameters': 'EMA',
+    'run_weights': trees.weights_hash(generator.params),
+    'tokenizer_step': decoder.step,
+    'tokenizer_weights': trees.weights_hash(decoder.params),
+    **here(),
+  }
 
 
 def balanced_labels(count: int, num_classes: int) -> Int[np.ndarray, ' n']:
@@ -300,28 +333,71 @@ def write_scores(
   workdir: str | os.PathLike[str], found: Sequence[scores.Score]
 ) -> None:
   """Writes the scores of a run into its workdir, as scores.json."""
-  records = [dataclasses.asdict(score) for score in found]
-  files.write_json(files.as_path(workdir) / SCORES, records)
+  write_file(files.as_path(workdir) / SCORES, found)
+
+
+def write_file(path: files.Path, found: Sequence[scores.Score]) -> None:
+  """Writes scores as a list of JSON objects: run, metric, value, protocol."""
+  files.write_json(path, [dataclasses.asdict(score) for score in found])
 
 
 def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
-  """Reads the scores that `write_scores` wrote; [] if there is no file.
+  """Reads the scores of a run; [] if it was never measured.
+
+  They are those of scores.json and of the files that score_files.json lists,
+  as far as these are still there. Of several values of the same metric and
+  protocol the last one counts.
+
+  Raises:
+    UserError: a file is damaged.
+  """
+  workdir = files.as_path(workdir)
+  listed = _read_json(workdir / SCORE_FILES) or []
+  paths = [workdir / SCORES, *(files.as_path(path) for path in listed)]
+  found = [score for path in paths for score in read_file(path)]
+  latest = {
+    json.dumps([s.metric, s.protocol], sort_keys=True): s for s in found
+  }
+  return list(latest.values())
+
+
+def read_file(path: files.Path) -> list[scores.Score]:
+  """Reads a file of scores; [] if there is none.
+
+  Earlier versions wrote the protocol in words; it becomes a description.
 
   Raises:
     UserError: the file is damaged.
   """
-  path = files.as_path(workdir) / SCORES
+  records = _read_json(path)
+  with contextlib.suppress(ValueError, TypeError, KeyError):
+    return [
+      scores.Score(
+        record['run'],
+        record['metric'],
+        record['value'],
+        {'description': how}
+        if isinstance(how := record['protocol'], str)
+        else dict(how),
+      )
+      for record in records or ()
+    ]
+  raise _damaged(path)
+
+
+def _read_json(path: files.Path) -> Any:
+  """Reads a JSON file; None if there is none, UserError if it is damaged."""
   with files.reaching(path):
     if not path.exists():
-      return []
+      return None
     text = path.read_bytes()
-  with contextlib.suppress(ValueError, TypeError, KeyError):
-    # Only known fields, so that files of other versions stay readable.
-    known = [field.name for field in dataclasses.fields(scores.Score)]
-    return [
-      scores.Score(**{name: record[name] for name in known})
-      for record in json.loads(text)
-    ]
-  raise errors.UserError(
-    f'{path} is damaged; measure again with launch.evaluate --workdir={workdir}'
+  try:
+    return json.loads(text)
+  except ValueError as error:
+    raise _damaged(path) from error
+
+
+def _damaged(path: files.Path) -> errors.UserError:
+  return errors.UserError(
+    f'{path} is damaged; remove it and measure again with launch.evaluate'
   )

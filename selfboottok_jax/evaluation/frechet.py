@@ -1,6 +1,6 @@
 """Frechet distance between Gaussian fits of features, in float64.
 
-Reports call it `FD (network)`. FID is the name of one official protocol, with
+Reports call it `fd_NETWORK`. FID is the name of one official protocol, with
 the pool features of Inception-v3, and its numbers compare with no other.
 """
 

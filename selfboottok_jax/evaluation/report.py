@@ -347,6 +347,8 @@ def _template() -> 'jinja2.Template':
     'number': tables.number,
     'duration': tables.duration,
     'kind': cost.kind,
+    'higher_is_better': scores_lib.higher_is_better,
+    'in_words': scores_lib.in_words,
   }
   source = importlib.resources.files(__package__) / 'report.html'
   return environment.from_string(source.read_text('utf-8'))

@@ -6,7 +6,9 @@ Sums over windows and rows are exact integers; only their quotients are float32.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,23 +101,45 @@ class Score:
   """A measured number and how it was measured.
 
   Attributes:
-    run: name of the run.
-    metric: name of what was measured.
+    run: name of the run, or of what was measured.
+    metric: name of the number; `higher_is_better` knows its direction.
     value: the number.
-    higher_is_better: None if neither direction is.
-    protocol: backend, weights, image count, crop, reference set, step, and EMA
-      or raw parameters.
+    protocol: everything that the number depends on, by name, as values of
+      JSON: backend, network, weights, count, crop, reference, step,
+      parameters, and what else applies.
   """
 
   run: str
   metric: str
   value: float | int
-  higher_is_better: bool | None
-  protocol: str
+  protocol: Mapping[str, Any]
 
   def __post_init__(self) -> None:
     """Refuses a number without its protocol."""
-    check_protocol(self.protocol, f'the score {self.metric} of {self.run}')
+    check_protocol(
+      in_words(self.protocol), f'the score {self.metric} of {self.run}'
+    )
+
+
+def in_words(protocol: Mapping[str, Any]) -> str:
+  """Describes a protocol in one line, in the order of its keys."""
+  # These say what they are about themselves.
+  bare = ('description', 'warning')
+  return '; '.join(
+    f'{value}' if key in bare else f'{key.replace("_", " ")} {value}'
+    for key, value in protocol.items()
+  )
+
+
+def higher_is_better(metric: str) -> bool | None:
+  """Returns the direction of a metric; None for those that have none.
+
+  Shares of codes, perplexities and the PSNR of trivial baselines have none.
+  """
+  if metric in ('psnr', 'ssim', 'ssim_range2', 'is', 'precision', 'recall'):
+    return True
+  is_distance = re.match(r'r?fid$|sfid$|fdr$|fd_|lpips_|distance_', metric)
+  return False if is_distance else None
 
 
 def check_protocol(protocol: str, what: str) -> None:

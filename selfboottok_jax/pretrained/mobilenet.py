@@ -1,7 +1,7 @@
 """MobileNetV2 1.0, a small ImageNet network for development and small runs.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018.
-Its pooled features give `FD (mobilenet_v2)`, its stride-16 map is a teacher.
+Its pooled features give `fd_mobilenet_v2`, its stride-16 map is a teacher.
 """
 
 import dataclasses

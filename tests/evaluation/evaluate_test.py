@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,23 +79,25 @@ def test_a_tokenizer_gets_a_score_with_a_protocol_for_each_metric(
       tokenizer.model, batches, sharding.make_mesh()
     ).run_params(tokenizer.params)
   )
-  distance = f'distance ({perceptual.name})'
-  assert set(by_metric) == {*measured, distance}
+  assert set(by_metric) == {*measured, 'distance_hog'}
   for name, value in measured.items():
     assert by_metric[name].value == pytest.approx(value)
   for score in result:
     assert score.run == 'RUN'
-    assert '12 pictures' in score.protocol
-    assert 'step 7' in score.protocol
-    assert trees.weights_hash(tokenizer.params) in score.protocol
-    assert jax.default_backend() in score.protocol
-  assert by_metric['psnr'].higher_is_better is True
-  assert by_metric[distance].higher_is_better is False
-  assert by_metric['psnr_mean_image'].higher_is_better is None
+    known = {
+      'reference': '12 pictures',
+      'step': 7,
+      'parameters': 'EMA',
+      'run_weights': trees.weights_hash(tokenizer.params),
+      'backend': jax.default_backend(),
+    }
+    assert known.items() <= score.protocol.items()
   # Baselines are told apart from what they are compared with.
-  assert 'baseline' in by_metric['psnr_mean_image'].protocol
-  assert 'baseline' not in by_metric['psnr'].protocol
-  assert by_metric[distance].value > 0
+  words = {name: s.protocol['description'] for name, s in by_metric.items()}
+  assert 'baseline' in words['psnr_mean_image']
+  assert 'baseline' not in words['psnr']
+  assert by_metric['distance_hog'].value > 0
+  assert by_metric['distance_hog'].protocol['network'] == 'hog'
 
 
 def test_image_features_are_one_vector_per_image(batches):
@@ -142,20 +146,21 @@ def _score(generator, batches, **options):
 
 def test_a_generator_is_scored_beside_gaussian_codes(generator, batches):
   own, baseline = _score(generator, batches)
-  assert baseline.metric == f'{own.metric}, Gaussian codes'
-  assert 'baseline' in baseline.protocol
+  assert baseline.metric == f'{own.metric}_gaussian_codes'
+  assert 'baseline' in baseline.protocol['description']
   for score in (own, baseline):
     assert np.isfinite(score.value)
     assert score.value > 0
-    assert '12 samples' in score.protocol
-  assert 'ode, 2 steps, guidance 1.5' in own.protocol
+    assert score.protocol['count'] == 12
+  assert own.protocol['sampler'].startswith('ode, 2 steps, guidance 1.5')
   assert own.value != baseline.value
 
 
 def test_scales_of_guidance_have_a_score_each(generator, batches):
   first, second, _ = _score(generator, batches, scales=(1.0, 1.5))
-  assert first.metric == 'FD (random), guidance 1'
-  assert 'without guidance' in first.protocol
+  assert {first.metric, second.metric} == {'fd_random'}
+  assert [s.protocol['guidance'] for s in (first, second)] == [1.0, 1.5]
+  assert 'without guidance' in first.protocol['sampler']
   own, _ = _score(generator, batches)
   assert second.value == own.value != first.value
 
@@ -168,7 +173,7 @@ def test_weights_hash_tells_weights_apart(tokenizer):
 
 
 def test_scores_are_kept_in_a_workdir(tmp_path, store, bucket):
-  made = [scores.Score('run', 'psnr', 20.0, True, 'of a test')]
+  made = [scores.Score('run', 'psnr', 20.0, {'description': 'of a test'})]
   for workdir in (tmp_path, f'{bucket}/run'):
     assert evaluate.read_scores(workdir) == []
     evaluate.write_scores(workdir, made)
@@ -176,3 +181,31 @@ def test_scores_are_kept_in_a_workdir(tmp_path, store, bucket):
   store.put(f'{bucket}/run/{evaluate.SCORES}', b'[{')
   with pytest.raises(errors.UserError, match='scores.json is damaged'):
     evaluate.read_scores(f'{bucket}/run')
+
+
+def test_scores_of_earlier_versions_are_read(tmp_path):
+  record = {
+    'run': 'run',
+    'metric': 'psnr',
+    'value': 20.0,
+    'higher_is_better': True,
+    'protocol': 'in words',
+  }
+  (tmp_path / evaluate.SCORES).write_text(json.dumps([record]))
+  assert evaluate.read_scores(tmp_path) == [
+    scores.Score('run', 'psnr', 20.0, {'description': 'in words'})
+  ]
+
+
+def test_scores_elsewhere_are_found_and_the_latest_counts(tmp_path):
+  old, new = ({'step': step} for step in (1, 2))
+  evaluate.write_scores(tmp_path, [scores.Score('run', 'psnr', 20.0, old)])
+  elsewhere = tmp_path / 'elsewhere.json'
+  made = [
+    scores.Score('run', 'psnr', 21.0, old),
+    scores.Score('run', 'psnr', 22.0, new),
+  ]
+  evaluate.write_file(elsewhere, made)
+  listed = [str(elsewhere), str(tmp_path / 'lost.json')]
+  (tmp_path / evaluate.SCORE_FILES).write_text(json.dumps(listed))
+  assert evaluate.read_scores(tmp_path) == made

@@ -71,9 +71,9 @@ def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
       {'ring': _images(4), f'cross {_HOSTILE}': _images(4, 1)}, 'Heun, 25 steps'
     ),
     scores=[
-      scores.Score(names[0], 'PSNR', 19.0, True, 'HOG, 1,000 images, EMA'),
-      scores.Score(names[1], 'FD (HOG)', 45.678, False, f'raw {_HOSTILE}'),
-      scores.Score(names[1], 'usage', 0.5, None, 'step 1,600'),
+      scores.Score(names[0], 'psnr', 19.0, {'count': 1000, 'step': 7}),
+      scores.Score(names[1], 'fd_hog', 45.678, {'reference': _HOSTILE}),
+      scores.Score(names[1], 'usage', 0.5, {'step': 1600}),
     ],
     costs={
       names[0]: _card(encoder=(1000, True), decoder=(234, True)),
@@ -161,7 +161,8 @@ def test_every_score_stands_with_its_protocol(written):
   for score, value, arrow in zip(
     made.scores, ('19.00', '45.68', '0.5000'), (' ↑', ' ↓', ''), strict=True
   ):
-    row = [score.run, score.metric + arrow, value, score.protocol]
+    how = scores.in_words(score.protocol)
+    row = [score.run, score.metric + arrow, value, how]
     assert row in cells
   text = ' '.join(data for (at, _), data in page.texts if at == 'figcaption')
   for protocol in (made.comparison.protocol, made.samples.protocol):
@@ -307,7 +308,7 @@ def test_unequal_rows_and_missing_metrics_write_no_page(tmp_path):
 @pytest.mark.parametrize(
   'make',
   [
-    lambda: scores.Score('run', 'psnr', 20.0, True, ' '),
+    lambda: scores.Score('run', 'psnr', 20.0, {}),
     lambda: report.Comparison([], ''),
     lambda: report.Samples({}, ''),
   ],

@@ -142,3 +142,21 @@ def test_scores_compile_once():
   jax.block_until_ready(scores.image_scores(a[:, :9, :9], b[:, :9, :9]))
   scores.image_scores(b[:, :9, :9], a[:, :9, :9])
   assert scores.image_scores._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+  ('better', 'names'),
+  [
+    (True, 'psnr ssim ssim_range2 is precision recall'),
+    (False, 'rfid fid sfid fdr fd_dinov2 lpips_vgg distance_hog'),
+    (None, 'usage perplexity_global psnr_mean_image isotropy'),
+  ],
+)
+def test_metrics_have_a_direction_or_none(better, names):
+  for name in names.split():
+    assert scores.higher_is_better(name) is better, name
+
+
+def test_a_protocol_in_words():
+  protocol = {'description': 'per image', 'run_weights': 'ab', 'count': 5}
+  assert scores.in_words(protocol) == 'per image; run weights ab; count 5'

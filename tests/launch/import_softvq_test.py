@@ -94,7 +94,8 @@ def test_is_scored_and_serves_a_generator(server, workdir, photos, tmp_path):
   assert {'psnr', 'ssim', 'codes_used_global'} <= metrics.keys()
   # The digest that the import noted.
   config = json.loads((workdir / 'config.json').read_text())
-  assert config['imported']['weights'] in metrics['psnr']['protocol']
+  protocol = metrics['psnr']['protocol']
+  assert config['imported']['weights'] == protocol['run_weights']
   trained = server.finish(generator)
   assert trained.code == 0, trained.err
 

@@ -30,7 +30,7 @@ def test_trains_four_runs_and_writes_a_report(server, tmp_path):
     'softvq': 'psnr',
     'tokenizer': 'psnr',
     'scaled': 'psnr',
-    'generator': 'FD (hog)',
+    'generator': 'fd_hog',
   }.items():
     found = evaluate.read_scores(tmp_path / folder)
     assert metric in [score.metric for score in found]
