@@ -100,14 +100,13 @@ def value(name: str, row: str, metric: str) -> float | None:
   """Looks up a number that the paper prints; None if it prints none.
 
   Args:
-    name: one of TABLES.
-    row: name of a row; rows that the paper does not have give None.
+    name: of a table, one of TABLES or another that the paper does not have.
+    row: name of a row, of the paper or not.
     metric: a key of METRICS.
   """
-  for printed in table(name).rows:
-    if printed.name == row:
-      return printed.paper.get(metric)
-  return None
+  rows = table(name).rows if name in TABLES else ()
+  found = [printed.paper.get(metric) for printed in rows if printed.name == row]
+  return found[0] if found else None
 
 
 def is_like(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
