@@ -230,6 +230,8 @@ def _run(
   return nn.relu(x + layer['bias'].astype(x.dtype).reshape(1, 1, 1, -1))
 
 
+# First digits of the SHA-256 of the published file, which its name has too.
+DIGEST = '6726825d'
 PUBLISHED = contract.Published(
   hub='',
   files=('pt_inception-2015-12-05-6726825d.pth',),
