@@ -206,6 +206,34 @@ class Tokenizer(nn.Module):
     }
     return tuple(group for group in GROUPS if present[group])
 
+  def fusion_scalars(
+    self, params: Mapping[str, PyTree]
+  ) -> dict[str, Float[Array, '']]:
+    """Collects the learned scalars that let local groups into the decoder.
+
+    Args:
+      params: of this model, by module.
+
+    Returns:
+      'fusion/weight_GROUP': weights of the sum of Eq. (11);
+      'fusion/gate_GROUP_N': gate of the cross-attention of decoder block N;
+      'fusion/gate_GROUP': root mean square of a group's gates. Where the fused
+      tokens are read too, their GROUP is 'fused'.
+    """
+    scalars = {}
+    if (weights := params.get('fuse', {}).get('weights')) is not None:
+      last = 1 - jnp.sum(weights)
+      for group, weight in zip(self.groups, [*weights, last], strict=True):
+        scalars[f'fusion/weight_{group}'] = weight
+    gates = params['decoder']['blocks']['block']
+    for index, group in enumerate((*self.groups[1:], 'fused')):
+      if (of_group := gates.get(f'gate{index}')) is not None:
+        square = jnp.mean(jnp.square(of_group))
+        scalars[f'fusion/gate_{group}'] = jnp.sqrt(square)
+        for block, gate in enumerate(of_group):
+          scalars[f'fusion/gate_{group}_{block}'] = gate
+    return scalars
+
   def check(self) -> None:
     """Checks the fields alone and against each other.
 
@@ -264,6 +292,25 @@ class Tokenizer(nn.Module):
       images: the images.
       train: apply group dropout, which needs the rng 'groups'.
     """
+    codes, groups, quantized = self.tokenize(images)
+    keep = self._draw_kept(images.shape[0]) if train else None
+    reconstruction = self._render(
+      {group: quantized[group].codes for group in self.groups}, keep
+    )
+    return TokenizerOutput(reconstruction, codes, groups, quantized)
+
+  def tokenize(
+    self, images: Float[Array, 'b h w 3']
+  ) -> tuple[
+    Float[Array, 'b k e'],
+    dict[str, Float[Array, 'b k e']],
+    dict[str, quantizers_lib.Quantized],
+  ]:
+    """Makes the codes of images, and all groups of tokens.
+
+    Returns:
+      `codes`, `tokens` and `quantized` of a `TokenizerOutput`.
+    """
     tokens = self._global_tokens(images)
     # Also in the continuous mode: the decoder always reads quantised tokens.
     quantized = {'global': self.quantizer_global(tokens)}
@@ -275,11 +322,13 @@ class Tokenizer(nn.Module):
     groups = {'global': tokens, **self.bootstrap(codes)}
     for group in self.groups[1:]:
       quantized[group] = self._quantizer_of(group)(groups[group])
-    keep = self._draw_kept(images.shape[0]) if train else None
-    reconstruction = self._render(
-      {group: quantized[group].codes for group in self.groups}, keep
-    )
-    return TokenizerOutput(reconstruction, codes, groups, quantized)
+    return codes, groups, quantized
+
+  def render(
+    self, quantized: Mapping[str, Float[Array, 'b k e']]
+  ) -> Float[Array, 'b h w 3']:
+    """Decodes quantised tokens of every group to pixels around [-1, 1]."""
+    return self._render(quantized, None)
 
   def encode(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b k e']:
     """Encodes images in [-1, 1] to the codes that a generator models."""

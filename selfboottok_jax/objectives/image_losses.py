@@ -63,11 +63,8 @@ def perceptual_loss(
   params: PyTree,
   images: Float[Array, 'b h w c'],
   reconstruction: Float[Array, 'b h w c'],
-  *,
-  step: int | Int[Array, ''],
-  warmup_steps: int,
 ) -> Float[Array, '']:
-  """L_percep of Eq. (4), with the linear warm-up of SoftVQ.
+  """L_percep of Eq. (4), without lambda_1 and its warm-up.
 
   Args:
     distance: `distance(params, a, b)`, one distance per image pair; frozen.
@@ -75,17 +72,33 @@ def perceptual_loss(
       and need not be saved.
     images: the originals, in [-1, 1].
     reconstruction: the model's output for them.
-    step: training steps done so far.
-    warmup_steps: step from which the full weight counts; 0 for no warm-up.
 
   Returns:
-    The mean distance times the warm-up; lambda_1 is not included.
+    The mean distance.
   """
   values = distance(params, reconstruction, images)
   # A distance map [b, 1, 1, 1] would be averaged without a complaint.
   chex.assert_shape(values, (images.shape[0],))
-  mean = jnp.mean(values.astype(jnp.promote_types(values.dtype, jnp.float32)))
-  return warm_up(step, warmup_steps) * mean
+  return jnp.mean(values.astype(jnp.promote_types(values.dtype, jnp.float32)))
+
+
+# PSNR of a batch that is reconstructed without an error, in dB.
+MOST_PSNR = 100.0
+
+
+def psnr(
+  images: Float[Array, 'b h w c'], reconstruction: Float[Array, 'b h w c']
+) -> Float[Array, '']:
+  """Mean PSNR in dB of images in [-1, 1]: a diagnostic, not a loss.
+
+  The reconstruction is clipped and not rounded to bytes, so that the value is
+  within a few hundredths of that of files below 40 dB.
+  """
+  error = _difference(images, jnp.clip(reconstruction, -1.0, 1.0))
+  square = jnp.mean(jnp.square(error), axis=(1, 2, 3))
+  # 4 is the squared range of values.
+  floor = 4 * 10 ** (-MOST_PSNR / 10)
+  return jnp.mean(10 * jnp.log10(4 / jnp.maximum(square, floor)))
 
 
 def _difference(

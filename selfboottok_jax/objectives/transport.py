@@ -9,6 +9,10 @@ from jaxtyping import Array, Float
 
 from selfboottok_jax import errors
 
+# A plan whose `marginal_error` is below this counts as converged: all rows and
+# columns together have a hundredth of the mass in the wrong place.
+CONVERGED = 0.02
+
 
 @flax.struct.dataclass
 class Transport:
@@ -19,14 +23,18 @@ class Transport:
     marginal_error: L1 distance of the plan's two marginals from uniform, summed
       over the two and averaged over the batch; large when epsilon is too small
       for the number of iterations.
+    converged: share of the images whose error is below CONVERGED.
     spread: std of the tokens / std of the patches, each over its points; falls
       to 0 when epsilon is so large that all tokens settle on the mean.
+    plan_spread: share of the patches that a token draws on, see `plan_spread`.
     plan: P*, uniform marginals up to `marginal_error`; carries no gradient.
   """
 
   loss: Float[Array, '']
   marginal_error: Float[Array, '']
+  converged: Float[Array, '']
   spread: Float[Array, '']
+  plan_spread: Float[Array, '']
   plan: Float[Array, 'b n k']
 
 
@@ -214,9 +222,12 @@ def transport_loss(
   losses = transport_cost(plan, cost)
   if ot_loss == 'debiased':
     losses = _debiased(patches, tokens, cost, epsilon, plan, num_iterations)
+  error = marginal_error(plan)
   return Transport(
     loss=jnp.mean(losses),
-    marginal_error=jnp.mean(marginal_error(plan)),
+    marginal_error=jnp.mean(error),
+    converged=jnp.mean((error < CONVERGED).astype(dtype)),
+    plan_spread=jnp.mean(plan_spread(plan)),
     spread=jnp.mean(jax.lax.stop_gradient(spread(patches, tokens))),
     plan=plan,
   )
@@ -227,6 +238,19 @@ def marginal_error(plan: Float[Array, 'b n k']) -> Float[Array, ' b']:
   rows = jnp.abs(jnp.sum(plan, axis=2) - 1 / plan.shape[1])
   columns = jnp.abs(jnp.sum(plan, axis=1) - 1 / plan.shape[2])
   return jnp.sum(rows, axis=1) + jnp.sum(columns, axis=1)
+
+
+def plan_spread(plan: Float[Array, 'b n k']) -> Float[Array, ' b']:
+  """Returns the share of the patches that a token draws on, 1 / n to 1.
+
+  The exponential of the entropy of a token's column, over n, averaged over
+  tokens: 1 / n where every token has a patch of its own, 1 where all tokens
+  take equally of all patches.
+  """
+  mass = jnp.sum(plan, axis=1, keepdims=True)
+  share = plan / jnp.maximum(mass, jnp.finfo(plan.dtype).tiny)
+  entropy = -jnp.sum(jax.scipy.special.xlogy(share, share), axis=1)
+  return jnp.mean(jnp.exp(entropy), axis=1) / plan.shape[1]
 
 
 def spread(

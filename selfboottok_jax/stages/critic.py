@@ -93,12 +93,18 @@ class Critic:
     hinge = adversarial.hinge_discriminator(real, fake)
     regulariser, means = adversarial.lecam(stats['lecam'], real, fake)
     loss = o.hinge * (hinge + o.lecam * regulariser)
-    metrics = {'logits_real': jnp.mean(real), 'logits_fake': jnp.mean(fake)}
+    metrics = {
+      'critic/logits_real': jnp.mean(real),
+      'critic/logits_fake': jnp.mean(fake),
+      # Of the logits, of which an image may have many.
+      'critic/accuracy_real': jnp.mean((real > 0).astype(jnp.float32)),
+      'critic/accuracy_fake': jnp.mean((fake < 0).astype(jnp.float32)),
+    }
     if again:
       strong_real, strong_fake = again
       apart = adversarial.consistency((real, fake), (strong_real, strong_fake))
       loss += o.consistency * apart
-      metrics['consistency'] = apart
+      metrics['critic/consistency'] = apart
     return loss, state_lib.LossOutputs(
       metrics=metrics, stats=stats | {'lecam': means}, carry=inputs.carry
     )

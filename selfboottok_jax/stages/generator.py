@@ -237,7 +237,8 @@ class GeneratorTask:
     loss = sum(
       (weights[name] * term for name, term in terms.items()), jnp.zeros(())
     )
-    return loss, state_lib.LossOutputs(terms, inputs.stats, inputs.carry)
+    metrics = {f'loss/{name}': term for name, term in terms.items()}
+    return loss, state_lib.LossOutputs(metrics, inputs.stats, inputs.carry)
 
 
 def cut_blocks(

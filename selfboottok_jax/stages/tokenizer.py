@@ -30,7 +30,7 @@ Statistics = dict[str, PyTree]
 # Name of a term to its weight and its loss, a function of the reconstruction
 # that returns the value and the statistics after it.
 PixelTerms = dict[
-  str, tuple[float, Callable[[Images], tuple[Scalar, Statistics]]]
+  str, tuple[float | Scalar, Callable[[Images], tuple[Scalar, Statistics]]]
 ]
 # Name of a term to its (weight, value).
 Terms = dict[str, tuple[float | Scalar, Scalar]]
@@ -168,11 +168,15 @@ class TokenizerTask:
     if o.kl:
       terms['kl'] = o.kl, self._kl(output)
     total = sum((w * value for w, value in terms.values()), jnp.zeros(()))
-    metrics = {name: value for name, (_, value) in terms.items()}
+    metrics = {f'loss/{name}': value for name, (_, value) in terms.items()}
     if critic is not None and o.adaptive_weight:
-      metrics['adversarial_weight'] = jnp.asarray(terms['adversarial'][0])
+      weight = jnp.asarray(terms['adversarial'][0])
+      metrics['critic/adversarial_weight'] = weight
+    metrics['train/psnr'] = image_losses.psnr(
+      inputs.batch['image'], jax.lax.stop_gradient(output.reconstruction)
+    )
     return total, state_lib.LossOutputs(
-      metrics=metrics | diagnostics | _fusion_weights(params),
+      metrics=metrics | diagnostics | self.model.fusion_scalars(params),
       stats=stats,
       # The discriminator sees the reconstruction of this very step: handing it
       # on saves a second forward of the tokenizer.
@@ -198,7 +202,7 @@ class TokenizerTask:
       )
     if 'perceptual' in self.networks:
       terms['perceptual'] = (
-        o.perceptual,
+        o.perceptual * image_losses.warm_up(inputs.step, self.warmup_steps),
         lambda x: (self._perceptual(inputs, x), stats),
       )
     if critic is not None:
@@ -242,15 +246,13 @@ class TokenizerTask:
   def _perceptual(
     self, inputs: state_lib.LossInputs, reconstruction: Images
   ) -> Scalar:
-    """The distance times its warm-up, so that the log shows the warm-up."""
+    """The distance, without its weight and the warm-up of that."""
     with jax.named_scope('perceptual'):
       return image_losses.perceptual_loss(
         self.networks['perceptual'],
         inputs.frozen[self._owner['perceptual']],
         inputs.batch['image'],
         reconstruction,
-        step=inputs.step,
-        warmup_steps=self.warmup_steps,
       )
 
   def _align(
@@ -295,8 +297,12 @@ class TokenizerTask:
         num_iterations=o.ot_iterations,
       )
       terms['transport'] = o.align * o.transport, result.loss
-      diagnostics['transport_spread'] = result.spread
-      diagnostics['transport_marginal_error'] = result.marginal_error
+      diagnostics |= {
+        'transport/token_spread': result.spread,
+        'transport/plan_spread': result.plan_spread,
+        'transport/marginal_error': result.marginal_error,
+        'transport/converged': result.converged,
+      }
     return terms, diagnostics
 
   def _needs_projector(self, term: str) -> bool:
@@ -351,9 +357,3 @@ class TokenizerTask:
         )
       values.append(sample - average)
     return sum(values, jnp.zeros(())) / len(values)
-
-
-def _fusion_weights(params: Mapping[str, PyTree]) -> dict[str, Scalar]:
-  """The learned weights alpha and beta of Eq. (11), for the log."""
-  weights = params.get('fuse', {}).get('weights', ())
-  return dict(zip(('fusion_alpha', 'fusion_beta'), list(weights), strict=False))

@@ -135,7 +135,10 @@ def test_three_updates_of_reg(monkeypatch):
       }
       batch = generator_tasks.batch(network, arrays)
       state, metrics = update(state, {}, batch)
-      names = ('loss', 'velocity', 'alignment', 'cls', 'generator_grad_norm')
+      names = (
+        *('loss', 'loss/velocity', 'loss/alignment', 'loss/cls'),
+        'generator_grad_norm',
+      )
       logs.append([float(metrics[name]) for name in names])
     _check_logs(record, np.array(logs), names)
     _check_updates(record, network.weights, state)
@@ -148,7 +151,7 @@ def _check_logs(record, logs, names):
   error = 2e-5 * np.abs(expected)
   # That is a mean of cosines, small itself: its error is theirs.
   width = args['hidden_size']
-  error[:, names.index('alignment')] = rounding.mean_cosine(
+  error[:, names.index('loss/alignment')] = rounding.mean_cosine(
     args['z_dims'][0],
     *rounding.transformer(
       width, 1 + args['input_size'] ** 2, args['encoder_depth']

@@ -193,11 +193,11 @@ def test_every_recorded_loss_and_gradient(recorded, model, teacher):
   (total, outputs), gradients = grad({n: recorded.weights[n] for n in learns})
   norms = [np.linalg.norm(np.ravel(gradients[name])) for name in learns]
   actual = {
-    'out_train_mse': outputs.metrics['pixel'],
+    'out_train_mse': outputs.metrics['loss/pixel'],
     'out_train_entropy_loss': meta['entropy_loss_ratio']
-    * outputs.metrics['kl'],
+    * outputs.metrics['loss/kl'],
     'out_train_align_loss': meta['repa_loss_weight']
-    * outputs.metrics['repa_global'],
+    * outputs.metrics['loss/repa_global'],
     'out_train_total': total,
     'out_grad_norms': np.asarray(norms),
     **{

@@ -122,9 +122,9 @@ def _programs(case, monkeypatch):
   ):
     _replay(monkeypatch, draws)
     percept = image_losses.perceptual_loss(
-      case.lpips, distance, images, reconstruction,
-      step=step, warmup_steps=warmup_steps,
-    )  # fmt: skip
+      case.lpips, distance, images, reconstruction
+    )
+    percept *= image_losses.warm_up(step, warmup_steps)
     mse = image_losses.pixel_loss(images, reconstruction, kind='mse')
     inputs = _inputs(params, frozen, (images, reconstruction), stats)
     game, after = case.critic.fooling_loss(

@@ -96,7 +96,7 @@ def test_tokenizer_starts_from_another_run(server, runs, tmp_path):
   # Same seed, same batch: only other parameters make another error.
   first, (tuned, last, *_) = logs.read(source)[0], logs.read(workdir)
   assert first['step'] == tuned['step'] == 1
-  assert first['pixel'] != tuned['pixel']
+  assert first['loss/pixel'] != tuned['loss/pixel']
   # The critic comes in half-way.
   assert 'discriminator_loss' not in tuned
   assert 'discriminator_loss' in last

@@ -107,6 +107,24 @@ def test_groups_follow_the_fields():
   np.testing.assert_array_equal(out.codes, out.tokens['global'])
 
 
+def test_fusion_scalars_name_every_weight_and_gate():
+  params = _awake()
+  scalars = tiny.make_tokenizer().fusion_scalars(params)
+  weights = params['fuse']['weights']
+  gates = params['decoder']['blocks']['block']['gate1']
+  assert len(scalars) == 3 + 2 * (1 + 2)
+  assert scalars['fusion/weight_local1d'] == weights[1]
+  np.testing.assert_allclose(
+    scalars['fusion/weight_local2d'], 1 - sum(weights), rtol=1e-6
+  )
+  assert scalars['fusion/gate_local2d_1'] == gates[1]
+  np.testing.assert_allclose(
+    scalars['fusion/gate_local2d'], np.sqrt(np.mean(gates**2)), rtol=1e-6
+  )
+  alone = tiny.make_tokenizer(**SOFTVQ)
+  assert not alone.fusion_scalars({'decoder': {'blocks': {'block': {}}}})
+
+
 def test_unit_rms_is_what_everything_reads():
   images, params = tiny.images(B), _awake()
   codes = _encode(params, images)

@@ -54,7 +54,7 @@ def test_warm_up(step, warmup_steps, expected):
   assert traced(jnp.int32(step)) == expected
 
 
-def test_loss_is_the_faded_mean_distance():
+def test_loss_is_the_mean_distance():
   images = jnp.zeros((2, 2, 2, 3))
   reconstruction = jnp.ones((2, 2, 2, 3)).at[1].set(2.0)
   loss = image_losses.perceptual_loss(
@@ -62,10 +62,8 @@ def test_loss_is_the_faded_mean_distance():
     {'scale': jnp.float32(3.0)},
     images,
     reconstruction,
-    step=1,
-    warmup_steps=4,
   )
-  np.testing.assert_allclose(loss, 3 * 12 * 1.5 / 4)
+  np.testing.assert_allclose(loss, 3 * 12 * 1.5)
 
 
 def test_low_precision_distances_are_averaged_in_float32():
@@ -75,8 +73,15 @@ def test_low_precision_distances_are_averaged_in_float32():
     {},
     zeros,
     zeros,
-    step=1,
-    warmup_steps=2,
   )
   assert loss.dtype == jnp.float32
-  assert loss == 0.5
+  assert loss == 1.0
+
+
+def test_psnr_of_errors_that_are_known():
+  images = jnp.zeros((3, 2, 2, 3))
+  # 10 log10(4 / error^2), the second clipped to 1, and the cap.
+  errors_ = jnp.array([0.2, 1.7, 0.0])[:, None, None, None]
+  expected = (20 + 10 * np.log10(4) + image_losses.MOST_PSNR) / 3
+  value = image_losses.psnr(images, images + errors_)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)

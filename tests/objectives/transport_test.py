@@ -179,6 +179,18 @@ def test_degenerate_points_are_finite(patches, ot_loss):
     assert jnp.all(jnp.isfinite(gradient))
 
 
+def test_convergence_and_spread_of_plans_that_are_known(patches, tokens):
+  whole = jnp.full((1, 4, 2), 1 / 8)
+  # One token draws on two of the four patches, the other on one.
+  part = jnp.array([[[1, 0], [1, 0], [0, 2], [0, 0]]]) / 4
+  spreads = transport.plan_spread(jnp.concatenate([whole, part]))
+  np.testing.assert_allclose(spreads, [1, 1.5 / 4], rtol=1e-6)
+  few, _ = solver(relative_epsilon=0.005, num_iterations=1)(patches, tokens)
+  many, _ = solver(relative_epsilon=0.5, num_iterations=200)(patches, tokens)
+  assert (few.converged, many.converged) == (0, 1)
+  assert few.plan_spread < many.plan_spread
+
+
 def test_spread_by_hand(patches):
   np.testing.assert_allclose(
     transport.spread(patches, 0.25 * patches + 3.0), 0.25, rtol=1e-5

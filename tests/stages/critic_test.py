@@ -49,13 +49,21 @@ def kind(request):
 def test_plain_loss_is_the_game_of_two_forwards(kind):
   critic, params, inputs = _make(kind, **PLAIN, hinge=0.5, lecam=0.25)
   loss, outputs = _loss(critic, params, inputs)
-  assert set(outputs.metrics) == {'logits_real', 'logits_fake'}
+  assert set(outputs.metrics) == {
+    f'critic/{name}_{of}'
+    for name in ('logits', 'accuracy')
+    for of in ('real', 'fake')
+  }
   stats, logits = inputs.stats, []
   judge = jax.jit(critic.judge)
   for index, images in enumerate((REAL, FAKE)):
     key = jax.random.split(jax.random.fold_in(inputs.rng, index))[0]
     judged, stats = judge(params, stats, inputs.frozen, images, key)
     logits.append(judged)
+  right = {'real': logits[0] > 0, 'fake': logits[1] < 0}
+  for of, is_right in right.items():
+    accuracy = outputs.metrics[f'critic/accuracy_{of}']
+    np.testing.assert_allclose(accuracy, np.mean(is_right), atol=1e-6)
   hinge = adversarial.hinge_discriminator(*logits)
   regulariser, means = adversarial.lecam(inputs.stats['lecam'], *logits)
   expected = 0.5 * (hinge + 0.25 * regulariser)
@@ -92,7 +100,7 @@ def test_forwards_come_in_the_order_of_the_reference(kind, monkeypatch):
   assert len(keys) == 4
   if kind == 'stylegan':
     # Without augmentation, and statistics, strong is weak.
-    assert outputs.metrics['consistency'] == 0
+    assert outputs.metrics['critic/consistency'] == 0
   assert np.isfinite(loss)
 
 
@@ -102,7 +110,7 @@ def test_consistency_adds_its_weight(kind):
   for weight in (0.5, 2.0):
     critic, params, inputs = _make(kind, consistency=weight)
     losses[weight], outputs = _loss(critic, params, inputs)
-  apart = outputs.metrics['consistency']
+  apart = outputs.metrics['critic/consistency']
   assert apart > 1e-4
   np.testing.assert_allclose(losses[2.0] - losses[0.5], 1.5 * apart, rtol=1e-3)
 

@@ -14,6 +14,13 @@ from selfboottok_jax.training import state as state_lib
 from tests import tiny
 from tests.stages import tokenizers
 
+# Of three groups and two blocks.
+FUSION = {
+  *('fusion/weight_global', 'fusion/weight_local1d', 'fusion/weight_local2d'),
+  *('fusion/gate_local1d', 'fusion/gate_local1d_0', 'fusion/gate_local1d_1'),
+  *('fusion/gate_local2d', 'fusion/gate_local2d_0', 'fusion/gate_local2d_1'),
+}
+
 
 @pytest.mark.parametrize(
   ('loss', 'critic', 'milestones', 'groups'),
@@ -70,7 +77,7 @@ def test_weights_of_zero_remove_terms_and_networks():
   assert not task.networks
   assert not task.frozen
   state, value, outputs = _loss(task)
-  assert set(outputs.metrics) == {'pixel', 'fusion_alpha', 'fusion_beta'}
+  assert set(outputs.metrics) == {'loss/pixel', 'train/psnr', *FUSION}
   assert set(state.params) == {'tokenizer'}
   assert not state.stats
   assert not any(
@@ -121,7 +128,9 @@ def test_a_baseline_has_no_local_terms():
     steps=10, model={'local1d_width': 0, 'local2d_depth': 0}
   )
   assert set(task.networks) == {'perceptual', 'repa_global'}
-  assert {'repa_local', 'transport', 'fusion_alpha'}.isdisjoint(_metrics(task))
+  assert {'loss/repa_local', 'loss/transport', *FUSION}.isdisjoint(
+    _metrics(task)
+  )
 
 
 def test_a_teacher_of_another_width_gets_a_head():
@@ -155,7 +164,9 @@ def test_switches_change_the_loss(loss):
   _, value, outputs = _loss(tokenizers.make_task(steps=10, loss=loss))
   assert np.isfinite(value)
   assert abs(float(value) - float(base)) > 1e-5
-  assert {'repa_global', 'repa_local', 'transport'} <= set(outputs.metrics)
+  assert {'loss/repa_global', 'loss/repa_local', 'loss/transport'} <= set(
+    outputs.metrics
+  )
 
 
 def _gradient(task):
@@ -197,7 +208,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients():
   # Neither nothing nor the weight that was given.
   assert weight > 1e-3
   assert abs(weight - 0.3) > 0.1
-  found = outputs.metrics.pop('adversarial_weight')
+  found = outputs.metrics.pop('critic/adversarial_weight')
   np.testing.assert_allclose(found, weight, rtol=1e-3)
   # And the update is that of the losses with this weight.
   expected = jax.tree.map(lambda a, b: a + weight * b, towards, away)
