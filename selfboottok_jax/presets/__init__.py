@@ -159,6 +159,12 @@ def get_base(task: str) -> ml_collections.ConfigDict:
   config.evaluation.num_images = 5_000  # 0 is all
   config.evaluation.batch_size = 64
 
+  config.log = ml_collections.ConfigDict()
+  # Pictures of reconstructions that stay in the workdir, the newest; 0 is none.
+  config.log.grids_kept = 5
+  # Project at Weights & Biases, as 'PROJECT' or 'ENTITY/PROJECT'; '' is none.
+  config.log.wandb = ''
+
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 5_000
   config.checkpoint.max_to_keep = 2

@@ -66,11 +66,13 @@ class Stage(Protocol):
     meta: what is saved beside every checkpoint; a run that continues must have
       the same.
     held_out: what its evaluators read.
+    shown: names of the metrics in progress lines, by their labels there.
   """
 
   model_fields: dict[str, Any]
   meta: dict[str, Any]
   held_out: list[data.EvalBatches]
+  shown: dict[str, str]
 
   @property
   def task(self) -> Task:

@@ -11,7 +11,7 @@ from selfboottok_jax import errors, inference, placement, sizes, trees
 from selfboottok_jax.data import sources
 from selfboottok_jax.models import layers
 from selfboottok_jax.stages import generator, objective
-from selfboottok_jax.training import checkpointing
+from selfboottok_jax.training import boards, checkpointing
 
 OBJECTIVES = {
   'tokenizer': objective.Objective,
@@ -28,6 +28,7 @@ LEAST = {
   'evaluation.every': 0,
   'evaluation.num_images': 0,
   'evaluation.num_samples': 0,
+  'log.grids_kept': 0,
   'train.accumulate': 1,
   'train.log_every': 0,
   'train.seed': 0,
@@ -56,6 +57,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       # It names its own field, which flags of launch/sample.py have too.
       raise errors.ConfigError(f'sampling.{error}') from error
   _check_attention(config)
+  if config.log.wandb:
+    boards.import_wandb(config.log.wandb)
   if config.init_from:
     checkpointing.read_config(config.init_from, 'init_from')
 

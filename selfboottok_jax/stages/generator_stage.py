@@ -48,6 +48,11 @@ class GeneratorStage:
   Attributes are those of `stages.Stage`.
   """
 
+  shown: dict[str, str] = {
+    'velocity': 'loss/velocity',
+    'val velocity': 'val/velocity_loss',
+  }
+
   def __init__(
     self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
   ):

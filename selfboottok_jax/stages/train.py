@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -116,10 +116,10 @@ def train(
           on_skip=lambda index: _keep_bad(source, index, workdir),
         )
       ) as batches,
-      jax.set_mesh(mesh),
       # Closed on errors too: TensorBoard's thread outlives the main one, and
       # would follow the error with a traceback of its own.
-      _writer(workdir, int(state.step)) as writer,
+      _writer(config, resolved, workdir, int(state.step)) as writer,
+      jax.set_mesh(mesh),
     ):
       return loop.run(
         state,
@@ -140,6 +140,7 @@ def train(
         # Only the first process has a log.
         evaluated=processes.anywhere(writer is not None and writer.evaluated),
         writer=writer,
+        shown=stage.shown,
       )
 
 
@@ -235,12 +236,26 @@ def _write_bad(bad: Iterable[data.Bad], workdir: str) -> None:
     files.write_atomically(path, (before + ''.join(new)).encode())
 
 
+@contextlib.contextmanager
 def _writer(
-  workdir: str, start_step: int
-) -> contextlib.AbstractContextManager[logging_lib.MetricsWriter | None]:
+  config: ml_collections.ConfigDict,
+  resolved: Mapping[str, Any],
+  workdir: str,
+  start_step: int,
+) -> Iterator[logging_lib.MetricsWriter | None]:
   """The metrics' writer on the first process, None on the others."""
-  if jax.process_index():
-    return contextlib.nullcontext()
-  return contextlib.closing(
-    logging_lib.MetricsWriter(workdir, start_step=start_step)
-  )
+  writer = None
+  with processes.all_or_none():
+    if jax.process_index() == 0:
+      writer = logging_lib.MetricsWriter(
+        workdir,
+        start_step=start_step,
+        config=resolved,
+        pictures_kept=config.log.grids_kept,
+        wandb=config.log.wandb,
+      )
+  try:
+    yield writer
+  finally:
+    if writer is not None:
+      writer.close()

@@ -28,6 +28,7 @@ MAY_CHANGE = (
   'train.steps',
   'train.log_',
   'evaluation.',
+  'log.',
   'checkpoint.',
   'mesh.',
   # Paths may move; what they lead to is compared by its fingerprint.

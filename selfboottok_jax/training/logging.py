@@ -1,4 +1,4 @@
-"""Logging: metrics to JSONL and TensorBoard, progress to the terminal."""
+"""Logging: metrics to JSONL and boards, pictures, progress to the terminal."""
 
 import contextlib
 import json
@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
 
 from selfboottok_jax import errors, files
+from selfboottok_jax.training import boards
 
 METRICS = 'metrics.jsonl'
 # Seconds between two uploads of logs that grow. Stores take one change of an
@@ -25,9 +29,27 @@ UPLOAD_EVERY = 30.0
 # Begins the names of what evaluations measure.
 EVALUATION = 'val/'
 
+# Names of earlier versions, and what they are now.
+RENAMED = {
+  **{
+    name: f'loss/{name}'
+    for name in (
+      *('pixel', 'perceptual', 'adversarial', 'kl', 'velocity', 'cosine'),
+      *('repa_global', 'repa_local', 'transport', 'alignment', 'cls'),
+    )
+  },
+  'adversarial_weight': 'critic/adversarial_weight',
+  'consistency': 'critic/consistency',
+  'fusion_alpha': 'fusion/weight_global',
+  'logits_fake': 'critic/logits_fake',
+  'logits_real': 'critic/logits_real',
+  'transport_marginal_error': 'transport/marginal_error',
+  'transport_spread': 'transport/token_spread',
+}
+
 
 class MetricsWriter:
-  """Writes metrics as JSON lines {"step": ..., name: value} and to TensorBoard.
+  """Writes metrics as JSON lines {"step": ..., name: value}, and to boards.
 
   Lines of steps after `start_step` are removed first: a run that continues from
   an older checkpoint computes them again.
@@ -38,26 +60,52 @@ class MetricsWriter:
 
   Attributes:
     evaluated: whether there is an evaluation of `start_step` in the log.
+    newest_evaluation: numbers of the newest evaluation in the log, by name.
   """
 
-  def __init__(self, workdir: str, *, start_step: int):
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    start_step: int,
+    config: Mapping[str, Any] | None = None,
+    pictures_kept: int = 0,
+    wandb: str = '',
+  ):
     """Opens the log files in `workdir`, an existing folder.
 
     Args:
       workdir: folder of a training.
       start_step: updates made so far; 0 for a new run.
+      config: the resolved configuration, which boards show.
+      pictures_kept: files of the newest pictures that stay in the workdir; 0
+        writes none, and boards have them all.
+      wandb: project at Weights & Biases; '' for none.
+
+    Raises:
+      ConfigError: see `boards.WeightsAndBiases`.
     """
-    folder = files.as_path(workdir)
+    self._workdir = folder = files.as_path(workdir)
+    self._pictures_kept = pictures_kept
     path = folder / METRICS
     kept = _lines_until(path, start_step) if files.exists(path) else []
-    self.evaluated = any(
-      name.startswith(EVALUATION)
+    records = [
+      {RENAMED.get(name, name): v for name, v in json.loads(line).items()}
       for line in kept
-      if (record := json.loads(line))['step'] == start_step
-      for name in record
-    )
+    ]
+    evaluations = [
+      record
+      for record in records
+      if any(name.startswith(EVALUATION) for name in record)
+    ]
+    self.newest_evaluation = evaluations[-1] if evaluations else {}
+    self.evaluated = self.newest_evaluation.get('step') == start_step
+    self._boards: list[boards.Board] = []
+    if wandb:
+      # The first that may fail: it leaves the log as it is.
+      self._boards.append(boards.WeightsAndBiases(wandb, folder, config or {}))
     # Atomically: an interruption cannot lose the log.
-    text = ''.join(f'{line}\n' for line in kept)
+    text = ''.join(f'{json.dumps(record)}\n' for record in records)
     files.write_atomically(path, text.encode())
     self._upload: _Upload | None = None
     if not isinstance(folder, pathlib.Path):
@@ -66,7 +114,11 @@ class MetricsWriter:
       (folder / METRICS).write_text(text)
     # Buffered by line, so a killed run loses no more than its last line.
     self._file = (folder / METRICS).open('a', buffering=1)
-    self._board = _tensorboard(folder / 'tensorboard', start_step + 1)
+    board = boards.open_tensorboard(
+      folder / 'tensorboard', start_step + 1, config or {}
+    )
+    if board is not None:
+      self._boards.append(board)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes the metrics of one step as one line.
@@ -74,10 +126,32 @@ class MetricsWriter:
     Values are Python floats: JSON cannot write arrays.
     """
     self._file.write(json.dumps({'step': step, **metrics}) + '\n')
-    if self._board is None:
+    for board in self._boards:
+      board.numbers(step, metrics)
+
+  def write_picture(
+    self, step: int, name: str, picture: UInt8[np.ndarray, 'h w 3']
+  ) -> None:
+    """Writes the picture of a step as NAME/STEP.png, and shows it on boards.
+
+    Of the files of earlier steps the newest stay. Those of later steps go: they
+    were made by a run that continued from an older checkpoint.
+    """
+    for board in self._boards:
+      board.picture(step, f'{EVALUATION}{name}', picture)
+    if not self._pictures_kept:
       return
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
+    folder = self._workdir / name
+    with files.writing(folder / f'{step}.png') as file:
+      Image.fromarray(picture).save(file, 'PNG', optimize=True)
+    steps = {
+      int(path.stem): path
+      for path in files.children(folder)
+      if path.suffix == '.png' and path.stem.isdigit()
+    }
+    newest = sorted(s for s in steps if s <= step)[-self._pictures_kept :]
+    for other in set(steps) - set(newest):
+      steps[other].unlink()
 
   def flush(self) -> None:
     """Puts all that was written into the workdir.
@@ -89,10 +163,10 @@ class MetricsWriter:
       self._upload.now()
 
   def close(self) -> None:
-    """Flushes and closes both files."""
+    """Flushes and closes all files and boards."""
     self._file.close()
-    if self._board is not None:
-      self._board.close()
+    for board in self._boards:
+      board.close()
     if self._upload is not None:
       self._upload.close()
 
@@ -144,27 +218,6 @@ class _Upload:
         self.now()
       except errors.UserError as error:
         logging.warning('the log is not uploaded: %s', error)
-
-
-def _tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
-  """Opens a TensorBoard writer; without its package, says so, returns None.
-
-  Args:
-    folder: directory of the event files.
-    purge_step: step from which earlier events are void.
-  """
-  # Here and not above: an optional package, and slow to import.
-  try:
-    import tensorboardX
-  except ImportError:
-    sys.stderr.write(
-      'tensorboardX is not installed: metrics go to metrics.jsonl alone; pip '
-      'install tensorboardX for TensorBoard files\n'
-    )
-    return None
-  return tensorboardX.SummaryWriter(
-    str(folder), purge_step=purge_step, flush_secs=30
-  )
 
 
 def _lines_until(path: files.Path, step: int) -> list[str]:

@@ -5,13 +5,14 @@ import dataclasses
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import PyTree, UInt8
 
 from selfboottok_jax.training import logging as logging_lib
 from selfboottok_jax.training import processes, sharding
@@ -27,8 +28,13 @@ RUN_AHEAD = 2
 class Evaluator(Protocol):
   """Anything that measures a state."""
 
-  def run(self, state: state_lib.TrainState) -> Iterator[tuple[str, float]]:
-    """Yields (name, value) of each measure, on all processes alike."""
+  def run(
+    self, state: state_lib.TrainState
+  ) -> Iterator[tuple[str, float | UInt8[np.ndarray, 'h w 3']]]:
+    """Yields (name, value) of each measure, on all processes alike.
+
+    A value is a number, or a picture.
+    """
 
 
 @runtime_checkable
@@ -91,6 +97,7 @@ def run(
   evaluators: Sequence[Evaluator] = (),
   evaluated: bool = True,
   writer: logging_lib.MetricsWriter | None = None,
+  shown: Mapping[str, str] = types.MappingProxyType({'loss': 'loss'}),
 ) -> state_lib.TrainState:
   """Trains from `state` to `schedule.steps`.
 
@@ -110,6 +117,8 @@ def run(
     evaluated: False if `state` was saved by a run that ended before it was
       evaluated: that is made up for, if it is due.
     writer: writes metrics; None on all processes but the first.
+    shown: names of the metrics in progress lines, by what they are called
+      there; of evaluations the newest are shown.
 
   Returns:
     The state after the last update.
@@ -124,6 +133,27 @@ def run(
     schedule.steps, start=start, name=name, silent=jax.process_index() > 0
   )
   clock = _Clock(start)
+  newest_evaluation = dict(writer.newest_evaluation) if writer else {}
+
+  def flush(
+    pending: _Pending | None, writer: logging_lib.MetricsWriter | None
+  ) -> None:
+    if values := _flush(pending, clock, writer):
+      values = newest_evaluation | values
+      assert pending is not None
+      progress.show(
+        pending.step,
+        {
+          **{
+            label: f'{values[name]:.4g}'
+            for label, name in shown.items()
+            if name in values
+          },
+          'images/s': f'{values["images_per_second"]:.1f}',
+          'data wait': f'{values["data_wait"]:.0%}',
+        },
+      )
+
   # `newest` are the metrics of the last step; `pending` is the same where they
   # are to be logged, and None once they are.
   pending: _Pending | None = None
@@ -143,7 +173,7 @@ def run(
           # No state is saved whose own metrics were not seen to be finite. A
           # stop adds no line to the log: it is that of an unbroken run.
           planned = pending is newest or schedule.due(step, schedule.save_every)
-          _flush(newest, clock, progress, writer if planned else None)
+          flush(newest, writer if planned else None)
           pending = None
           # A run that goes on from this state has the lines before it.
           if writer is not None:
@@ -155,7 +185,9 @@ def run(
         if evaluating and (not stopping or step >= schedule.steps):
           began = time.monotonic()
           checkpointer.wait()
-          _evaluate(state, step, evaluators, progress, writer)
+          newest_evaluation |= _evaluate(
+            state, step, evaluators, progress, writer
+          )
           clock.pause(time.monotonic() - began)
         if step >= schedule.steps:
           break
@@ -175,7 +207,7 @@ def run(
         progress.advance()
         # The last interval's metrics are fetched only now that the next step is
         # dispatched: the device never waits for the log.
-        _flush(pending, clock, progress, writer)
+        flush(pending, writer)
         pending = None
         # The global batch: every process counts all images.
         newest = _Pending(step, metrics, jax.tree.leaves(batch)[0].shape[0])
@@ -185,7 +217,7 @@ def run(
         if len(dispatched) > RUN_AHEAD:
           # Or a host that is faster would fill their memory with batches.
           jax.block_until_ready(dispatched.popleft())
-      _flush(pending, clock, progress, writer)
+      flush(pending, writer)
     finally:
       # Saves that were begun are finished, also after an error.
       checkpointer.wait()
@@ -239,17 +271,19 @@ class _Clock:
 def _flush(
   pending: _Pending | None,
   clock: _Clock,
-  progress: logging_lib.Progress,
   writer: logging_lib.MetricsWriter | None,
-) -> None:
-  """Fetches, checks and logs the metrics of an earlier step, if any.
+) -> dict[str, float]:
+  """Fetches, checks and writes the metrics of an earlier step, if any.
+
+  Returns:
+    The metrics with the rates; {} if there are none that are new.
 
   Raises:
     DivergedError: a metric is not finite.
   """
   # A step that was checked before saving must not appear in the log twice.
   if pending is None or pending.step <= clock.checked:
-    return
+    return {}
   # This waits for the step; one transfer fetches all metrics.
   values = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
   bad = sorted(k for k, v in values.items() if not np.isfinite(v))
@@ -260,17 +294,10 @@ def _flush(
       'optimizer.learning_rate or other train.seed'
     )
   clock.checked = pending.step
-  rates = clock.lap(pending.step, pending.batch_size)
+  values |= clock.lap(pending.step, pending.batch_size)
   if writer is not None:
-    writer.write(pending.step, values | rates)
-  progress.show(
-    pending.step,
-    {
-      'loss': f'{values["loss"]:.4f}',
-      'images/s': f'{rates["images_per_second"]:.1f}',
-      'data wait': f'{rates["data_wait"]:.0%}',
-    },
-  )
+    writer.write(pending.step, values)
+  return values
 
 
 def _evaluate(
@@ -279,23 +306,34 @@ def _evaluate(
   evaluators: Sequence[Evaluator],
   progress: logging_lib.Progress,
   writer: logging_lib.MetricsWriter | None,
-) -> None:
-  """Measures a state, and logs the values with the prefix 'val/'."""
+) -> dict[str, float]:
+  """Measures a state, and logs the values with the prefix 'val/'.
+
+  Returns:
+    The numbers, under those names.
+  """
   # Without a writer too: evaluating is collective, logging is not.
   values: dict[str, float] = {}
+  pictures: dict[str, UInt8[np.ndarray, 'h w 3']] = {}
   if evaluators:
     state = state_lib.gather_means(state)
   for evaluator in evaluators:
-    values |= {
-      f'{logging_lib.EVALUATION}{name}': value
-      for name, value in evaluator.run(state)
-    }
-  if not values:
-    return
+    for name, value in evaluator.run(state):
+      if isinstance(value, np.ndarray):
+        pictures[name] = value
+      else:
+        values[f'{logging_lib.EVALUATION}{name}'] = value
   if writer is not None:
-    writer.write(step, values)
+    for name, picture in pictures.items():
+      writer.write_picture(step, name, picture)
+    if values:
+      # Last: an evaluation that is in the log is whole.
+      writer.write(step, values)
+  if not values:
+    return {}
   shown = '  '.join(f'{k} {v:.4g}' for k, v in values.items())
   progress.note(f'step {step}  {shown}')
+  return values
 
 
 class _StopRequest:

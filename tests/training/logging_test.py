@@ -144,3 +144,26 @@ def test_a_store_that_is_away_ends_no_training(store, bucket, monkeypatch):
     store.forbidden.remove(name)
     store.buckets.add(name)
   assert _uploaded(store, bucket) == [1, 2]
+
+
+def test_names_of_earlier_versions_go_on_under_new_ones(tmp_path):
+  _write(tmp_path, 0, [(1, {'loss': 1.0, 'pixel': 0.5, 'transport': 0.2})])
+  writer = logging.MetricsWriter(str(tmp_path), start_step=1)
+  writer.close()
+  (line,) = _read(tmp_path)
+  assert line == {
+    'step': 1,
+    'loss': 1.0,
+    'loss/pixel': 0.5,
+    'loss/transport': 0.2,
+  }
+
+
+def test_the_newest_evaluation_is_known_when_a_run_continues(tmp_path):
+  lines = [(2, {'val/psnr': 20.0}), (3, {'loss': 1.0}), (4, {'val/psnr': 21.0})]
+  _write(tmp_path, 0, lines)
+  for start, evaluated, psnr in ((4, True, 21.0), (3, False, 20.0)):
+    writer = logging.MetricsWriter(str(tmp_path), start_step=start)
+    writer.close()
+    assert writer.evaluated is evaluated
+    assert writer.newest_evaluation['val/psnr'] == psnr
