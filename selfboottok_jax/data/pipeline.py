@@ -288,6 +288,7 @@ def make_eval_dataset(
   num_workers: int = 0,
   cores_shared_by: int = 1,
   skip_bad: bool = False,
+  mixed: bool = False,
 ) -> 'EvalBatches':
   """Makes one pass over a source under ADM's centre crop.
 
@@ -303,13 +304,18 @@ def make_eval_dataset(
     num_workers: as there, but -1 is 0: every pass would start them anew.
     cores_shared_by: as there.
     skip_bad: whether a picture that cannot be read is padding.
+    mixed: whether each batch is spread over the source, too.
 
   Raises:
     ConfigError: a batch size that processes cannot share; a cache of another
       image size.
   """
   count = len(source) if num_images is None else min(num_images, len(source))
-  indices = np.arange(count) * len(source) // max(count, 1)
+  places = np.arange(count)
+  if mixed and count:
+    every = -(-count // batch_size)
+    places = np.concatenate([places[i::every] for i in range(every)])
+  indices = places * len(source) // max(count, 1)
   return make_row_dataset(
     source,
     indices,

@@ -26,6 +26,10 @@ def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
   config.networks.transport = 'dct'
   # The trunk of a discriminator of kind 'dino'.
   config.networks.discriminator = 'dino_s16'
+  # A perceptual distance and features of a Frechet distance of held-out
+  # reconstructions, see selfboottok_jax.stages.watching; '' is none.
+  config.evaluation.perceptual = 'auto'
+  config.evaluation.frechet = 'auto'
   config.discriminator = ml_collections.ConfigDict()
   config.discriminator.kind = 'dino'
   config.discriminator.dino = presets.fields_of(

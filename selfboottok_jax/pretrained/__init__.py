@@ -286,6 +286,23 @@ def load_autoencoder(
   return autoencoders.ImageAutoencoder(load_latents(spec, image_size))
 
 
+def is_at_hand(spec: str) -> bool:
+  """True if a network, or a distance, has weights that are on this machine.
+
+  Args:
+    spec: of NETWORKS or PERCEPTUALS, with published weights or a source;
+      random ones are none.
+  """
+  name, _, source = spec.partition(':')
+  recipes = PERCEPTUALS if name in PERCEPTUALS else NETWORKS
+  network = recipes[name].build()
+  if source == RANDOM or not isinstance(network, contract.Weighted):
+    return False
+  return store.is_at_hand(
+    network.name, source, network.published, network.shape_key
+  )
+
+
 def published_networks() -> dict[str, contract.Published]:
   """Place, licence and use of every network that is published, by name.
 

@@ -234,6 +234,23 @@ def fetch(
   return *place.files, *(place.files[0].with_name(b) for b in beside)
 
 
+def is_at_hand(
+  name: str,
+  source: str,
+  published: contract.Published | None,
+  shape_key: Mapping[str, Any],
+) -> bool:
+  """True if `load` would find its files on this machine."""
+  try:
+    place = find(name, source, published)
+  except errors.WeightsError:
+    return False
+  if isinstance(place, sources.LocalFiles):
+    return True
+  entry = _indexed(_index(cache_folder(), _wanted(name, shape_key), place))
+  return entry is not None and entry.exists()
+
+
 def load(
   name: str,
   source: str,
@@ -265,13 +282,7 @@ def load(
   """
   cache = cache_folder()
   place = find(name, source, published)
-  wanted = {
-    'format': FORMAT,
-    'network': name,
-    'shape_key': json.loads(json.dumps(dict(shape_key))),
-    # A key of entries that exist: without it none of them would be found.
-    'part': '',
-  }
+  wanted = _wanted(name, shape_key)
   if isinstance(place, sources.HubFiles):
     flat = _load_hub(cache, wanted, place, read)
   elif (record := record_of(place.files[0])) is not None:
@@ -282,6 +293,25 @@ def load(
   return trees.unflatten(flat, '/')
 
 
+def _wanted(name: str, shape_key: Mapping[str, Any]) -> dict[str, Any]:
+  """All that an entry depends on besides its source."""
+  return {
+    'format': FORMAT,
+    'network': name,
+    'shape_key': json.loads(json.dumps(dict(shape_key))),
+    # A key of entries that exist: without it none of them would be found.
+    'part': '',
+  }
+
+
+def _index(
+  cache: pathlib.Path, wanted: Mapping[str, Any], place: sources.HubFiles
+) -> pathlib.Path:
+  """The file that names the entry of a repository."""
+  key = _hash({**wanted, 'source': place.label, 'files': place.files})
+  return cache / 'weights' / 'index' / f'{wanted["network"]}-{key}.json'
+
+
 def _load_hub(
   cache: pathlib.Path,
   wanted: Mapping[str, Any],
@@ -290,8 +320,7 @@ def _load_hub(
 ) -> dict[str, np.ndarray]:
   """Arrays of the entry that came from a repository before, or of its files."""
   network = wanted['network']
-  key = _hash({**wanted, 'source': place.label, 'files': place.files})
-  index = cache / 'weights' / 'index' / f'{network}-{key}.json'
+  index = _index(cache, wanted, place)
   entry = _indexed(index)
   flat = read_entry(entry) if entry else None
   if entry is not None and flat is not None:

@@ -123,6 +123,7 @@ def eval_batches(
   mesh: Mesh,
   *,
   num_images: int | None = None,
+  mixed: bool = False,
 ) -> data.EvalBatches:
   """Centre crops, or a cache's codes, of this process's share in a fixed order.
 
@@ -132,6 +133,7 @@ def eval_batches(
     mesh: the devices that share a batch.
     num_images: at most so many, spread evenly over the source; None takes
       `evaluation.num_images`, and 0 is all.
+    mixed: spread each batch over the source, which is in order of the classes.
   """
   sharding.check_batch_size(
     config.evaluation.batch_size, mesh, 'evaluation.batch_size'
@@ -148,6 +150,7 @@ def eval_batches(
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
     skip_bad=config.data.bad == 'skip',
+    mixed=mixed,
   )
 
 

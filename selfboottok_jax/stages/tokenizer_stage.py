@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from selfboottok_jax import data, errors, pretrained, sizes
-from selfboottok_jax.evaluation import reconstruction
 from selfboottok_jax.inference import tokenizer as inference_tokenizer
 from selfboottok_jax.models import discriminators
 from selfboottok_jax.models import tokenizer as tokenizer_lib
@@ -20,6 +19,7 @@ from selfboottok_jax.stages import (
   objective,
   scaling,
   tokenizer,
+  watching,
 )
 from selfboottok_jax.training import checkpointing, loop
 from selfboottok_jax.training import state as state_lib
@@ -32,6 +32,8 @@ DISCRIMINATORS = {
 
 class TokenizerStage:
   """Stage 1: the whole tokenizer. Attributes are those of `stages.Stage`."""
+
+  shown = watching.SHOWN
 
   def __init__(
     self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
@@ -46,7 +48,7 @@ class TokenizerStage:
     self.task = make_tokenizer_task(config)
     self.model_fields = config.model.to_dict()
     self.meta: dict[str, Any] = {'class_names': list(train.class_names)}
-    self.held_out, self._evaluator = _evaluation(
+    self.held_out, self._evaluator = watching.held_out(
       config, self.task.model, train, mesh
     )
 
@@ -77,7 +79,7 @@ class TokenizerStage:
     )
 
   def evaluators(self, frozen: PyTree) -> list[loop.Evaluator]:
-    """PSNR, SSIM and codebook use on held-out images."""
+    """Everything that `watching` measures on held-out images."""
     del frozen
     return [self._evaluator]
 
@@ -87,6 +89,8 @@ class ScalingStage:
 
   Attributes are those of `stages.Stage`.
   """
+
+  shown = watching.SHOWN
 
   def __init__(
     self, config: ml_collections.ConfigDict, train: data.Source, mesh: Mesh
@@ -104,7 +108,7 @@ class ScalingStage:
     inputs.check_image_size(config, self._stage1.config)
     self.task = make_scaling_task(config, self._stage1.config)
     self.model_fields = scaled_fields(config, self._stage1.config)
-    self.held_out, self._evaluator = _evaluation(
+    self.held_out, self._evaluator = watching.held_out(
       config, self.task.model, train, mesh
     )
     fingerprint = _fingerprint(self._stage1)
@@ -131,7 +135,7 @@ class ScalingStage:
     )
 
   def evaluators(self, frozen: PyTree) -> list[loop.Evaluator]:
-    """PSNR, SSIM and codebook use on held-out images."""
+    """Everything that `watching` measures on held-out images."""
     del frozen
     return [self._evaluator]
 
@@ -216,18 +220,6 @@ def _read_scaled(
       'given); use the one that it was scaled from'
     )
   return run
-
-
-def _evaluation(
-  config: ml_collections.ConfigDict,
-  model: tokenizer_lib.Tokenizer,
-  train: data.Source,
-  mesh: Mesh,
-) -> tuple[list[data.EvalBatches], reconstruction.Reconstruction]:
-  """Held-out images, and what is measured on them."""
-  val = inputs.open_val(config, train)
-  batches = inputs.eval_batches(config, val, mesh)
-  return [batches], reconstruction.Reconstruction(model, batches, mesh)
 
 
 def _parts(
