@@ -6,21 +6,19 @@ Trains the SoftVQ baseline, SelfBootTok, a larger local aligner and a generator
 of the global tokens; samples, scores, and writes report.html.
 """
 
+import dataclasses
 import math
 import time
-from collections.abc import Mapping
 
 import ml_collections
-import numpy as np
 
 from launch import cli
-from selfboottok_jax import errors, files, inference, pixels, pretrained
-from selfboottok_jax.evaluation import cost, evaluate, report, tables
-from selfboottok_jax.evaluation import scores as scores_lib
+from selfboottok_jax import errors, files, inference, pretrained
+from selfboottok_jax.evaluation import evaluate, report, tables
 from selfboottok_jax.presets import generator as generator_config
 from selfboottok_jax.presets import scaling as scaling_config
 from selfboottok_jax.presets import tokenizer as tokenizer_config
-from selfboottok_jax.stages import inputs, train
+from selfboottok_jax.stages import inputs, page, train
 from selfboottok_jax.training import checkpointing, sharding
 
 FLAGS = cli.Flags()
@@ -37,7 +35,6 @@ FOLDERS = {
   STAGE2: 'scaled',
   GENERATOR: 'generator',
 }
-SHOWN = 8
 SAMPLES_PER_CLASS = 4
 FRECHET_SAMPLES = 500
 
@@ -151,26 +148,11 @@ def _make_report(workdir: files.Path) -> report.Report:
     evaluate.write_scores(
       workdir / folder, [score for score in measured if score.run == name]
     )
-  return report.Report(
+  made = page.make_page(
+    {name: str(workdir / folder) for name, folder in FOLDERS.items()},
+    tokenizer=str(workdir / FOLDERS[STAGE2]),
     title='SelfBootTok quickstart',
-    created=report.timestamp(),
-    environment=report.environment(),
-    configs={
-      name: checkpointing.read_config(str(workdir / folder), 'quickstart')
-      for name, folder in FOLDERS.items()
-    },
-    runs=[
-      report.read_run(workdir / folder, name, '--workdir')
-      for name, folder in FOLDERS.items()
-    ],
-    comparison=_comparison(tokenizers, batches, measured, reference),
-    samples=report.draw_samples(
-      generator, SAMPLES_PER_CLASS, seed=1, decoded_by='stage 2'
-    ),
-    scores=measured,
-    costs={
-      name: cost.read(workdir / folder) for name, folder in FOLDERS.items()
-    },
+    per_class=SAMPLES_PER_CLASS,
     notes=[
       'Built-in scenes and weight-free teachers (hog, dct) show that every '
       'stage works; they say nothing about photographs.',
@@ -179,31 +161,8 @@ def _make_report(workdir: files.Path) -> report.Report:
       'into pixels.',
     ],
   )
-
-
-def _comparison(
-  tokenizers: Mapping[str, inference.Tokenizer],
-  batches: evaluate.Batches,
-  measured: list[scores_lib.Score],
-  reference: str,
-) -> report.Comparison:
-  """The first images, and what each tokenizer makes of them."""
-  originals = next(iter(batches))['image'][:SHOWN]
-  rows = [report.Reconstruction('Originals', originals)]
-  for name, tokenizer in tokenizers.items():
-    images = tokenizer.decode(tokenizer.encode(originals))
-    psnr = next(
-      score.value
-      for score in measured
-      if score.run == name and score.metric == 'psnr'
-    )
-    quantised = np.asarray(pixels.to_uint8(images, 'round'))
-    rows.append(report.Reconstruction(name, quantised, psnr))
-  return report.Comparison(
-    rows,
-    f'PSNR over {reference}, data range 1, per image then mean; EMA weights; '
-    'the first ones are shown',
-  )
+  psnrs = {s.run: s.value for s in measured if s.metric == 'psnr'}
+  return dataclasses.replace(made, stages=list(psnrs.items()))
 
 
 if __name__ == '__main__':

@@ -66,7 +66,7 @@ def test_the_wheel_is_the_package(packages):
     'selfboottok_jax/py.typed',
     'selfboottok_jax/presets/tokenizer.py',
     'selfboottok_jax/data/imagenet_classes.tsv',
-    'selfboottok_jax/evaluation/report.html',
+    'selfboottok_jax/evaluation/templates/report.html',
     'selfboottok_jax/evaluation/paper_tables/table1.toml',
   } <= names
   assert any(name.endswith('/licenses/LICENSE') for name in info)

@@ -7,6 +7,7 @@ Figures are built without pyplot, so nothing here is global or needs a screen.
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,9 @@ _DASHES = ('--', ':', '-.')
 _LOG_RANGE = 50  # Positive training terms spanning more get a log axis.
 _LAST = ('learning_rate', 'images_per_second', 'data_wait')
 _FIRST = ('loss', 'val/psnr', 'val/ssim')
+_CODEBOOKS = re.compile(r'val/(codes_used|perplexity)')
+# Neutral ink of a drawing, which follows the page from light to dark.
+_INK, _INK_IN_THE_DARK = '#444444', '#d0d4d8'
 
 
 class Series(NamedTuple):
@@ -137,6 +141,16 @@ def panels(metrics: Metrics) -> list[str]:
   )
 
 
+def group(name: str) -> str:
+  """Returns the heading under which a panel is folded, '' for those shown."""
+  if _CODEBOOKS.match(name):
+    return 'Codebooks'
+  if name in _FIRST or name.startswith('val/'):
+    return ''
+  prefix = name.rpartition('/')[0]
+  return prefix.capitalize() if prefix else 'Training, term by term'
+
+
 def thin(series: Series) -> Series:
   """Averages a long series in MOST_POINTS bins; keeps a short one."""
   count = len(series.steps)
@@ -189,7 +203,7 @@ def draw(name: str, runs: Mapping[str, Metrics]) -> 'matplotlib.figure.Figure':
   for index, (label, value) in enumerate(levels):
     style = _DASHES[index % len(_DASHES)]
     lines.append(
-      axis.axhline(value, color='#666', linewidth=1, linestyle=style)
+      axis.axhline(value, color=_INK, alpha=0.8, linewidth=1, linestyle=style)
     )
     labels.append(f'{label} {value:.2f}')
   _style(axis, name, drawn)
@@ -209,19 +223,23 @@ def _style(axis: 'matplotlib.axes.Axes', name: str, drawn: Metrics) -> None:
   if log:
     axis.set_yscale('log')
   title = axis.set_title(
-    f'{name} (log)' if log else name, loc='left', fontsize=9, weight='bold'
+    f'{name} (log)' if log else name,
+    loc='left',
+    fontsize=9,
+    weight='bold',
+    color=_INK,
   )
   title.set_parse_math(False)
   if len(drawn) == 1:
     last = next(iter(drawn.values())).values[-1]
-    axis.set_title(f'{last:.4g}', loc='right', fontsize=8, color='#666')
-  axis.tick_params(labelsize=7.5, color='#999', labelcolor='#444')
+    axis.set_title(f'{last:.4g}', loc='right', fontsize=8, color=_INK)
+  axis.tick_params(labelsize=7.5, color=_INK, labelcolor=_INK, width=0.5)
   axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-  axis.grid(color='#e5e5e5', linewidth=0.6)
+  axis.grid(color=_INK, alpha=0.15, linewidth=0.6)
   axis.set_axisbelow(True)
   axis.spines[['top', 'right']].set_visible(False)
-  axis.spines[['left', 'bottom']].set_color('#999')
+  axis.spines[['left', 'bottom']].set(color=_INK, alpha=0.5)
 
 
 def _legend(
@@ -230,7 +248,11 @@ def _legend(
   # Set after construction: matplotlib hides labels that start with '_' and
   # reads '$' as mathematics, and run names may hold either.
   legend = axis.legend(
-    lines, [str(i) for i in range(len(lines))], fontsize=7, frameon=False
+    lines,
+    [str(i) for i in range(len(lines))],
+    fontsize=7,
+    frameon=False,
+    labelcolor=_INK,
   )
   for text, label in zip(legend.get_texts(), labels, strict=True):
     text.set_parse_math(False)
@@ -238,7 +260,10 @@ def _legend(
 
 
 def svg_bytes(figure: 'matplotlib.figure.Figure') -> bytes:
-  """Renders an SVG file with letters as outlines; equal at every call."""
+  """Renders an SVG file with letters as outlines; equal at every call.
+
+  It has no background, and its ink is light where the reader prefers dark.
+  """
   import matplotlib
 
   buffer = io.BytesIO()
@@ -246,5 +271,12 @@ def svg_bytes(figure: 'matplotlib.figure.Figure') -> bytes:
   with matplotlib.rc_context(
     {'svg.hashsalt': 'curves', 'svg.fonttype': 'path'}
   ):
-    figure.savefig(buffer, format='svg', metadata={'Date': None})
-  return buffer.getvalue()
+    figure.savefig(
+      buffer, format='svg', metadata={'Date': None}, transparent=True
+    )
+  style = (
+    f'<style>svg {{ color: {_INK} }} @media screen and (prefers-color-scheme: '
+    f'dark) {{ svg {{ color: {_INK_IN_THE_DARK} }} }}</style>\n <metadata>'
+  )
+  drawn = buffer.getvalue().replace(_INK.encode(), b'currentColor')
+  return drawn.replace(b'<metadata>', style.encode(), 1)

@@ -9,7 +9,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return '\n'.join(f'| {" | ".join(map(cell, line))} |' for line in lines)
 
 
-def cell(text: str) -> str:
+def cell(text: object) -> str:
   """Escapes what would end a cell, or begin HTML in it."""
-  text = text.replace('&', '&amp;').replace('<', '&lt;').replace('|', r'\|')
+  text = (
+    str(text).replace('&', '&amp;').replace('<', '&lt;').replace('|', r'\|')
+  )
   return '<br>'.join(text.splitlines())

@@ -53,6 +53,15 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Deviation:
+  """A choice that the paper leaves open; `field` is the key of it, if any."""
+
+  question: str
+  chosen: str
+  field: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
   """A table or figure of the paper.
 
@@ -84,8 +93,7 @@ def table(name: str) -> Table:
     raise errors.UserError(
       f'no table {name!r} of the paper; wanted one of {", ".join(TABLES)}'
     )
-  folder = importlib.resources.files(__package__) / 'paper_tables'
-  values = tomllib.loads((folder / f'{name}.toml').read_text('utf-8'))
+  values = _read(name)
   rows = tuple(
     # `from` is a keyword of Python.
     Row(**{'origin' if k == 'from' else k: v for k, v in row.items()})
@@ -94,6 +102,16 @@ def table(name: str) -> Table:
   return Table(
     name=name, **{**values, 'metrics': tuple(values['metrics'])}, rows=rows
   )
+
+
+def deviations() -> list[Deviation]:
+  """Reads what the paper leaves open, as docs/deviations.md tells it."""
+  return [Deviation(**row) for row in _read('deviations')['rows']]
+
+
+def _read(name: str) -> dict[str, Any]:
+  folder = importlib.resources.files(__package__) / 'paper_tables'
+  return tomllib.loads((folder / f'{name}.toml').read_text('utf-8'))
 
 
 def value(name: str, row: str, metric: str) -> float | None:
@@ -107,6 +125,14 @@ def value(name: str, row: str, metric: str) -> float | None:
   rows = table(name).rows if name in TABLES else ()
   found = [printed.paper.get(metric) for printed in rows if printed.name == row]
   return found[0] if found else None
+
+
+def text(number: float | str | None) -> str:
+  """Formats a number with the digits that were printed; '' for None."""
+  if isinstance(number, float):
+    two = f'{number:.2f}'
+    return two if float(two) == number else f'{number:g}'
+  return '' if number is None else str(number)
 
 
 def is_like(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -45,7 +45,8 @@ def page() -> str:
 
 def cell(row: published.Row, key: str) -> str:
   """Formats a number, or the count of tokens, with who says so."""
-  paper, source = (_text(said.get(key)) for said in (row.paper, row.source))
+  said = (row.paper, row.source)
+  paper, source = (published.text(by.get(key)) for by in said)
   if not row.paper or paper == source:
     return source or '–'
   if paper and source:
@@ -81,9 +82,3 @@ def _best(row: published.Row) -> float:
   """The lowest gFID of a row."""
   said = {**row.paper, **row.source}
   return min(said[key] for key in ('gfid', 'gfid_guided') if key in said)
-
-
-def _text(number: float | str | None) -> str:
-  if isinstance(number, float):
-    return f'{number:.2f}'
-  return '' if number is None else str(number)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a set of runs.
+"""A page about a set of runs, as HTML in one file and as Markdown.
 
 jinja2 and matplotlib are imported by the functions that need them: the extra
 `report` installs both.
@@ -13,6 +13,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -22,20 +23,27 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfboottok_jax import errors, files, inference, trees
-from selfboottok_jax.evaluation import cost, evaluate, pictures, tables
+from selfboottok_jax.evaluation import (
+  beside_paper,
+  cost,
+  evaluate,
+  markdown,
+  pictures,
+  published,
+  score_tables,
+  tables,
+)
+from selfboottok_jax.evaluation import comparisons as comparisons_lib
 from selfboottok_jax.evaluation import curves as curves_lib
 from selfboottok_jax.evaluation import scores as scores_lib
-from selfboottok_jax.training import checkpointing
-from selfboottok_jax.training import logging as logging_lib
 
 if TYPE_CHECKING:
   import jinja2
-  import matplotlib.figure
 
 # Metrics compared with trivial predictors; more is better for each of them.
 BASELINED = ('val/psnr', 'val/ssim')
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'ott-jax', 'grain')
-_SAMPLE_COLUMNS = 10
+_SHOWN = 8  # Pictures of a row.
 
 
 def check_dependencies() -> None:
@@ -65,31 +73,10 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
-  """A row of the comparison; `psnr` in dB, None for the originals."""
-
-  label: str
-  images: UInt8[np.ndarray, 'm h w 3']
-  psnr: float | int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-  """The same images by row: originals, then stages in training order."""
-
-  rows: Sequence[Reconstruction]
-  protocol: str
-
-  def __post_init__(self) -> None:
-    """Refuses rows with equal labels, and rows without a protocol."""
-    scores_lib.check_protocol(self.protocol, 'the reconstruction comparison')
-    _need_distinct([row.label for row in self.rows], 'Rows of a comparison')
-
-
-@dataclasses.dataclass(frozen=True)
 class Samples:
-  """Generated images by class name, equally many of each class."""
+  """Images that a generator made by class name, equally many of each class."""
 
+  run: str
   classes: Mapping[str, UInt8[np.ndarray, '...']]
   protocol: str
 
@@ -108,11 +95,15 @@ class Report:
     environment: versions, devices and cores by name.
     configs: the configuration of each run, nested.
     runs: the trainings.
-    comparison: reconstructions of the same images by several stages.
+    decoders: by generator, the run that decodes for it.
+    stages: (label, PSNR in dB) of trainings of which each continues the one
+      before it, in their order.
+    comparisons: reconstructions of the same images by several runs.
     samples: generated images.
     scores: measured numbers.
     costs: the cost card of each run.
     notes: sentences for the reader.
+    has_paper: whether to show the paper's tables beside the runs.
   """
 
   title: str
@@ -122,104 +113,24 @@ class Report:
     default_factory=dict
   )
   runs: Sequence[Run] = ()
-  comparison: Comparison | None = None
-  samples: Samples | None = None
+  decoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  stages: Sequence[tuple[str, float | int]] = ()
+  comparisons: Sequence[comparisons_lib.Comparison] = ()
+  samples: Sequence[Samples] = ()
   scores: Sequence[scores_lib.Score] = ()
   costs: Mapping[str, cost.Card] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
+  has_paper: bool = False
 
   def __post_init__(self) -> None:
     """Refuses runs with equal names."""
-    _need_distinct([run.name for run in self.runs], 'Runs of a report')
-
-  @property
-  def stages(self) -> list[tuple[str, float | int]]:
-    """(label, PSNR in dB) of the stages compared, in training order."""
-    rows = self.comparison.rows if self.comparison else ()
-    return [(row.label, row.psnr) for row in rows if row.psnr is not None]
-
-
-def _need_distinct(names: Sequence[str], what: str) -> None:
-  if len(set(names)) < len(names):
-    raise errors.UserError(
-      f'{what} need different names in one report; given {list(names)}.'
+    comparisons_lib.need_distinct(
+      [run.name for run in self.runs], 'Runs of a report'
     )
-
-
-def make_page(
-  workdirs: Sequence[str],
-  *,
-  tokenizer: str = '',
-  title: str = 'SelfBootTok runs',
-  per_class: int = 8,
-  seed: int = 1,
-) -> Report:
-  """Reads runs back, and samples from the generator among them.
-
-  Args:
-    workdirs: the runs; at most one of them a generator.
-    tokenizer: workdir of the tokenizer that decodes for the generator.
-    title: of the page.
-    per_class: samples of each class.
-    seed: of the samples.
-
-  Raises:
-    UserError: a folder that is no run, two generators, or a generator without
-      a tokenizer.
-  """
-  names = list(dict.fromkeys(workdirs))
-  configs = {name: checkpointing.read_config(name, '--runs') for name in names}
-  generators = [n for n in names if configs[n]['task'] == 'generator']
-  if len(generators) > 1:
-    raise errors.ConfigError(
-      f'--runs has {len(generators)} generators ({", ".join(generators)}), and '
-      'a page shows the samples of one; wanted a page for each'
-    )
-  samples = None
-  if generators:
-    if not tokenizer:
-      raise errors.ConfigError(
-        f'--tokenizer not given; {generators[0]} is a generator, wanted the '
-        'workdir of the tokenizer that decodes for it'
-      )
-    generator = inference.load_generator(generators[0], tokenizer=tokenizer)
-    samples = draw_samples(
-      generator, per_class, seed=seed, decoded_by=tokenizer
-    )
-  return Report(
-    title=title,
-    created=timestamp(),
-    environment=environment(),
-    configs=configs,
-    runs=[read_run(name, name, '--runs') for name in names],
-    samples=samples,
-    scores=[score for name in names for score in evaluate.read_scores(name)],
-    # Imported runs have no card.
-    costs={
-      name: cost.read(name)
-      for name in names
-      if files.exists(files.as_path(name) / cost.FILE)
-    },
-  )
-
-
-def read_run(
-  workdir: str | os.PathLike[str], name: str, flag: str = 'workdir'
-) -> Run:
-  """Reads a run for a page; errors name the flag that gave the workdir."""
-  run = checkpointing.read_run(str(workdir), what=flag)
-  path = files.as_path(workdir) / logging_lib.METRICS
-  return Run(
-    name,
-    str(workdir),
-    run.config['task'],
-    run.step,
-    logging_lib.seconds(path) if files.exists(path) else 0,
-    path if files.exists(path) else None,
-  )
 
 
 def draw_samples(
+  run: str,
   generator: inference.ImageGenerator,
   per_class: int,
   *,
@@ -239,6 +150,7 @@ def draw_samples(
     for index, label in enumerate(chosen)
   }
   return Samples(
+    run,
     classes,
     f'{generator.sampling.describe()}; seed {seed}, step {generator.step}, EMA '
     f'weights, decoded by {decoded_by}; unselected',
@@ -263,82 +175,103 @@ def timestamp() -> str:
 def write_report(
   report: Report, directory: str | os.PathLike[str]
 ) -> files.Path:
-  """Writes report.html, and comparison.png and samples.png beside it.
+  """Writes report.html, and report.md with the files that it shows.
 
   The page holds its own copies of the pictures, so it can be sent alone. It
-  says where a later stage reconstructs worse than an earlier one (by the PSNR
-  of the comparison's rows) and where a run does not beat trivial baselines.
+  says where a later stage reconstructs worse than an earlier one and where a
+  run does not beat trivial baselines.
 
   Returns:
     The path of report.html.
 
   Raises:
-    UserError: metrics that cannot be read, or rows of unequal shapes.
+    UserError: metrics that cannot be read.
   """
   directory = files.as_path(directory)
-  page = render(report)
-  if report.comparison:
-    image = pictures.comparison(
-      {
-        row.label + ('' if row.psnr is None else f'\n{row.psnr:.2f} dB'): (
-          row.images
-        )
-        for row in report.comparison.rows
-      }
-    )
-    pictures.save_png(directory / 'comparison.png', image)
-  if report.samples:
-    image = pictures.comparison(report.samples.classes)
-    pictures.save_png(directory / 'samples.png', image)
+  contents = _contents(report)
+  page, text = render(report, contents), _render_markdown(report, contents)
+  for index, comparison in enumerate(report.comparisons):
+    rows = {}
+    for row in comparison.rows:
+      psnr = '' if row.psnr is None else f'\n{row.psnr:.2f} dB'
+      rows[row.label + psnr] = row.images[:_SHOWN]
+      if (difference := comparison.differences(row)) is not None:
+        rows[f'{row.label}\ndifference'] = difference[:_SHOWN]
+    image = pictures.comparison(rows)
+    pictures.save_png(directory / _numbered('comparison', index), image)
+  for index, samples in enumerate(report.samples):
+    image = pictures.comparison(samples.classes)
+    pictures.save_png(directory / _numbered('samples', index), image)
+  for run in contents['curves']:
+    for panel in run.panels:
+      files.write_atomically(directory / panel.file, panel.svg)
+  files.write_atomically(directory / 'report.md', text.encode())
   return files.write_atomically(directory / 'report.html', page.encode())
 
 
-def render(report: Report) -> str:
+def render(report: Report, contents: Mapping[str, Any] | None = None) -> str:
   """Renders the page as HTML."""
+  return _template('report.html').render(
+    contents or _contents(report), report=report
+  )
+
+
+def _render_markdown(report: Report, contents: Mapping[str, Any]) -> str:
+  text = _template('report.md').render(contents, report=report)
+  return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+
+
+def _numbered(name: str, index: int) -> str:
+  return f'{name}-{index + 1}.png' if index else f'{name}.png'
+
+
+def _contents(report: Report) -> dict[str, Any]:
+  """Computes what both templates show, besides the report itself."""
   check_dependencies()
   metrics = {
     run.name: curves_lib.read_metrics(run.metrics)
     for run in report.runs
     if run.metrics is not None
   }
-  return _template().render(
-    report=report,
-    stages=report.stages,
-    regressions=regressions(report.stages),
-    unbeaten=[
+  tokenizers = {
+    name: report.configs[report.decoders.get(name, name)]
+    for name in report.configs
+  }
+  return {
+    'regressions': regressions(report.stages),
+    'unbeaten': [
       sentence
       for name, of_run in metrics.items()
       for sentence in unbeaten_baselines(name, of_run)
     ],
-    reconstructions=[
-      (row.label, row.psnr, _png_url(pictures.strip(row.images)))
-      for row in (report.comparison.rows if report.comparison else ())
-    ],
-    samples=[
-      (
-        name,
-        _png_url(pictures.strip(images, min(len(images), _SAMPLE_COLUMNS))),
-      )
-      for name, images in (
-        report.samples.classes.items() if report.samples else ()
-      )
-    ],
-    curves=_curve_figures(metrics),
-    most_points=curves_lib.MOST_POINTS,
-    components=_component_rows(report.costs),
-    cost_notes=_notes_on_costs(report.costs, metrics),
-    configs={
+    'workdirs': {run.name: run.workdir for run in report.runs},
+    'tasks': {run.name: run.task for run in report.runs},
+    'gain': comparisons_lib.GAIN,
+    'shown': _SHOWN,
+    'scores': score_tables.arrange(report.scores),
+    'curves': curves_of_runs(metrics),
+    'most_points': curves_lib.MOST_POINTS,
+    'cost_notes': _notes_on_costs(report.costs, metrics),
+    'paper': beside_paper.show(tokenizers, report.scores)
+    if report.has_paper
+    else [],
+    'deviations': _deviations(report.configs) if report.has_paper else [],
+    'configs': {
       name: trees.flatten(tree).items() for name, tree in report.configs.items()
     },
-  )
+  }
 
 
 @functools.cache
-def _template() -> 'jinja2.Template':
+def _template(name: str) -> 'jinja2.Template':
   import jinja2
 
+  folder = importlib.resources.files(__package__) / 'templates'
   environment = jinja2.Environment(
-    autoescape=True,
+    loader=jinja2.FunctionLoader(lambda file: (folder / file).read_text()),
+    autoescape=name.endswith('.html'),
+    # Markdown has HTML in it, and tables.
+    finalize=markdown.cell if name.endswith('.md') else None,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -347,21 +280,46 @@ def _template() -> 'jinja2.Template':
     'number': tables.number,
     'duration': tables.duration,
     'kind': cost.kind,
-    'higher_is_better': scores_lib.higher_is_better,
-    'in_words': scores_lib.in_words,
+    'png': lambda image: _data_url('image/png', pictures.png_bytes(image)),
+    'svg': lambda data: _data_url('image/svg+xml', data),
+    'numbered': _numbered,
   }
-  source = importlib.resources.files(__package__) / 'report.html'
-  return environment.from_string(source.read_text('utf-8'))
+  return environment.get_template(name)
 
 
-def _curve_figures(
-  metrics: Mapping[str, curves_lib.Metrics],
-) -> list[tuple[str, list[tuple[str, str]], list[str]]]:
-  """Curves of all runs together, then of each run.
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """A curve: its metric, its picture, and the file of it beside report.md."""
 
-  Returns:
-    (heading, [(metric, URL of its picture)], names of baselines) per group.
+  metric: str
+  svg: bytes
+  file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCurves:
+  """The curves of a run, or those of all runs together.
+
+  Attributes:
+    run: its name, '' for all together.
+    groups: (heading, curves); the first group has no heading and is not folded.
+    baselines: names of the trivial predictors that are drawn.
   """
+
+  run: str
+  groups: Sequence[tuple[str, Sequence[Panel]]]
+  baselines: Sequence[str]
+
+  @property
+  def panels(self) -> list[Panel]:
+    """Returns the curves of all groups."""
+    return [panel for _, panels in self.groups for panel in panels]
+
+
+def curves_of_runs(
+  metrics: Mapping[str, curves_lib.Metrics],
+) -> list[RunCurves]:
+  """Draws curves that several runs have together, then those of each run."""
   shared = {
     name
     for name in (key for m in metrics.values() for key in curves_lib.panels(m))
@@ -369,35 +327,55 @@ def _curve_figures(
   }
   merged = {key: s for m in metrics.values() for key, s in m.items()}
   together = [name for name in curves_lib.panels(merged) if name in shared]
-  groups = [('', metrics, together)]
-  groups += [
-    (run, {run: m}, curves_lib.panels(m)) for run, m in metrics.items()
-  ]
-  return [
-    (
-      heading,
-      [(name, _svg_url(curves_lib.draw(name, runs))) for name in names],
-      sorted(
-        {
-          label
-          for m in runs.values()
-          for name in names
-          for label in curves_lib.baselines(name, m)
-        }
-      ),
+  drawn = [_curves('', 'curves/all', metrics, together)] if together else []
+  return drawn + [
+    _curves(
+      run,
+      f'curves/run{index}',
+      {run: m},
+      [name for name in curves_lib.panels(m) if name not in shared],
     )
-    for heading, runs, names in groups
-    if names or heading
+    for index, (run, m) in enumerate(metrics.items(), 1)
   ]
 
 
-def _component_rows(
-  costs: Mapping[str, cost.Card],
-) -> list[tuple[str, list[cost.Row | None]]]:
-  """(component, [its row in the card of each run, or None])."""
-  names = dict.fromkeys(r.component for c in costs.values() for r in c.rows)
-  by_run = [{r.component: r for r in card.rows} for card in costs.values()]
-  return [(name, [rows.get(name) for rows in by_run]) for name in names]
+def _curves(
+  run: str,
+  folder: str,
+  metrics: Mapping[str, curves_lib.Metrics],
+  names: Sequence[str],
+) -> RunCurves:
+  groups: dict[str, list[Panel]] = {'': []}
+  for name in names:
+    file = f'{folder}-{re.sub(r"[^a-zA-Z0-9]+", "_", name)}.svg'
+    svg = curves_lib.svg_bytes(curves_lib.draw(name, metrics))
+    groups.setdefault(curves_lib.group(name), []).append(Panel(name, svg, file))
+  baselines = {
+    label
+    for m in metrics.values()
+    for name in names
+    for label in curves_lib.baselines(name, m)
+  }
+  return RunCurves(run, list(groups.items()), sorted(baselines))
+
+
+def _deviations(
+  configs: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[published.Deviation, str]]:
+  """What the paper leaves open, and the value that each run has for it."""
+  flat = {name: trees.flatten(config) for name, config in configs.items()}
+  found = []
+  for deviation in published.deviations():
+    values: dict[str, list[str]] = {}
+    for name, config in flat.items():
+      if deviation.field in config:
+        values.setdefault(str(config[deviation.field]), []).append(name)
+    told = [
+      f'{value} ({", ".join(names)})' if len(values) > 1 else value
+      for value, names in values.items()
+    ]
+    found.append((deviation, '; '.join(told)))
+  return found
 
 
 def _notes_on_costs(
@@ -419,14 +397,6 @@ def _notes_on_costs(
         )
     notes.append((name, '; '.join(known)))
   return [(name, note) for name, note in notes if note]
-
-
-def _png_url(image: UInt8[np.ndarray, 'h w 3']) -> str:
-  return _data_url('image/png', pictures.png_bytes(image))
-
-
-def _svg_url(figure: 'matplotlib.figure.Figure') -> str:
-  return _data_url('image/svg+xml', curves_lib.svg_bytes(figure))
 
 
 def _data_url(kind: str, data: bytes) -> str:

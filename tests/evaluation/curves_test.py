@@ -203,6 +203,10 @@ def test_svg_is_whole_the_same_each_time_and_changes_nothing_global():
   assert root.tag.endswith('svg')
   links = [v for e in root.iter() for k, v in e.items() if k.endswith('href')]
   assert all(link.startswith('#') for link in links)
+  # The page's ink, which the reader's preference decides.
+  assert b'#444444' not in first.replace(b'color: #444444', b'')
+  assert b'fill: currentColor' in first
+  assert b'prefers-color-scheme: dark' in first
   assert dict(matplotlib.rcParams) == before
   # Another library may have imported pyplot; it must not hold our figures.
   pyplot = sys.modules.get('matplotlib.pyplot')

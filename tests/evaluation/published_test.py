@@ -1,7 +1,11 @@
+import pathlib
+
 import pytest
 
 from selfboottok_jax import errors, presets
 from selfboottok_jax.evaluation import published
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_the_papers_own_numbers():
@@ -76,3 +80,15 @@ def test_sizes_of_figure_6_are_the_presets(size):
   config = presets.get_config(f'scaling:imagenet256_{size}').to_dict()
   rows = published.table('figure6').rows
   assert [r.name for r in rows if published.is_like(config, r.here)] == [size]
+
+
+def test_the_page_on_deviations_has_the_same_rows():
+  told = [
+    line
+    for line in (ROOT / 'docs' / 'deviations.md').read_text().splitlines()
+    if line.startswith('| ') and not line.startswith('| question')
+  ]
+  assert told == [
+    f'| {d.question} | {d.chosen} |{f" `{d.field}`" if d.field else ""} |'
+    for d in published.deviations()
+  ]

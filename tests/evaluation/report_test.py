@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import re
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from PIL import Image
 
 from selfboottok_jax import errors
 from selfboottok_jax.evaluation import (
+  comparisons,
   cost,
   curves,
   flops,
@@ -20,6 +22,7 @@ from selfboottok_jax.evaluation import (
 )
 from tests.evaluation import page as page_lib
 
+HEADINGS = ('h1', 'h2', 'h3', 'h4')
 _HOSTILE = '<script>alert("x")</script> & <b>'
 
 
@@ -57,19 +60,26 @@ def _report(folder, psnrs=(19.0, 20.5, 21.25), baseline=10.0):
       _run(folder, name, psnr, baseline)
       for name, psnr in zip(names, psnrs, strict=True)
     ],
-    comparison=report.Comparison(
-      [
-        report.Reconstruction('Originals', _images(5)),
-        *(
-          report.Reconstruction(name, _images(5, i), psnr)
-          for i, (name, psnr) in enumerate(zip(names, psnrs, strict=True))
-        ),
-      ],
-      f'first five of 1,000 images {_HOSTILE}',
-    ),
-    samples=report.Samples(
-      {'ring': _images(4), f'cross {_HOSTILE}': _images(4, 1)}, 'Heun, 25 steps'
-    ),
+    stages=list(zip(names, psnrs, strict=True)),
+    comparisons=[
+      comparisons.Comparison(
+        [
+          comparisons.Row('Originals', _images(5)),
+          *(
+            comparisons.Row(name, _images(5, i), psnr)
+            for i, (name, psnr) in enumerate(zip(names, psnrs, strict=True), 1)
+          ),
+        ],
+        f'first five of 1,000 images {_HOSTILE}',
+      )
+    ],
+    samples=[
+      report.Samples(
+        names[2],
+        {'ring': _images(4), f'cross {_HOSTILE}': _images(4, 1)},
+        'Heun, 25 steps',
+      )
+    ],
     scores=[
       scores.Score(names[0], 'psnr', 19.0, {'count': 1000, 'step': 7}),
       scores.Score(names[1], 'fd_hog', 45.678, {'reference': _HOSTILE}),
@@ -101,7 +111,7 @@ def test_page_is_self_contained(written):
   made, path, page = written
   assert path.name == 'report.html'
   assert sorted(p.name for p in path.parent.iterdir()) == [
-    'comparison.png', 'report.html', 'samples.png',
+    'comparison.png', 'curves', 'report.html', 'report.md', 'samples.png',
   ]  # fmt: skip
   assert not {'script', 'iframe', 'object', 'base'} & {t for t, _ in page.tags}
   ids = {attrs['id'] for _, attrs in page.tags if 'id' in attrs}
@@ -117,6 +127,13 @@ def test_page_is_self_contained(written):
   assert not re.search(r'url\(|@import|https?:', styles)
 
 
+def test_headings_are_in_order(written):
+  levels = [int(tag[1]) for tag, _ in written[2].tags if tag in HEADINGS]
+  assert levels[0] == 1
+  assert levels.count(1) == 1
+  assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
 def test_pictures_of_the_page_decode(written):
   made, _, page = written
   kinds = {'png': 0, 'svg+xml': 0}
@@ -130,49 +147,81 @@ def test_pictures_of_the_page_decode(written):
     if kind == 'png':
       with Image.open(io.BytesIO(data)) as file:
         file.load()
-        columns = 5 if 'Row' in image['alt'] else 4
-        assert file.size == (columns * 96 + (columns - 1) * 4, 96)
+        assert file.size == (8, 8)
     else:
       assert ElementTree.fromstring(data).tag.endswith('svg')
-  # Four rows and two classes; val/psnr of all, then three panels a run.
-  assert kinds == {'png': 6, 'svg+xml': 1 + 3 * 3}
+  # Four rows and three of differences, of five pictures; four samples of each
+  # class. val/psnr of all runs, then two panels a run.
+  assert kinds == {'png': 5 * 7 + 4 * 2, 'svg+xml': 1 + 3 * 2}
+  # Every pixel is one of the picture's own.
+  (first,) = (i for i in page.images if i['alt'] == 'Originals, picture 1')
+  data = base64.b64decode(first['src'].partition(',')[2])
+  np.testing.assert_array_equal(
+    np.array(Image.open(io.BytesIO(data))),
+    made.comparisons[0].rows[0].images[0],
+  )
 
 
 def test_png_files_hold_the_pictures(written):
   made, path, _ = written
-  for name, rows, columns in (('comparison', 4, 5), ('samples', 2, 4)):
+  for name, rows, columns in (('comparison', 7, 5), ('samples', 2, 4)):
     with Image.open(path.parent / f'{name}.png') as file:
       pixels = np.array(file)
     # A long caption may make its row taller, never lower.
     assert pixels.shape[0] >= rows * 96 + (rows + 1) * 10
     assert pixels.shape[1] > columns * 96 + (columns - 1) * 4
     first = pictures.strip(
-      made.comparison.rows[0].images
+      made.comparisons[0].rows[0].images
       if name == 'comparison'
-      else made.samples.classes['ring']
+      else made.samples[0].classes['ring']
     )
     width = first.shape[1]
     np.testing.assert_array_equal(pixels[10:106, -width - 10 : -10], first)
 
 
-def test_every_score_stands_with_its_protocol(written):
+def test_markdown_shows_files_that_are_there(written):
+  made, path, _ = written
+  text = (path.parent / 'report.md').read_text()
+  shown = re.findall(r'\]\((.*?)\)', text)
+  assert len(shown) == 2 + 1 + 3 * 2
+  for name in shown:
+    assert (path.parent / name).is_file(), name
+  assert '<script' not in text
+  lines = text.splitlines()
+  assert '| psnr ↑ [1] | 19.00 |' in lines
+  assert '- [1] count 1000' in lines
+  for line, before in zip(lines[1:], lines, strict=False):
+    # A heading or a table begins after an empty line.
+    if line.startswith('#') or (line[:1] == '|' and before[:1] != '|'):
+      assert not before, (before, line)
+
+
+def test_scores_stand_by_run_with_their_protocols(written):
   made, _, page = written
   cells = [[' '.join(cell.split()) for cell in row] for row in page.rows]
-  for score, value, arrow in zip(
-    made.scores, ('19.00', '45.68', '0.5000'), (' ↑', ' ↓', ''), strict=True
+  for row in (
+    ['Metric', f'{made.runs[0].name}a'],
+    ['psnr ↑1', '19.00'],
+    ['fd_hog ↓2', '45.68'],
+    ['usage', '0.5000'],
   ):
-    how = scores.in_words(score.protocol)
-    row = [score.run, score.metric + arrow, value, how]
     assert row in cells
+  notes = [data for (at, _), data in page.texts if at in ('li', 'span')]
+  for mark, how in (
+    ('1', 'count 1000'), ('2', f'reference {_HOSTILE}'), ('a', 'step 7'),
+    ('b', 'step 1600'),
+  ):  # fmt: skip
+    assert notes[notes.index(mark) + 1] == how
+  assert notes.count('a') == 1
   text = ' '.join(data for (at, _), data in page.texts if at == 'figcaption')
-  for protocol in (made.comparison.protocol, made.samples.protocol):
-    assert protocol in text
+  for shown in (made.comparisons[0], made.samples[0]):
+    assert shown.protocol in text
 
 
 def test_numbers_are_right_aligned(written):
   _, path, _ = written
   text = path.read_text()
-  assert '<td class="n">45.68</td>' in text
+  assert '<td class="n"><span class="value">45.68</span></td>' in text
   assert re.search(r'\.n \{[^}]*text-align: right', text)
 
 
@@ -190,29 +239,21 @@ def test_texts_of_users_are_escaped(written):
   ):
     assert text in all_text
   alts = [image['alt'] for image in page.images]
-  assert f'Samples of class cross {_HOSTILE}' in alts
+  assert f'Sample of class cross {_HOSTILE}, picture 1' in alts
 
 
-def test_parameters_have_totals_and_say_what_was_trained(written):
+def test_costs_have_totals_and_say_what_was_trained(written):
   _, _, page = written
-  rows = [row for row in page.rows if len(row) == 3]
+  rows = [[' '.join(cell.split()) for cell in row] for row in page.rows]
   for row in (
-    ['encoder', '1,000trained', '1,000frozen'],
-    ['decoder', '234trained', '–'],
-    ['aligner', '–', '5,678trained'],
-    ['Trained', '1,234', '5,678'],
-    ['Frozen', '0', '1,000'],
+    ['SoftVQ baseline', '1,234', '0', '4.00', '14.00'],
+    ['Scaled aligner', '5,678', '1,000', '6.00', '21.00'],
+    ['encoder trained', '1,000', '2.00', '7.00'],
+    ['encoder frozen', '1,000', '2.00', '7.00'],
+    ['losses', '–', '2.00', '7.00'],
+    ['Total', '6,678', '6.00', '21.00'],
   ):
     assert row in rows
-  assert ['losses', '–', '0'] not in rows
-
-
-def test_operations_have_totals(written):
-  _, _, page = written
-  rows = [row for row in page.rows if len(row) == 3]
-  assert ['encoder', '2.00 / 7.00', '2.00 / 7.00'] in rows
-  assert ['losses', '–', '2.00 / 7.00'] in rows
-  assert ['Total', '4.00 / 14.00', '6.00 / 21.00'] in rows
 
 
 def test_compiled_steps_tell_memory_and_rate(written):
@@ -264,7 +305,8 @@ def test_a_regression_and_an_unbeaten_baseline_are_notices(tmp_path):
 def test_everything_but_the_title_may_be_left_out(tmp_path):
   path = report.write_report(report.Report(title='Bare'), tmp_path)
   page = page_lib.Page(path.read_text())
-  assert [p.name for p in tmp_path.iterdir()] == ['report.html']
+  assert {p.name for p in tmp_path.iterdir()} == {'report.html', 'report.md'}
+  assert (tmp_path / 'report.md').read_text() == '# Bare\n'
   assert not page.images
   assert not {'h2', 'a'} & {tag for tag, _ in page.tags}
   unlogged = report.Run('r', '/w', 'tokenizer', 1, 1.0)
@@ -280,8 +322,7 @@ def test_a_page_goes_into_an_object_store(written, store, bucket):
   made, local, _ = written
   path = report.write_report(made, f'{bucket}/a page')
   assert str(path) == f'{bucket}/a page/report.html'
-  names = sorted(file.name for file in local.parent.glob('*.*'))
-  assert set(store.names(f'{bucket}/a page')) <= set(names)
+  assert {'report.html', 'report.md'} <= set(store.names(f'{bucket}/a page'))
   for name in store.names(f'{bucket}/a page'):
     wanted = (local.parent / name).read_bytes()
     assert store.read(f'{bucket}/a page/{name}') == wanted
@@ -292,13 +333,9 @@ def test_the_same_report_is_the_same_page(written):
   assert report.render(made) == path.read_text()
 
 
-def test_unequal_rows_and_missing_metrics_write_no_page(tmp_path):
+def test_missing_metrics_write_no_page(tmp_path):
   made = _report(tmp_path)
   out = tmp_path / 'out'
-  short = report.Reconstruction('short', _images(3), 20.0)
-  rows = report.Comparison([*made.comparison.rows, short], 'protocol')
-  with pytest.raises(errors.UserError, match='as many images of one size'):
-    report.write_report(dataclasses.replace(made, comparison=rows), out)
   lost = report.Run('r', '/w', 'tokenizer', 1, 1.0, tmp_path / 'lost.jsonl')
   with pytest.raises(errors.UserError, match=r'lost.jsonl cannot be read'):
     report.write_report(dataclasses.replace(made, runs=[lost]), out)
@@ -309,8 +346,7 @@ def test_unequal_rows_and_missing_metrics_write_no_page(tmp_path):
   'make',
   [
     lambda: scores.Score('run', 'psnr', 20.0, {}),
-    lambda: report.Comparison([], ''),
-    lambda: report.Samples({}, ''),
+    lambda: report.Samples('run', {}, ''),
   ],
 )
 def test_nothing_is_reported_without_its_protocol(make):
@@ -318,13 +354,10 @@ def test_nothing_is_reported_without_its_protocol(make):
     make()
 
 
-def test_names_tell_runs_and_rows_apart():
+def test_names_tell_runs_apart():
   run = report.Run('twin', '/w', 'tokenizer', 1, 1.0)
   with pytest.raises(errors.UserError, match=r"different names .*'twin'"):
     report.Report(title='t', runs=[run, run])
-  row = report.Reconstruction('twin', np.zeros((1, 2, 2, 3), np.uint8))
-  with pytest.raises(errors.UserError, match=r"different names .*'twin'"):
-    report.Comparison([row, row], 'protocol')
 
 
 @pytest.mark.parametrize(
@@ -383,3 +416,39 @@ def test_unbeaten_baselines_compare_last_scores():
 def test_a_score_that_is_not_a_number_beats_nothing():
   metrics = _last(val__psnr=float('nan'), val__psnr_mean_image=1.0)
   assert len(report.unbeaten_baselines('broken', metrics)) == 1
+
+
+def test_the_papers_tables_stand_beside_the_runs(tmp_path):
+  made = _report(tmp_path)
+  config = {
+    'model': {'local1d_width': 0, 'local2d_depth': 0, 'bootstrap_from': 'q'}
+  }
+  beside = dataclasses.replace(
+    made, configs={made.runs[0].name: config}, has_paper=True
+  )
+  page = page_lib.Page(report.render(beside))
+  rows = [[' '.join(cell.split()) for cell in row] for row in page.rows]
+  assert ['rFID', '0.88', '0.88', 'not run'] in rows
+  assert [
+    'PSNR', '–', '–', 'not run; psnr 19.00 (SoftVQ baseline)'
+  ] in rows  # fmt: skip
+  assert [row[2] for row in rows if row[0].startswith('Generator and al')] == [
+    'model.bootstrap_from: q'
+  ]
+
+
+def test_terms_of_a_training_are_folded():
+  metrics = _last(
+    val__psnr=1.0, val__perplexity=2.0, loss=1.0, pixel=1.0, gates__a=3.0
+  )
+  (drawn,) = report.curves_of_runs({'run': metrics})
+  assert [
+    (heading, [panel.metric for panel in panels])
+    for heading, panels in drawn.groups
+  ] == [
+    ('', ['loss', 'val/psnr']),
+    ('Codebooks', ['val/perplexity']),
+    ('Training, term by term', ['pixel']),
+    ('Gates', ['gates/a']),
+  ]
+  assert len({panel.file for panel in drawn.panels}) == 5

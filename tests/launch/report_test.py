@@ -31,17 +31,20 @@ def test_a_page_of_a_tokenizer_and_a_generator(server, runs, tmp_path):
   )
   assert result.code == 0, result.err
   page = (tmp_path / 'page' / 'report.html').read_text()
+  assert f'title="{runs / "tokenizer"}">tokenizer<' in page
   for text in ('val/velocity_loss', 'FD (hog)', '1.25', 'of a test', 'star'):
     assert text in page, text
-  assert (tmp_path / 'page' / 'samples.png').is_file()
+  for name in ('samples.png', 'comparison.png', 'report.md'):
+    assert (tmp_path / 'page' / name).is_file()
 
 
 def test_what_no_page_can_show(server, runs, tmp_path):
   generator = runs / 'generator'
   for arguments, told in (
     ((), '--runs'),
-    ((f'--runs={generator}',), '--tokenizer'),
     ((f'--runs={tmp_path}/absent',), 'is no run'),
+    ((f'--runs={generator}', '--tokenizer=lost'), 'tokenizer workdir=lost'),
+    ((f'--runs={runs}/softvq', '--pictures=lost'), 'lost'),
     ((f'--runs={generator}', '--per_class=0'), '--per_class=0'),
   ):
     result = _report(server, tmp_path / 'page', *arguments)

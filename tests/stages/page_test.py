@@ -1,0 +1,110 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfboottok_jax import errors
+from selfboottok_jax.evaluation import evaluate, report, scores
+from selfboottok_jax.stages import page
+
+
+@pytest.mark.parametrize(
+  ('folders', 'names'),
+  [
+    (['runs/tok', 'runs/gen'], ['tok', 'gen']),
+    (['a/tok/', 'b/tok', 'b/gen'], ['a/tok', 'b/tok', 'gen']),
+    (['x/a/tok', 'x/b/tok', 'y/b/tok'], ['a/tok', 'x/b/tok', 'y/b/tok']),
+    (['gs://bucket/tok', 'gs://other/tok'], ['bucket/tok', 'other/tok']),
+    (['runs/tok', 'runs/../runs/tok'], ['tok']),
+  ],
+)
+def test_names_are_the_shortest_that_tell_folders_apart(folders, names):
+  found = page.short_names(folders)
+  assert list(found) == names
+  assert list(found.values()) == folders[: len(names)]
+
+
+def test_reconstructions_of_several_sizes_are_of_the_same_scenes(runs):
+  """Both trainings are of built-in scenes, so no photograph is needed."""
+  made = page.make_page(
+    {'base': str(runs / 'softvq'), 'stage 1': str(runs / 'tokenizer')}
+  )
+  (comparison,) = made.comparisons
+  assert [row.label for row in comparison.rows] == [
+    'Originals', 'base', 'stage 1',
+  ]  # fmt: skip
+  assert comparison.rows[0].images.shape[0] == page.SHOWN
+  again = page.make_page({'only': str(runs / 'tokenizer')}).comparisons[0]
+  np.testing.assert_array_equal(again.rows[0].images, comparison.rows[0].images)
+  np.testing.assert_array_equal(again.rows[1].images, comparison.rows[2].images)
+  assert not made.notes
+
+
+@pytest.fixture
+def elsewhere(runs, tmp_path):
+  """A run that seems to be trained on photographs that were moved since."""
+  workdir = tmp_path / 'elsewhere'
+  shutil.copytree(runs / 'tokenizer', workdir)
+  path = workdir / 'config.json'
+  config = json.loads(path.read_text())
+  config['data'] |= {'source': 'auto', 'path': str(tmp_path / 'moved')}
+  path.write_text(json.dumps(config))
+  return workdir
+
+
+def _photographs(folder):
+  folder.mkdir()
+  for index in range(12):
+    pixels = np.full((40, 40, 3), 20 * index, np.uint8)
+    Image.fromarray(pixels).save(folder / f'{index}.png')
+  return folder
+
+
+def test_pictures_that_are_not_at_hand_leave_a_note(elsewhere, tmp_path):
+  made = page.make_page({'moved': str(elsewhere)})
+  assert not made.comparisons
+  (note,) = made.notes
+  assert 'No reconstructions' in note
+  assert f'{tmp_path}/moved' in note
+  assert '--pictures' in note
+  # They are the whole page's if another run has pictures at hand, or they are
+  # named.
+  photographs = _photographs(tmp_path / 'photographs')
+  named = page.make_page({'moved': str(elsewhere)}, pictures=str(photographs))
+  assert not named.notes
+  assert str(photographs) in named.comparisons[0].protocol
+  with pytest.raises(errors.DataError, match='lost'):
+    page.make_page({'moved': str(elsewhere)}, pictures=f'{tmp_path}/lost')
+
+
+def test_a_generator_alone_has_a_page_without_samples(runs):
+  made = page.make_page({'gen': str(runs / 'generator')})
+  assert not made.samples
+  assert made.notes == [
+    'No samples of gen: neither --tokenizer nor a run among --runs decodes for '
+    'it.'
+  ]
+  assert 'id="curves"' in report.render(made)
+
+
+def test_scores_have_the_pages_names_and_stages_are_compared(runs, tmp_path):
+  for name, psnr in (('tokenizer', 20.0), ('scaled', 19.0)):
+    shutil.copytree(runs / name, tmp_path / name)
+    score = scores.Score('at that time', 'psnr', psnr, {'count': 3})
+    evaluate.write_scores(tmp_path / name, [score])
+  path = tmp_path / 'scaled' / 'config.json'
+  config = json.loads(path.read_text()) | {
+    'tokenizer': str(tmp_path / 'tokenizer')
+  }
+  path.write_text(json.dumps(config))
+  workdirs = {n: str(tmp_path / n) for n in ('scaled', 'tokenizer')}
+  made = page.make_page(workdirs)
+  assert {(s.run, s.value) for s in made.scores} == {
+    ('tokenizer', 20.0), ('scaled', 19.0),
+  }  # fmt: skip
+  assert made.stages == [('tokenizer', 20.0), ('scaled', 19.0)]
+  # Without its stage 1 on the page it continues nothing.
+  alone = page.make_page({'scaled': workdirs['scaled']})
+  assert not alone.stages
