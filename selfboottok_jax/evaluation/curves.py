@@ -121,12 +121,14 @@ def baselines(name: str, metrics: Metrics) -> dict[str, float]:
 def panels(metrics: Metrics) -> list[str]:
   """Names of the panels to draw: losses, then evaluation, then throughput.
 
-  A baseline is no panel of its own but a line in that of its metric.
+  A baseline is no panel of its own but a line in that of its metric. The gate
+  of a single block has none: that of its group is drawn.
   """
   drawn_elsewhere = {
     key
     for key in metrics
-    if '_mean_' in key and key.split('_mean_')[0] in metrics
+    if ('_mean_' in key and key.split('_mean_')[0] in metrics)
+    or re.fullmatch(r'fusion/gate_\w+_\d+', key)
   }
 
   def rank(name: str) -> tuple[int, int]:

@@ -128,6 +128,11 @@ def test_panels_are_in_order_and_baselines_have_none():
   # Without its metric such a name is a number like others.
   alone = {'latent_mean_abs': _series([1.0])}
   assert curves.panels(alone) == ['latent_mean_abs']
+  gates = dict.fromkeys(
+    ('fusion/gate_local2d', 'fusion/gate_local2d_0', 'fusion/gate_local2d_11'),
+    _series([0.1]),
+  )
+  assert curves.panels(gates) == ['fusion/gate_local2d']
 
 
 def test_baselines_are_horizontal_broken_lines():

@@ -27,41 +27,6 @@ def params():
   )
 
 
-def _state(params, ema, stats):
-  return state_lib.TrainState(jnp.int32(0), params, ema, {}, stats)
-
-
-def test_reconstruction_scores_the_means_without_the_padding(batches, params):
-  model = tiny.make_tokenizer()
-  evaluator = reconstruction.Reconstruction(
-    model, batches, sharding.make_mesh()
-  )
-  other = jax.tree.map(jnp.zeros_like, params)
-  state = _state({'tokenizer': other}, {'tokenizer': params}, {})
-  measured = dict(evaluator.run(state))
-  images = np.concatenate([b['image'] for b in batches])[:13]
-  output = jax.jit(model.apply)({'params': params}, images / 127.5 - 1.0)
-  made = pixels.to_uint8(output.reconstruction, 'round')
-  mean = np.round(images.mean(axis=0, dtype=np.float64)).astype(np.uint8)
-  expected = scores.image_scores(jnp.asarray(images), made)
-  expected |= scores.baseline_scores(jnp.asarray(images), jnp.asarray(mean))
-  for name, values in expected.items():
-    np.testing.assert_allclose(
-      measured[name], np.mean(values), rtol=1e-3, err_msg=name
-    )
-  for group, quantized in output.quantized.items():
-    used = [
-      len(np.unique(quantized.indices[:, i])) / model.codebook_size
-      for i in range(model.num_codebooks)
-    ]
-    np.testing.assert_allclose(
-      measured[f'codes_used_{group}'], np.mean(used), rtol=1e-6
-    )
-    assert 1 <= measured[f'perplexity_{group}'] <= model.codebook_size
-  # The same parameters again, without a state.
-  assert dict(evaluator.run_params(params)) == measured
-
-
 class Recorder:
   """An observer that keeps what it sees."""
 
@@ -75,21 +40,85 @@ class Recorder:
     yield 'batches', float(len(self.seen))
 
 
-def test_groups_that_are_left_out_are_means_of_the_first_batch(batches, params):
-  model, recorder = tiny.make_tokenizer(), Recorder()
-  evaluator = reconstruction.Reconstruction(
-    model, batches, sharding.make_mesh(), leave_out=True, observers=[recorder]
+@pytest.fixture(scope='module')
+def recorder():
+  return Recorder()
+
+
+@pytest.fixture(scope='module')
+def evaluator(batches, recorder):
+  return reconstruction.Reconstruction(
+    tiny.make_tokenizer(),
+    batches,
+    sharding.make_mesh(),
+    leave_out=True,
+    observers=[recorder],
   )
-  measured = dict(evaluator.run_params(params))
-  assert measured['batches'] == len(recorder.seen) == 2
-  images = np.concatenate([b['image'] for b in batches])
-  model = {
-    name: jax.jit(
-      functools.partial(model.apply, {'params': params}, method=name)
+
+
+@pytest.fixture(scope='module')
+def measured(evaluator, params):
+  """All measures of a state whose means are `params`."""
+  other = jax.tree.map(jnp.zeros_like, params)
+  state = state_lib.TrainState(
+    jnp.int32(0), {'tokenizer': other}, {'tokenizer': params}, {}, {}
+  )
+  return dict(evaluator.run(state))
+
+
+@pytest.fixture(scope='module')
+def images(batches):
+  """All 16, the last three of which are padding."""
+  return np.concatenate([b['image'] for b in batches])
+
+
+@pytest.fixture(scope='module')
+def quantized(params, images):
+  """Quantised tokens of the images, by group."""
+  tokenize = jax.jit(functools.partial(_apply, method='tokenize'))
+  return tokenize(params, jnp.asarray(pixels.to_float(images)))[2]
+
+
+@pytest.fixture(scope='module')
+def render(params):
+  """Turns quantised tokens into images."""
+  apply = jax.jit(functools.partial(_apply, method='render'))
+  return lambda codes: pixels.to_uint8(apply(params, codes), 'round')
+
+
+def _apply(params, x, method):
+  return tiny.make_tokenizer().apply({'params': params}, x, method=method)
+
+
+def test_reconstruction_scores_the_means_without_the_padding(
+  measured, evaluator, params, images, quantized, render
+):
+  made = render({group: q.codes for group, q in quantized.items()})[:13]
+  images = images[:13]
+  mean = np.round(images.mean(axis=0, dtype=np.float64)).astype(np.uint8)
+  expected = scores.image_scores(jnp.asarray(images), made)
+  expected |= scores.baseline_scores(jnp.asarray(images), jnp.asarray(mean))
+  for name, values in expected.items():
+    np.testing.assert_allclose(
+      measured[name], np.mean(values), rtol=1e-3, err_msg=name
     )
-    for name in ('tokenize', 'render')
-  }
-  quantized = model['tokenize'](jnp.asarray(pixels.to_float(images)))[2]
+  size = tiny.TOKENIZER['codebook_size']
+  for group, q in quantized.items():
+    used = [
+      len(np.unique(q.indices[:13, i])) / size
+      for i in range(tiny.TOKENIZER['num_codebooks'])
+    ]
+    np.testing.assert_allclose(
+      measured[f'codes_used_{group}'], np.mean(used), rtol=1e-6
+    )
+    assert 1 <= measured[f'perplexity_{group}'] <= size
+  # The same parameters again, without a state.
+  assert dict(evaluator.run_params(params)) == measured
+
+
+def test_groups_that_are_left_out_are_means_of_the_first_batch(
+  measured, images, quantized, render
+):
   codes = {group: q.codes for group, q in quantized.items()}
   for name, groups in {
     'psnr': (),
@@ -102,16 +131,20 @@ def test_groups_that_are_left_out_are_means_of_the_first_batch(batches, params):
       group: jnp.broadcast_to(codes[group][:8].mean(axis=0), (16, 8, 4))
       for group in groups
     }
-    made = pixels.to_uint8(model['render'](codes | means), 'round')
-    expected = np.mean(scores.psnr(images, made)[:13])
+    expected = np.mean(scores.psnr(images, render(codes | means))[:13])
     np.testing.assert_allclose(
       measured[name], expected, rtol=1e-4, err_msg=name
     )
   assert len({round(measured[n], 4) for n in measured if 'psnr_' in n}) == 5
+
+
+def test_observers_see_each_batch_once(measured, recorder, batches):
+  assert measured['batches'] == len(recorder.seen) == 2
   shown = recorder.seen[0].shown
   assert len(shown) == len(reconstruction.ROWS)
   np.testing.assert_array_equal(shown[0], batches[0]['image'])
   np.testing.assert_array_equal(shown[1], recorder.seen[0].reconstruction)
+  np.testing.assert_array_equal(recorder.seen[1].mask, batches[1]['mask'])
 
 
 def test_what_is_left_out_of_fewer_groups():

@@ -25,6 +25,9 @@ def test_two_processes_train_as_one(task, server, runs, tmp_path):
   arguments = [f'--config=tests/launch/tiny.py:{task}']
   if task != 'tokenizer':
     arguments.append(f'--config.tokenizer={runs / "tokenizer"}')
+  if task != 'generator':
+    arguments.append('--config.evaluation.perceptual=hog')
+    arguments.append('--config.evaluation.frechet=hog')
   result = server.run('train', *arguments, f'--workdir={tmp_path / "alone"}')
   assert result.code == 0, result.err
   arguments.append(f'--workdir={tmp_path / "together"}')
@@ -37,6 +40,11 @@ def test_two_processes_train_as_one(task, server, runs, tmp_path):
     np.testing.assert_allclose(
       together[key], value, rtol=1e-3, atol=1e-4, err_msg=str(key)
     )
+  if task != 'generator':
+    assert {'val/psnr_global_only', 'val/distance_hog', 'val/fd_hog'} <= {
+      name for _, name in alone
+    }
+    assert (tmp_path / 'together/reconstructions/2.png').is_file()
   # Both restore what both saved, and go on.
   commands.run_together('train', *arguments, '--config.train.steps=3')
   metrics = _metrics(tmp_path / 'together')

@@ -19,6 +19,11 @@ def test_logs_every_update_and_the_last_evaluation(runs):
   records = logs.read(runs / 'tokenizer')
   assert [r['step'] for r in records if 'loss' in r] == [1, 2]
   assert [r['step'] for r in records if 'val/psnr' in r] == [2]
+  assert {'val/psnr_without_local2d', 'val/psnr_global_only'} <= set(
+    records[-1]
+  )
+  (picture,) = (runs / 'tokenizer' / 'reconstructions').iterdir()
+  assert picture.name == '2.png'
 
 
 def test_finished_run_is_left_as_it_is(server, runs):
@@ -78,6 +83,30 @@ def test_bfloat16_gives_nearly_the_same_losses(task, server, runs, tmp_path):
   assert half != full
   # Terms of either sign nearly cancel in some.
   np.testing.assert_allclose(half, full, atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_evaluations_change_no_bit_of_a_training(server, tmp_path):
+  states = []
+  for every in (0, 1):
+    workdir = tmp_path / str(every)
+    result = server.run(
+      'train',
+      TOKENIZER,
+      f'--workdir={workdir}',
+      f'--config.evaluation.every={every}',
+      '--config.evaluation.perceptual=hog',
+      '--config.evaluation.frechet=hog',
+    )
+    assert result.code == 0, result.err
+    run = checkpointing.read_run(str(workdir), what='test')
+    optimizer = checkpointing.read_optimizer(str(workdir), run.step)
+    states.append((run.params, run.ema, run.stats, optimizer))
+    names = {'val/distance_hog', 'val/fd_hog'}
+    evaluated = [r for r in logs.read(workdir) if names <= set(r)]
+    assert len(evaluated) == 1 + every
+  jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import pytest
 import selfboottok_jax as sbt
 from selfboottok_jax import errors
 from selfboottok_jax.stages import train
-from tests.launch import logs, tiny
+from tests.launch import commands, logs, tiny
 
 
 def test_trains_from_python_and_the_run_is_loaded(tmp_path):
@@ -28,6 +29,17 @@ WATCHED = {
 }
 
 
+def _undocumented(record):
+  """Names that docs/watching.md does not explain."""
+  text = (commands.ROOT / 'docs' / 'watching.md').read_text()
+  tags = '|'.join(
+    # A placeholder stands for a word.
+    re.sub(r'(?<![a-z])[A-Z]+', r'[a-z0-9_]+', tag)
+    for tag in re.findall(r'`([a-z][\w/]*)`', text)
+  )
+  return [n for n in record if n != 'step' and not re.fullmatch(tags, n)]
+
+
 def _check_log(workdir, config):
   """Every term is there, and they add up to the loss."""
   weights = dict(config.loss)
@@ -43,6 +55,7 @@ def _check_log(workdir, config):
     assert all(np.isfinite(v) for v in values.values())
     total = sum(weights[name] * values[f'loss/{name}'] for name in terms)
     np.testing.assert_allclose(values['loss'], total, rtol=1e-4)
+  assert not {name for r in logs.read(workdir) for name in _undocumented(r)}
   # The critic has learnt something of the first batch.
   name = 'loss/adversarial'
   assert updates[0][name] != updates[1][name]

@@ -70,7 +70,7 @@ def _step(state, frozen, batch, step):
 
 
 def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
-         every=(1, 2, 3)):  # fmt: skip
+         every=(1, 2, 3), kept=0, shown=None):  # fmt: skip
   """Trains in a workdir from its newest checkpoint on."""
   workdir, mesh = str(workdir), sharding.make_mesh()
   checkpointer = checkpointing.Checkpointer(workdir, max_to_keep=9)
@@ -80,7 +80,9 @@ def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
     if latest is not None:
       state, _ = checkpointer.restore(state, latest)
     start = int(state.step)
-    writer = logging_lib.MetricsWriter(workdir, start_step=start)
+    writer = logging_lib.MetricsWriter(
+      workdir, start_step=start, pictures_kept=kept
+    )
     with contextlib.closing(writer):
       return loop.run(
         state,
@@ -95,6 +97,7 @@ def _run(workdir, *, steps=6, step_fn=_step, evaluator=None, batches=None,
         evaluators=[evaluator] if evaluator else [],
         evaluated=writer.evaluated,
         writer=writer,
+        shown=shown or {'loss': 'loss'},
       )
 
 
@@ -124,6 +127,42 @@ def test_things_happen_when_they_are_due(tmp_path):
   scores = _logged(tmp_path, 'val/score')
   assert scores == {n: n * (n - 1) / 2 for n in (2, 4, 6, 7)}
   assert set(_logged(tmp_path, 'images_per_second')) == set(losses)
+
+
+class Painter:
+  """An evaluator that yields a picture beside a number."""
+
+  def run(self, state):
+    yield 'score', float(state.step)
+    yield 'grids', np.full((4, 4, 3), int(state.step), np.uint8)
+
+
+def test_pictures_of_evaluations_are_written(tmp_path):
+  _run(tmp_path, steps=6, evaluator=Painter(), every=(1, 2, 0), kept=2)
+  names = sorted(path.name for path in (tmp_path / 'grids').iterdir())
+  assert names == ['4.png', '6.png']
+  assert list(_logged(tmp_path, 'val/score')) == [2, 4, 6]
+
+
+def test_progress_shows_what_it_is_told_and_the_newest_evaluation(
+  tmp_path, capsys
+):
+  shown = {'scale': 'scale', 'val score': 'val/score'}
+  arguments = {'every': (1, 2, 0), 'evaluator': Painter(), 'shown': shown}
+  _run(tmp_path, steps=3, **arguments)
+  _run(tmp_path, steps=4, **arguments)
+  lines = [
+    line.split('  images/s')[0]
+    for line in capsys.readouterr().err.splitlines()
+    if 'images/s' in line
+  ]
+  assert lines == [
+    'test: step 1/3  scale 1',
+    'test: step 2/3  scale 1',
+    'test: step 3/3  scale 1  val score 2',
+    # Of the session before.
+    'test: step 4/4  scale 1  val score 3',
+  ]
 
 
 def test_zero_means_only_at_the_end():
