@@ -33,7 +33,10 @@ _GUIDED = {'gfid': False, 'gfid_guided': True}
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A metric of a row: texts of the columns paper, source and here."""
+  """A metric of a row: texts of the columns paper, source and here.
+
+  A row of which nothing is known has one line for all its metrics.
+  """
 
   metric: str
   paper: str
@@ -43,7 +46,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A row of a table, with a line for each metric."""
+  """A row of a table, with a line for each metric that is known."""
 
   row: published.Row
   tokens: str
@@ -102,9 +105,10 @@ def _show(
         _here(metric, own, large),
       )
       for metric in table.metrics
-      # What could be measured here is a line even if nobody printed it.
-      if row.here or metric in row.paper or metric in row.source
     ]
+    known = [x for x in lines if x.paper or x.source or x.here != NOT_RUN]
+    every = ', '.join(line.metric for line in lines)
+    lines = known or [Line(every, '', '', NOT_RUN)]
     tokens = {**row.paper, **row.source}.get('tokens')
     entries.append(Entry(row, published.text(tokens), lines))
   return Shown(table, entries, is_run)

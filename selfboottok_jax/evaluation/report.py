@@ -280,6 +280,7 @@ def _template(name: str) -> 'jinja2.Template':
     'number': tables.number,
     'duration': tables.duration,
     'kind': cost.kind,
+    'breakable': _breakable,
     'png': lambda image: _data_url('image/png', pictures.png_bytes(image)),
     'svg': lambda data: _data_url('image/svg+xml', data),
     'numbered': _numbered,
@@ -397,6 +398,15 @@ def _notes_on_costs(
         )
     notes.append((name, '; '.join(known)))
   return [(name, note) for name, note in notes if note]
+
+
+def _breakable(text: str) -> str:
+  """Marks where a name may be broken, in HTML."""
+  import markupsafe
+
+  return markupsafe.Markup(
+    re.sub('([_/])', r'\1<wbr>', str(markupsafe.escape(text)))
+  )
 
 
 def _data_url(kind: str, data: bytes) -> str:

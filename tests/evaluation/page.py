@@ -2,7 +2,7 @@
 
 from html import parser
 
-VOID = {'meta', 'link', 'img', 'br', 'hr'}
+VOID = {'meta', 'link', 'img', 'br', 'hr', 'wbr'}
 
 
 class Page(parser.HTMLParser):
