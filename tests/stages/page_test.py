@@ -42,16 +42,14 @@ def test_reconstructions_of_several_sizes_are_of_the_same_scenes(runs):
   assert not made.notes
 
 
-@pytest.fixture
-def elsewhere(runs, tmp_path):
-  """A run that seems to be trained on photographs that were moved since."""
-  workdir = tmp_path / 'elsewhere'
-  shutil.copytree(runs / 'tokenizer', workdir)
+def _elsewhere(run, workdir, **changes):
+  """A copy of a run that seems to be of photographs that were moved since."""
+  shutil.copytree(run, workdir)
   path = workdir / 'config.json'
-  config = json.loads(path.read_text())
-  config['data'] |= {'source': 'auto', 'path': str(tmp_path / 'moved')}
+  config = json.loads(path.read_text()) | changes
+  config['data'] |= {'source': 'auto', 'path': f'{workdir}/moved'}
   path.write_text(json.dumps(config))
-  return workdir
+  return str(workdir)
 
 
 def _photographs(folder):
@@ -62,21 +60,20 @@ def _photographs(folder):
   return folder
 
 
-def test_pictures_that_are_not_at_hand_leave_a_note(elsewhere, tmp_path):
-  made = page.make_page({'moved': str(elsewhere)})
+def test_pictures_that_are_not_at_hand_leave_a_note(runs, tmp_path):
+  moved = _elsewhere(runs / 'tokenizer', tmp_path / 'run')
+  made = page.make_page({'moved': moved})
   assert not made.comparisons
   (note,) = made.notes
   assert 'No reconstructions' in note
-  assert f'{tmp_path}/moved' in note
+  assert f'{moved}/moved' in note
   assert '--pictures' in note
-  # They are the whole page's if another run has pictures at hand, or they are
-  # named.
   photographs = _photographs(tmp_path / 'photographs')
-  named = page.make_page({'moved': str(elsewhere)}, pictures=str(photographs))
+  named = page.make_page({'moved': moved}, pictures=str(photographs))
   assert not named.notes
   assert str(photographs) in named.comparisons[0].protocol
   with pytest.raises(errors.DataError, match='lost'):
-    page.make_page({'moved': str(elsewhere)}, pictures=f'{tmp_path}/lost')
+    page.make_page({'moved': moved}, pictures=f'{tmp_path}/lost')
 
 
 def test_a_generator_alone_has_a_page_without_samples(runs):
@@ -90,21 +87,29 @@ def test_a_generator_alone_has_a_page_without_samples(runs):
 
 
 def test_scores_have_the_pages_names_and_stages_are_compared(runs, tmp_path):
-  for name, psnr in (('tokenizer', 20.0), ('scaled', 19.0)):
-    shutil.copytree(runs / name, tmp_path / name)
-    score = scores.Score('at that time', 'psnr', psnr, {'count': 3})
-    evaluate.write_scores(tmp_path / name, [score])
-  path = tmp_path / 'scaled' / 'config.json'
-  config = json.loads(path.read_text()) | {
-    'tokenizer': str(tmp_path / 'tokenizer')
+  base = str(tmp_path / 'tokenizer')
+  workdirs = {
+    'scaled': _elsewhere(runs / 'scaled', tmp_path / 'scaled', tokenizer=base),
+    'tokenizer': _elsewhere(runs / 'tokenizer', tmp_path / 'tokenizer'),
   }
-  path.write_text(json.dumps(config))
-  workdirs = {n: str(tmp_path / n) for n in ('scaled', 'tokenizer')}
+  for name, psnr in (('tokenizer', 20.0), ('scaled', 19.0)):
+    score = scores.Score('at that time', 'psnr', psnr, {'count': 3})
+    evaluate.write_scores(workdirs[name], [score])
   made = page.make_page(workdirs)
   assert {(s.run, s.value) for s in made.scores} == {
     ('tokenizer', 20.0), ('scaled', 19.0),
   }  # fmt: skip
   assert made.stages == [('tokenizer', 20.0), ('scaled', 19.0)]
   # Without its stage 1 on the page it continues nothing.
-  alone = page.make_page({'scaled': workdirs['scaled']})
-  assert not alone.stages
+  assert not page.make_page({'scaled': workdirs['scaled']}).stages
+
+
+def test_a_training_that_has_just_begun_has_a_page(runs, tmp_path):
+  shutil.copytree(
+    runs / 'tokenizer',
+    tmp_path / 'tok',
+    ignore=lambda *_: ['checkpoints', 'scores.json'],
+  )
+  made = page.make_page({'tok': str(tmp_path / 'tok')})
+  assert made.notes == ['tok has no checkpoint yet, and no reconstructions.']
+  assert made.runs[0].steps == 0
