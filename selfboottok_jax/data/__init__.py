@@ -15,6 +15,7 @@ from selfboottok_jax.data.sources import (
   Source,
   describe,
   is_same,
+  open_all,
   open_pictures,
   open_source,
 )
@@ -42,6 +43,7 @@ __all__ = [
   'make_eval_dataset',
   'make_row_dataset',
   'make_train_dataset',
+  'open_all',
   'open_pictures',
   'open_source',
   'open_token_cache',

@@ -35,7 +35,7 @@ def open_trees(
   makers: list[layout.ReaderMaker] = []
   splits: list[str] = []
   for part, path in enumerate(paths):
-    listing, maker = _list(path)
+    listing, maker = list_tree(path)
     makers.append(maker)
     prefix = top = ''
     if len(paths) > 1:
@@ -79,7 +79,7 @@ def open_trees(
   )
 
 
-def _list(path: str) -> tuple[layout.Listing, layout.ReaderMaker]:
+def list_tree(path: str) -> tuple[layout.Listing, layout.ReaderMaker]:
   """Lists a folder or a tar; returns what makes its readers too."""
   if files.is_remote(files.as_path(path)) or os.path.isdir(path):
     return folders.list_folder(path), folders.reader_maker(path)

@@ -296,6 +296,16 @@ class PictureSource:
     """The path of a picture, for errors and reports."""
     return f'{self._path}/{self._split.path(index)}'
 
+  @property
+  def names(self) -> Sequence[str]:
+    """The path of each picture inside the split."""
+    return self._split.names
+
+  @property
+  def prefix(self) -> str:
+    """What stands before the names in the data set, as 'val/'."""
+    return self._split.prefix
+
   # grain prints its sources, and a path is all that a reader wants to see.
   def __repr__(self) -> str:
     """The path and the split."""

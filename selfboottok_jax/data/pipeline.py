@@ -353,14 +353,13 @@ def make_row_dataset(
   padded = np.pad(indices, (0, padding), constant_values=-1)
   share = padded.reshape(-1, process_count, local)[:, process_index].ravel()
   rows = _Rows(eval_rows(source, image_size, skip_bad=skip_bad), share, local)
-  count = int(np.sum(indices >= 0))
   if num_workers == cores.BY_CORES:
     num_workers = 0
   num_threads, num_workers = cores.choose(
     source, num_threads, num_workers, shared_by=cores_shared_by
   )
   batch_bytes = local * _row_bytes(source, image_size)
-  return EvalBatches(rows, count, num_threads, num_workers, batch_bytes)
+  return EvalBatches(rows, indices, num_threads, num_workers, batch_bytes)
 
 
 class TrainBatches:
@@ -416,14 +415,20 @@ class EvalBatches:
   padded with zeros, where mask is False. All processes get the same number.
 
   Attributes:
-    count: pictures in the batches of all processes together.
+    order: the pictures in the batches of all processes together, by index in
+      the source; -1 is padding.
   """
 
   rows: '_Rows'
-  count: int
+  order: Int[np.ndarray, '_']
   num_threads: int
   num_workers: int
   batch_bytes: int
+
+  @property
+  def count(self) -> int:
+    """Pictures in the batches of all processes together."""
+    return int(np.sum(self.order >= 0))
 
   @property
   def source(self) -> sources.Source:

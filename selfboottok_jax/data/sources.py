@@ -9,13 +9,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from selfboottok_jax import errors, files, sizes
 from selfboottok_jax.data import (
   joined,
+  layout,
   parquet,
   picture_set,
   pictures,
   records,
+  roles,
   scenes,
   shards,
   tfds,
@@ -161,6 +165,68 @@ def open_pictures(
     _check_kind(source, each)
   return joined.open_trees(paths, label_files)
 
+
+def open_all(
+  path: str | os.PathLike[str], *, split: str = 'val', flag: str = 'path'
+) -> picture_set.PictureSource:
+  """Opens all pictures of a path, as one set without classes.
+
+  Of a set with `train` and `val` they are those of one split; of anything else
+  that is a folder or a tar, every picture below it, in the order of the names.
+
+  Args:
+    path: what `open_pictures` takes.
+    split: the split, where there are splits.
+    flag: the flag that gave the path, for errors.
+
+  Raises:
+    DataError: a path that is missing or empty, holds no images, or holds some
+      that cannot be read.
+  """
+  path = os.fspath(path)
+  if any(matches(path) for matches in _MATCHES.values()):
+    return picture_set.PictureSource(open_pictures(path), split)
+  path = os.fspath(files.as_path(path))
+  if not _is_remote(path) and not os.path.exists(path):
+    raise errors.DataError(f'--{flag}={path} does not exist; give {_ANY_FORM}')
+  _check_kind('auto', path)
+  listing, maker = joined.list_tree(path)
+  names = [
+    name for name in listing.files if layout.suffix(name) in pictures.suffixes()
+  ]
+  top = layout.common_top(listing)
+  folders = {name.removeprefix(top).split('/')[0] for name in names}
+  by_role = {roles.folder_role(folder): folder for folder in folders}
+  if {'train', 'val'} <= by_role.keys():
+    top = f'{top}{by_role[split]}/'
+  names = sorted(name for name in names if name.startswith(top))
+  if not names:
+    raise errors.DataError(f'--{flag}={path} holds no images; give {_ANY_FORM}')
+  empty = [name for name in names if not listing.files[name].size]
+  if empty or listing.bad:
+    first = empty[0] if empty else listing.bad[0].path
+    raise errors.DataError(
+      f'--{flag}={path} holds images that cannot be read, such as {first}; '
+      'take them out'
+    )
+  short = [name.removeprefix(top) for name in names]
+  lengths = np.array([listing.files[name].size for name in names], np.int64)
+  labels = np.zeros(len(names), np.int32)
+  found = picture_set.Split(
+    short,
+    lengths,
+    labels,
+    maker([listing.files[name] for name in names]),
+    picture_set.digest((), short, lengths, labels),
+    prefix=top,
+  )
+  both = dict.fromkeys(picture_set.SPLITS, found)
+  return picture_set.PictureSource(
+    picture_set.PictureSet(path, both, (), 'all images'), split
+  )
+
+
+_ANY_FORM = 'a folder or a .tar of images'
 
 # How the forms are told apart that are not the trees of files that remain.
 _MATCHES = {
