@@ -309,6 +309,30 @@ def check_folder(name: str, path: Given) -> None:
   )
 
 
+def check_file(name: str, path: Given) -> None:
+  """Checks that a file can be written, in a folder that need not exist.
+
+  Args:
+    name: the flag that gave the file, for the error.
+    path: the file; an existing one would be replaced.
+
+  Raises:
+    ConfigError: it cannot be written, or is a folder.
+  """
+  given = as_path(path)
+  if isinstance(given, pathlib.Path) and given.is_dir():
+    raise errors.ConfigError(
+      f'--{name}={path} is a folder; wanted a file, as {given / "NAME"}'
+      f'{given.suffix}'
+    )
+  try:
+    check_folder(name, given.parent)
+  except errors.ConfigError as error:
+    raise errors.ConfigError(
+      str(error).replace(f'--{name}={given.parent}', f'--{name}={path}')
+    ) from error
+
+
 def _check_remote(name: str, folder: epath.Path) -> None:
   """Raises ConfigError unless objects can be written under a name."""
   probe = folder / f'.{uuid.uuid4().hex}.partial'

@@ -220,8 +220,7 @@ class ImageGenerator:
       UserError: labels, indices, seed or settings out of range.
     """
     parts = [
-      self._decode(codes)
-      for codes in self._run(labels, seed, indices, settings)
+      self.decode(codes) for codes in self._run(labels, seed, indices, settings)
     ]
     return jnp.concatenate(parts)[: len(labels)]
 
@@ -329,8 +328,8 @@ class ImageGenerator:
       )
     return self._compiled[key]
 
-  def _decode(self, codes: Float[Array, 'b k e']) -> Float[Array, 'b h w 3']:
-    """Decodes codes on the devices into images [b, h, w, 3] in [-1, 1]."""
+  def decode(self, codes: Float[Array, 'b k e']) -> Float[Array, 'b h w 3']:
+    """Decodes `round_size` codes on all devices into images in [-1, 1]."""
     with jax.set_mesh(self.mesh):
       return self._decoder()(self._decoding, codes)
 
@@ -455,8 +454,10 @@ def load_generator(
   *,
   tokenizer: Tokenizer | str | os.PathLike[str],
   device_batch: int = 0,
+  step: int | None = None,
+  ema: bool = True,
 ) -> ImageGenerator:
-  """Loads a generator from the workdir of its training, with EMA weights.
+  """Loads a generator from the workdir of its training.
 
   Args:
     workdir: folder of the training.
@@ -465,12 +466,19 @@ def load_generator(
       images of the generator's size.
     device_batch: samples that a device computes at a time; 0 is 4 on CPUs and
       32 elsewhere.
+    step: checkpoint to load, the newest by default.
+    ema: False loads the parameters themselves, not their running means.
 
   Raises:
-    CheckpointError: the generator was trained on codes of another tokenizer.
+    CheckpointError: the generator was trained on codes of another tokenizer,
+      or there is no such step.
   """
   run = checkpointing.read_run(
-    str(workdir), what='generator workdir', task='generator'
+    str(workdir),
+    what='generator workdir',
+    task='generator',
+    step=step,
+    ema=ema,
   )
   if isinstance(tokenizer, str | os.PathLike):
     tokenizer = load_tokenizer(

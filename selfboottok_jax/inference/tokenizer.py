@@ -18,7 +18,7 @@ from selfboottok_jax.training import checkpointing
 
 
 class ImageTokenizer:
-  """A trained tokenizer, with its EMA weights.
+  """A trained tokenizer, with its EMA weights unless others were asked for.
 
   Attributes:
     model: the module.
@@ -114,7 +114,11 @@ Tokenizer: TypeAlias = ImageTokenizer | autoencoders.ImageAutoencoder
 
 
 def load_tokenizer(
-  workdir: str | os.PathLike[str], *, image_size: Any = 256
+  workdir: str | os.PathLike[str],
+  *,
+  image_size: Any = 256,
+  step: int | None = None,
+  ema: bool = True,
 ) -> Tokenizer:
   """Loads a tokenizer (stage 1 or 2) from the workdir of its training.
 
@@ -124,15 +128,21 @@ def load_tokenizer(
       weights from SOURCE instead of the place where they are published.
     image_size: pixels a side, or (height, width), of the images of such an
       autoencoder. A run has the size that it was trained on.
+    step: checkpoint of a run to load, the newest by default.
+    ema: False loads the parameters themselves, not their running means.
 
   Raises:
-    CheckpointError: the folder holds no tokenizer run.
+    CheckpointError: the folder holds no tokenizer run, or no such step.
   """
   if autoencoders.is_autoencoder(str(workdir)):
     size = sizes.canonical(image_size, 'image_size')
     return pretrained.load_autoencoder(str(workdir), size)
   run = checkpointing.read_run(
-    str(workdir), what='tokenizer workdir', task='tokenizer'
+    str(workdir),
+    what='tokenizer workdir',
+    task='tokenizer',
+    step=step,
+    ema=ema,
   )
   return tokenizer_of(run)
 

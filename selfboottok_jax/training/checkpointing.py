@@ -99,8 +99,8 @@ def read_config(
   return config
 
 
-def latest_step(workdir: str) -> int | None:
-  """Returns the newest complete checkpoint's step; None without one.
+def kept_steps(workdir: str) -> list[int]:
+  """Returns the steps of all complete checkpoints in ascending order.
 
   The workdir need not exist. A single process of several may call this.
   """
@@ -109,8 +109,12 @@ def latest_step(workdir: str) -> int | None:
   with files.reaching(folder):
     # Orbax would take a store that cannot be reached for an absent folder.
     is_there = bool(files.children(folder))
-    steps = ocp.utils.checkpoint_steps(folder) if is_there else []
-  return max(steps, default=None)
+    return sorted(ocp.utils.checkpoint_steps(folder)) if is_there else []
+
+
+def latest_step(workdir: str) -> int | None:
+  """Returns the newest complete checkpoint's step; None without one."""
+  return max(kept_steps(workdir), default=None)
 
 
 def check_config(workdir: str, config: dict[str, Any]) -> None:
@@ -276,28 +280,44 @@ class Checkpointer:
     self._manager.close()
 
 
-def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
-  """Reads the newest checkpoint of a workdir, without its optimiser.
+def read_run(
+  workdir: str,
+  *,
+  what: str,
+  task: str | None = None,
+  step: int | None = None,
+  ema: bool = True,
+) -> Run:
+  """Reads a checkpoint of a workdir, without its optimiser.
 
   Args:
     workdir: folder of a training.
     what: the flag or key that named it, for errors.
     task: the task that it must be of; any by default. 'tokenizer' also accepts
       a scaled one.
+    step: the step of the checkpoint, the newest by default.
+    ema: False puts the parameters themselves in place of their running means.
 
   Returns:
     The run, its arrays on the host.
 
   Raises:
     CheckpointError: the folder is no run, is damaged, is of another task, or
-      has no checkpoint yet.
+      has no checkpoint, or none of this step.
   """
   config = read_config(workdir, what, task=task)
-  step = latest_step(workdir)
-  if step is None:
+  kept = kept_steps(workdir)
+  if not kept:
     raise errors.CheckpointError(
       f'{what}={workdir} has no checkpoint yet; wait for its first save, or '
       'train it'
+    )
+  if step is None:
+    step = kept[-1]
+  if step not in kept:
+    raise errors.CheckpointError(
+      f'{what}={workdir} has no checkpoint of step {step}; wanted one of '
+      f'{", ".join(map(str, kept))}'
     )
   model = _read_arrays(workdir, step, 'model')
   with _reader() as reader:
@@ -305,6 +325,8 @@ def read_run(workdir: str, *, what: str, task: str | None = None) -> Run:
     meta = reader.restore(
       path, ocp.args.Composite(meta=ocp.args.JsonRestore())
     )['meta']
+  if not ema:
+    model['ema'] = {group: model['params'][group] for group in model['ema']}
   return Run(workdir, config, step, meta=meta, **model)
 
 
