@@ -13,13 +13,14 @@ import time
 import ml_collections
 
 from launch import cli
-from selfboottok_jax import errors, files, inference, pretrained
-from selfboottok_jax.evaluation import evaluate, report, tables
+from selfboottok_jax import errors, files
+from selfboottok_jax.evaluation import report, tables
+from selfboottok_jax.presets import evaluate as evaluate_config
 from selfboottok_jax.presets import generator as generator_config
 from selfboottok_jax.presets import scaling as scaling_config
 from selfboottok_jax.presets import tokenizer as tokenizer_config
-from selfboottok_jax.stages import inputs, page, train
-from selfboottok_jax.training import checkpointing, sharding
+from selfboottok_jax.stages import page, score, train
+from selfboottok_jax.training import checkpointing
 
 FLAGS = cli.Flags()
 _WORKDIR = FLAGS.string(
@@ -37,6 +38,8 @@ FOLDERS = {
 }
 SAMPLES_PER_CLASS = 4
 FRECHET_SAMPLES = 500
+METRICS = ('psnr', 'ssim', 'ssim_range2', 'fd_hog', 'usage', 'perplexity')
+SAMPLE_METRICS = ('fd_hog', 'gaussian_codes')
 
 
 def main() -> None:
@@ -61,7 +64,7 @@ def main() -> None:
       [
         {'run': s.run, 'metric': s.metric, 'value': s.value}
         for s in written.scores
-        if not s.metric.startswith(('codes_used', 'perplexity'))
+        if not s.metric.startswith(('usage', 'perplexity'))
       ],
       ['run', 'metric', 'value'],
     )
@@ -117,36 +120,18 @@ def _make_configs(
 
 def _make_report(workdir: files.Path) -> report.Report:
   """Reads the four runs back, scores them and collects the page."""
-  tokenizers = {
-    name: inference.load_tokenizer(str(workdir / FOLDERS[name]))
-    for name in (BASELINE, STAGE1, STAGE2)
-  }
-  generator = inference.load_generator(
-    str(workdir / FOLDERS[GENERATOR]), tokenizer=tokenizers[STAGE2]
-  )
-  config = tokenizer_config.get_config('quickstart')
-  source = inputs.open_data(config, 'val')
-  mesh = sharding.make_mesh()
-  batches = inputs.eval_batches(config, source, mesh)
-  count = sum(int(batch['mask'].sum()) for batch in batches)
-  reference = f'{count} held-out built-in scenes'
+  config = evaluate_config.get_config()
+  trained = tokenizer_config.get_config('quickstart')
+  config.data.num_images = trained.evaluation.num_images
+  config.num_samples = FRECHET_SAMPLES
   measured = []
-  for name, tokenizer in tokenizers.items():
-    measured += evaluate.evaluate_tokenizer(
-      name, tokenizer, batches, mesh, reference=reference
-    )
-  measured += evaluate.evaluate_generator(
-    GENERATOR,
-    generator,
-    batches,
-    pretrained.load_network('hog', patch_size=8),
-    num_samples=FRECHET_SAMPLES,
-    batch_size=100,
-    reference=reference,
-  )
   for name, folder in FOLDERS.items():
-    evaluate.write_scores(
-      workdir / folder, [score for score in measured if score.run == name]
+    is_generator = name == GENERATOR
+    measured += score.score_run(
+      config,
+      workdir / folder,
+      workdir / FOLDERS[STAGE2] if is_generator else '',
+      request=score.Request(SAMPLE_METRICS if is_generator else METRICS),
     )
   made = page.make_page(
     {name: str(workdir / folder) for name, folder in FOLDERS.items()},
@@ -161,8 +146,9 @@ def _make_report(workdir: files.Path) -> report.Report:
       'into pixels.',
     ],
   )
-  psnrs = {s.run: s.value for s in measured if s.metric == 'psnr'}
-  return dataclasses.replace(made, stages=list(psnrs.items()))
+  psnrs = [s.value for s in measured if s.metric == 'psnr']
+  stages = list(zip((BASELINE, STAGE1, STAGE2), psnrs, strict=True))
+  return dataclasses.replace(made, stages=stages)
 
 
 if __name__ == '__main__':

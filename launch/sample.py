@@ -10,18 +10,26 @@ serves all guided ones:
   --guidance_scale=1.5,2,2.5 --guidance_high=0.7,0.85,1
 
 A folder that was left unfinished is filled when the same command is given
-again.
+again. With --score_against samples are scored and not kept:
+
+  --score_against=VIRTUAL_imagenet256_labeled.npz --metrics=fid,is \
+    --out=scores.json
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from launch import cli
 from selfboottok_jax import errors, files, inference, pixels
-from selfboottok_jax.evaluation import sample_folder
+from selfboottok_jax.evaluation import evaluate, metrics, sample_folder
 from selfboottok_jax.inference import sampling
+from selfboottok_jax.presets import evaluate as evaluate_presets
+from selfboottok_jax.stages import score
 
 FLAGS = cli.Flags()
 _WORKDIR = FLAGS.string('workdir', '', 'Run of the generator.')
@@ -30,7 +38,15 @@ _TOKENIZER = FLAGS.string(
   '',
   'Run of the tokenizer that decodes, stage 1 or 2; or sdvae, vavae.',
 )
-_OUT = FLAGS.string('out', '', 'New folder, or one to continue.')
+_OUT = FLAGS.string(
+  'out', '', 'New folder, or one to continue; with --score_against a file.'
+)
+_SCORE_AGAINST = FLAGS.string(
+  'score_against',
+  '',
+  'Keep no samples, but score them against photographs or an .npz file.',
+)
+_METRICS = FLAGS.strings('metrics', [], 'Scores, see launch.evaluate.')
 _NUM_SAMPLES = FLAGS.integer('num_samples', 64, 'Images to make.')
 _BATCH_SIZE = FLAGS.integer(
   'batch_size',
@@ -87,23 +103,37 @@ def main() -> None:
     cli.check_least(flag, 0)
   if _SEED.value >= 2**32:
     raise errors.ConfigError(f'--seed={_SEED.value}; wanted less than {2**32}')
-  files.check_folder('out', _OUT.value)
+  if _SCORE_AGAINST.value:
+    score.check_out(_OUT.value)
+  elif _METRICS.present:
+    raise errors.ConfigError(
+      '--metrics without --score_against; wanted both, or samples alone'
+    )
+  else:
+    files.check_folder('out', _OUT.value)
+  if _METRICS.present:
+    metrics.parse(_METRICS.value)
   cli.start_jax(multihost=_MULTIHOST.value)
   generator = inference.load_generator(
     _WORKDIR.value,
     tokenizer=_TOKENIZER.value,
     device_batch=_DEVICE_BATCH.value,
   )
+  sweep = _settings(generator.sampling)
+  labels = sample_folder.make_labels(
+    _LABELS.value or [''],
+    _NUM_SAMPLES.value,
+    _SEED.value,
+    generator.class_names or [str(i) for i in range(generator.num_classes)],
+  )
+  if _SCORE_AGAINST.value:
+    _score(generator, sweep, labels)
+    return
   filled = sample_folder.sample_folders(
     generator,
-    _settings(generator.sampling),
+    sweep,
     _OUT.value,
-    sample_folder.make_labels(
-      _LABELS.value or [''],
-      _NUM_SAMPLES.value,
-      _SEED.value,
-      generator.class_names or [str(i) for i in range(generator.num_classes)],
-    ),
+    labels,
     labels_as=','.join(_LABELS.value),
     batch_size=_BATCH_SIZE.value,
     seed=_SEED.value,
@@ -115,6 +145,38 @@ def main() -> None:
   for sentence in filled:
     if jax.process_index() == 0:
       cli.say(sentence)
+
+
+def _score(
+  generator: inference.ImageGenerator,
+  sweep: Sequence[inference.Sampling],
+  labels: Int[np.ndarray, ' n'],
+) -> None:
+  """Scores samples that nobody keeps."""
+  if not _DEVICE_BATCH.value:
+    generator = generator.with_device_batch(
+      sample_folder.fit_device_batch(
+        generator, sweep, len(labels), _BATCH_SIZE.value
+      )
+    )
+  config = evaluate_presets.get_config()
+  config.data.batch_size = _BATCH_SIZE.value or (
+    generator.round_size * jax.process_count()
+  )
+  found = score.score_generator(
+    config,
+    _WORKDIR.value,
+    generator,
+    sweep,
+    labels,
+    labels_as=','.join(_LABELS.value),
+    request=score.Request(_METRICS.value, _SCORE_AGAINST.value),
+    seed=_SEED.value,
+    rounding=_ROUNDING.value,
+  )
+  score.write(found, _OUT.value, _WORKDIR.value)
+  if jax.process_index() == 0:
+    cli.say(evaluate.as_text(found))
 
 
 def _settings(configured: inference.Sampling) -> list[inference.Sampling]:

@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -158,6 +158,34 @@ class NpzFile:
         f'{self.path} is no .npz file, or is damaged or cut short ({reason}); '
         'copy it again'
       ) from error
+
+
+@contextlib.contextmanager
+def writing(
+  path: files.Path, shape: tuple[int, ...], beside: Mapping[str, Any]
+) -> Iterator[Any]:
+  """Opens an .npz file whose images are written one after the other.
+
+  It appears whole when the block ends, and is never in memory: fifty thousand
+  images of 256 pixels are 10 GB.
+
+  Args:
+    path: the file.
+    shape: of the array of images; the block writes as many bytes.
+    beside: further arrays, by name.
+  """
+  with (
+    files.writing(path) as whole,
+    zipfile.ZipFile(whole, 'w', zipfile.ZIP_STORED) as archive,
+  ):
+    # ZIP64 in any case: the size is not known in advance.
+    with archive.open(f'{IMAGES}.npy', 'w', force_zip64=True) as file:
+      header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+      np.lib.format.write_array_header_2_0(file, header)
+      yield file
+    for name, array in beside.items():
+      with archive.open(f'{name}.npy', 'w') as file:
+        np.save(file, np.asarray(array))
 
 
 def _header(

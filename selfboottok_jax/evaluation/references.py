@@ -96,12 +96,12 @@ def open_reference(
   All processes must call this together.
 
   Args:
-    spec: an .npz file, or photographs as `data.open_source` takes them.
+    spec: an .npz file, or photographs as `data.open_all` takes them.
     wanted: features that the scores need, `SetMeasurement.wanted`.
     image_size: that of the images to be compared with it.
     batch_size: images at a time, of all processes together.
     num_images: at most so many photographs, spread evenly; 0 for all.
-    split: of photographs.
+    split: of photographs that have splits.
     source: kind of photographs, see `data.open_source`.
     cache: folder of computed features, `store.cache_folder()` by default.
 
@@ -114,7 +114,9 @@ def open_reference(
       path, wanted, image_size=image_size, batch_size=batch_size, cache=cache
     )
   batches = data.make_eval_dataset(
-    data.open_source(source, path, split, image_size),
+    data.open_all(path, split=split, flag='reference')
+    if source == 'auto'
+    else data.open_source(source, path, split, image_size),
     batch_size=batch_size,
     image_size=image_size,
     num_images=num_images or None,
@@ -139,6 +141,9 @@ def of_batches(
     'image_size': list(sizes.pair(image_size)),
     'count': batches.count,
   }
+  if batches.count < len(source):
+    rows = np.sort(batches.order[batches.order >= 0]).astype('<i8')
+    identity['rows'] = hashlib.sha256(rows.tobytes()).hexdigest()
   gaussians, features = _compute(
     repr(source), batches, batches.count, identity, wanted, cache
   )

@@ -36,7 +36,7 @@ from PIL import Image
 
 from selfboottok_jax import errors, files, inference, trees
 from selfboottok_jax.data import cores, synsets
-from selfboottok_jax.evaluation import evaluate, pictures
+from selfboottok_jax.evaluation import evaluate, npz_files, pictures
 from selfboottok_jax.flow import samplers
 from selfboottok_jax.inference import device_batch
 from selfboottok_jax.training import processes
@@ -280,29 +280,15 @@ class SampleFolder:
 
   def _write_arrays(self) -> None:
     """Streams all samples into one file that numpy reads."""
-    # Streamed: fifty thousand images of 256 pixels are 10 GB.
     count = len(self.labels)
     samples = self._in_order(np.arange(count))
     first = next(samples)
-    with (
-      files.writing(self.path / ARRAYS) as whole,
-      zipfile.ZipFile(whole, 'w', zipfile.ZIP_STORED) as archive,
-    ):
-      # ZIP64 in any case: the size is not known in advance.
-      with archive.open('arr_0.npy', 'w', force_zip64=True) as file:
-        np.lib.format.write_array_header_2_0(
-          file,
-          {
-            'descr': np.lib.format.dtype_to_descr(first.dtype),
-            'fortran_order': False,
-            'shape': (count, *first.shape),
-          },
-        )
-        file.write(first.tobytes())
-        for image in samples:
-          file.write(image.tobytes())
-      with archive.open('arr_1.npy', 'w') as file:
-        np.save(file, self.labels.astype(np.int64))
+    labels = {'arr_1': self.labels.astype(np.int64)}
+    shape = (count, *first.shape)
+    with npz_files.writing(self.path / ARRAYS, shape, labels) as file:
+      file.write(first.tobytes())
+      for image in samples:
+        file.write(image.tobytes())
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -388,9 +374,7 @@ def sample_folders(
       at_a_time = _device_batches(
         generator, sweep, paths, len(labels), batch_size
       )
-    if jax.process_count() > 1:
-      every = multihost_utils.process_allgather(np.asarray(at_a_time))
-      at_a_time = [int(least) for least in every.min(axis=0)]
+    at_a_time = _least_of_all(at_a_time)
   # No process creates a folder while another still checks it.
   with processes.all_or_none():
     folders = [
@@ -435,16 +419,50 @@ def _device_batches(
   recorded = [_recorded_device_batch(path) for path in paths]
   chosen = 0
   if None in recorded:
-    # Rounded up to a power of two.
-    of_process = -(-count // jax.process_count())
-    if batch_size:
-      of_process = min(of_process, batch_size)
-    share = max(1, -(-of_process // generator.mesh.size))
-    most = min(1 << (share - 1).bit_length(), device_batch.MOST)
-    # Guided steps take twice the memory of others.
-    hungriest = max(sweep, key=lambda sampling: sampling.guides)
-    chosen = generator.fit_device_batch(hungriest, most=most)
+    chosen = _fit_device_batch(generator, sweep, count, batch_size)
   return [size or chosen for size in recorded]
+
+
+def _fit_device_batch(
+  generator: inference.ImageGenerator,
+  sweep: Sequence[inference.Sampling],
+  count: int,
+  batch_size: int,
+) -> int:
+  # Rounded up to a power of two.
+  of_process = -(-count // jax.process_count())
+  if batch_size:
+    of_process = min(of_process, batch_size)
+  share = max(1, -(-of_process // generator.mesh.size))
+  most = min(1 << (share - 1).bit_length(), device_batch.MOST)
+  # Guided steps take twice the memory of others.
+  hungriest = max(sweep, key=lambda sampling: sampling.guides)
+  return generator.fit_device_batch(hungriest, most=most)
+
+
+def _least_of_all(numbers: Sequence[int]) -> list[int]:
+  """The least of each number over all processes."""
+  if jax.process_count() == 1:
+    return [*numbers]
+  every = multihost_utils.process_allgather(np.asarray(numbers))
+  return [int(least) for least in every.min(axis=0)]
+
+
+def fit_device_batch(
+  generator: inference.ImageGenerator,
+  sweep: Sequence[inference.Sampling],
+  count: int,
+  batch_size: int,
+) -> int:
+  """Chooses how many samples each device computes at a time.
+
+  It is what the memory of every one allows, and no more than `count` samples
+  need, or the `batch_size` samples of a process between two writes, if that is
+  not 0. All processes must call this together, and get the same.
+  """
+  with processes.all_or_none():
+    chosen = _fit_device_batch(generator, sweep, count, batch_size)
+  return _least_of_all([chosen])[0]
 
 
 def _recorded_device_batch(path: files.Path) -> int | None:

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, inference, pretrained, trees
-from selfboottok_jax.evaluation import evaluate, reconstruction, scores
+from selfboottok_jax.evaluation import evaluate, scores
 from selfboottok_jax.models import sit
-from selfboottok_jax.training import sharding
 from tests import tiny
 
 SIZE, CLASSES, BATCH = tiny.TOKENIZER['image_size'], 3, 8
@@ -61,45 +60,6 @@ def generator(tokenizer):
   )
 
 
-def test_a_tokenizer_gets_a_score_with_a_protocol_for_each_metric(
-  tokenizer, batches
-):
-  perceptual = pretrained.load_perceptual('hog', patch_size=4)
-  result = evaluate.evaluate_tokenizer(
-    'RUN',
-    tokenizer,
-    batches,
-    sharding.make_mesh(),
-    reference='12 pictures',
-    perceptual=perceptual,
-  )
-  by_metric = {score.metric: score for score in result}
-  measured = dict(
-    reconstruction.Reconstruction(
-      tokenizer.model, batches, sharding.make_mesh()
-    ).run_params(tokenizer.params)
-  )
-  assert set(by_metric) == {*measured, 'distance_hog'}
-  for name, value in measured.items():
-    assert by_metric[name].value == pytest.approx(value)
-  for score in result:
-    assert score.run == 'RUN'
-    known = {
-      'reference': '12 pictures',
-      'step': 7,
-      'parameters': 'EMA',
-      'run_weights': trees.weights_hash(tokenizer.params),
-      'backend': jax.default_backend(),
-    }
-    assert known.items() <= score.protocol.items()
-  # Baselines are told apart from what they are compared with.
-  words = {name: s.protocol['description'] for name, s in by_metric.items()}
-  assert 'baseline' in words['psnr_mean_image']
-  assert 'baseline' not in words['psnr']
-  assert by_metric['distance_hog'].value > 0
-  assert by_metric['distance_hog'].protocol['network'] == 'hog'
-
-
 def test_image_features_are_one_vector_per_image(batches):
   network = pretrained.load_network('hog', patch_size=4)
   features = evaluate.image_features(network)(jnp.asarray(batches[0]['image']))
@@ -131,38 +91,37 @@ def test_samples_do_not_depend_on_the_batch_size(generator):
   np.testing.assert_array_equal(some, wide[[5, 1]])
 
 
-def _score(generator, batches, **options):
-  return evaluate.evaluate_generator(
-    'GEN',
-    generator,
-    batches,
-    pretrained.load_network('random', patch_size=4, dim=4),
-    num_samples=12,
-    batch_size=6,
-    reference='12 pictures',
-    **options,
+def _made(batches):
+  """Images and mask of all batches, one after the other."""
+  batches = list(batches)
+  assert len({batch['image'].shape for batch in batches}) == 1
+  return [
+    np.concatenate([batch[key] for batch in batches])
+    for key in ('image', 'mask')
+  ]
+
+
+def test_samples_to_score_come_in_padded_batches(generator):
+  labels = np.array([2, 0, 1, 1, 0, 2, 2], np.int32)
+  expected = _samples(generator, labels, 7)
+  for batch_size in (7, 64):
+    images, mask = _made(
+      evaluate.samples_of(
+        generator, labels, SAMPLING, batch_size=batch_size, seed=3
+      )
+    )
+    np.testing.assert_array_equal(images[mask], expected)
+
+
+def test_gaussian_codes_do_not_depend_on_the_batch_size(generator):
+  small, large = (
+    _made(evaluate.gaussian_codes_of(generator, 70, batch_size=size, seed=3))
+    for size in (32, 128)
   )
-
-
-def test_a_generator_is_scored_beside_gaussian_codes(generator, batches):
-  own, baseline = _score(generator, batches)
-  assert baseline.metric == f'{own.metric}_gaussian_codes'
-  assert 'baseline' in baseline.protocol['description']
-  for score in (own, baseline):
-    assert np.isfinite(score.value)
-    assert score.value > 0
-    assert score.protocol['count'] == 12
-  assert own.protocol['sampler'].startswith('ode, 2 steps, guidance 1.5')
-  assert own.value != baseline.value
-
-
-def test_scales_of_guidance_have_a_score_each(generator, batches):
-  first, second, _ = _score(generator, batches, scales=(1.0, 1.5))
-  assert {first.metric, second.metric} == {'fd_random'}
-  assert [s.protocol['guidance'] for s in (first, second)] == [1.0, 1.5]
-  assert 'without guidance' in first.protocol['sampler']
-  own, _ = _score(generator, batches)
-  assert second.value == own.value != first.value
+  assert small[1].sum() == large[1].sum() == 70
+  images = small[0][small[1]]
+  np.testing.assert_array_equal(images, large[0][large[1]])
+  assert len(np.unique(images, axis=0)) == 70
 
 
 def test_weights_hash_tells_weights_apart(tokenizer):

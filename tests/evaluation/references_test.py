@@ -41,6 +41,20 @@ def folder(tmp_path):
   return tmp_path / 'photos', pictures
 
 
+def test_some_of_the_photographs_are_another_reference(folder, tmp_path):
+  path, pictures = folder
+  source = data.open_all(path)
+  for rows in ([0, 2, 4, 6], [1, 3, 5, 7]):
+    found = references.of_batches(
+      data.make_row_dataset(source, np.array(rows), batch_size=8, image_size=8),
+      _wanted(),
+      image_size=8,
+      cache=tmp_path,
+    )
+    wanted = sets.pool(pictures[rows])
+    np.testing.assert_allclose(found.features[KEY], wanted, atol=4e-7)
+
+
 def test_photographs_are_computed_once(folder, tmp_path, monkeypatch):
   path, pictures = folder
   wanted = sets.pool(pictures)
@@ -50,7 +64,7 @@ def test_photographs_are_computed_once(folder, tmp_path, monkeypatch):
   np.testing.assert_allclose(
     first.gaussian(KEY).covariance, np.cov(wanted, rowvar=False), atol=1e-7
   )
-  source = data.open_source('auto', path, 'val', 8)
+  source = data.open_all(path, split='val')
   assert first.fingerprint == source.fingerprint
 
   def never(*_, **__):

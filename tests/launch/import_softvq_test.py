@@ -91,7 +91,7 @@ def test_is_scored_and_serves_a_generator(server, workdir, photos, tmp_path):
   assert score.code == 0, score.err
   scores = json.loads((workdir / 'scores.json').read_text())
   metrics = {record['metric']: record for record in scores}
-  assert {'psnr', 'ssim', 'codes_used_global'} <= metrics.keys()
+  assert {'psnr', 'ssim', 'usage_global'} <= metrics.keys()
   # The digest that the import noted.
   config = json.loads((workdir / 'config.json').read_text())
   protocol = metrics['psnr']['protocol']

@@ -258,7 +258,7 @@ def test_samples_scores_and_the_page_are_of_rectangles(
   scored = server.run(
     'evaluate',
     f'--workdir={trained / "tokenizer"}',
-    *('--config.data.num_images=8', '--config.networks.perceptual=hog'),
+    *('--config.data.num_images=8', '--metrics=psnr,ssim,distance_hog'),
   )
   assert scored.code == 0, scored.err
   scores = json.loads((trained / 'tokenizer' / 'scores.json').read_text())

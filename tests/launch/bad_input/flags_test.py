@@ -59,9 +59,9 @@ CASES = {
   'stray word': ((*TRAIN, 'stray'), ("'stray'", '--name=value')),
   'evaluate: unknown key': (
     (*EVALUATE, '--config.data.foo=1'),
-    ('--config.data.foo', 'configs/evaluate.py'),
+    ('--config.data.foo', 'presets/evaluate.py'),
   ),
-  'evaluate: no workdir': (('evaluate',), ('--workdir', 'not given')),
+  'evaluate: no workdir': (('evaluate',), ('--workdir', 'wanted one of them')),
   'multihost: port is missing': (
     (*TRAIN, '--multihost'),
     ("JAX_COORDINATOR_ADDRESS='localhost'", 'HOST:PORT'),

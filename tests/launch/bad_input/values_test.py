@@ -212,12 +212,12 @@ CASES = {
     ('data.num_images=-1', '0 (all)'),
   ),
   'distance': (
-    (*EVALUATE, '--config.networks.perceptual=nope'),
-    ("'nope'", 'lpips_squeeze'),
+    (*EVALUATE, '--metrics=lpips_sqeeze'),
+    ("'lpips_sqeeze'", 'lpips_squeeze'),
   ),
   'features': (
-    (*EVALUATE_GENERATOR, '--config.networks.frechet=nope'),
-    ("'nope'", 'mobilenet_v2'),
+    (*EVALUATE_GENERATOR, '--metrics=fd_mobilenet'),
+    ("'fd_mobilenet'", 'fd_mobilenet_v2'),
   ),
 }  # fmt: skip
 
