@@ -27,6 +27,7 @@ _DASHES = ('--', ':', '-.')
 _LOG_RANGE = 50  # Positive training terms spanning more get a log axis.
 _LAST = ('learning_rate', 'images_per_second', 'data_wait')
 _FIRST = ('loss', 'val/psnr', 'val/ssim')
+REST = 'Rates, norms and speed'
 _CODEBOOKS = re.compile(r'val/(codes_used|perplexity)')
 # Neutral ink of a drawing, which follows the page from light to dark.
 _INK, _INK_IN_THE_DARK = '#444444', '#d0d4d8'
@@ -147,10 +148,12 @@ def group(name: str) -> str:
   """Returns the heading under which a panel is folded, '' for those shown."""
   if _CODEBOOKS.match(name):
     return 'Codebooks'
-  if name in _FIRST or name.startswith('val/'):
+  if name in _FIRST or name.startswith(('val/', 'train/')):
     return ''
   prefix = name.rpartition('/')[0]
-  return prefix.capitalize() if prefix else 'Training, term by term'
+  return (
+    'Terms of the loss' if prefix == 'loss' else prefix.capitalize() or REST
+  )
 
 
 def thin(series: Series) -> Series:

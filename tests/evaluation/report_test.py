@@ -439,7 +439,12 @@ def test_the_papers_tables_stand_beside_the_runs(tmp_path):
 
 def test_terms_of_a_training_are_folded():
   metrics = _last(
-    val__psnr=1.0, val__perplexity=2.0, loss=1.0, pixel=1.0, gates__a=3.0
+    val__psnr=1.0,
+    val__perplexity=2.0,
+    loss=1.0,
+    loss__pixel=1.0,
+    fusion__gate=3.0,
+    learning_rate=0.1,
   )
   (drawn,) = report.curves_of_runs({'run': metrics})
   assert [
@@ -448,7 +453,8 @@ def test_terms_of_a_training_are_folded():
   ] == [
     ('', ['loss', 'val/psnr']),
     ('Codebooks', ['val/perplexity']),
-    ('Training, term by term', ['pixel']),
-    ('Gates', ['gates/a']),
+    ('Terms of the loss', ['loss/pixel']),
+    ('Fusion', ['fusion/gate']),
+    (curves.REST, ['learning_rate']),
   ]
-  assert len({panel.file for panel in drawn.panels}) == 5
+  assert len({panel.file for panel in drawn.panels}) == 6
