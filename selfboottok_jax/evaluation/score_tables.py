@@ -16,12 +16,11 @@ from selfboottok_jax.evaluation import scores, tables
 # Heading and metrics of each group: the first that fits a name has it.
 _KINDS = (
   ('Codebooks', r'usage|codes_used|perplexity|latent|token'),
-  ('Trivial baselines', r'.*(_mean_(image|colour)|_gaussian_codes)$'),
   ('Reconstructions', r'psnr|ssim|lpips|distance|rfid'),
   ('Sets of pictures', r''),
 )
 # The order of the groups on a page, and those that are folded there.
-_ORDER = ('Reconstructions', 'Sets of pictures', 'Trivial baselines')
+_ORDER = ('Reconstructions', 'Sets of pictures')
 FOLDED = ('Codebooks',)
 # What a protocol says of the run and the machine, not of the metric.
 _OF_RUN = (
