@@ -10,13 +10,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from selfboottok_jax import data, errors, files, sizes
@@ -48,7 +48,7 @@ class Reference:
     gaussians: fits of its features, by `SetNetwork.key`.
     features: features to look for neighbours in, likewise.
     crop: how the images were cut, '' where that is not known.
-    warnings: what a reader of scores should know, by key.
+    warnings: what a reader of Inception's scores should know.
   """
 
   name: str
@@ -57,7 +57,7 @@ class Reference:
   gaussians: Mapping[str, frechet.Gaussian]
   features: Mapping[str, Float[np.ndarray, 'n d']]
   crop: str = ''
-  warnings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  warnings: tuple[str, ...] = ()
 
   def gaussian(self, key: str) -> frechet.Gaussian:
     """The fit of features; UserError if it has none of these."""
@@ -197,10 +197,10 @@ def of_npz(
     computed, features = _compute(
       str(path), batches, count, {'npz': fingerprint}, missing, cache
     )
-  warnings = {}
+  warnings: tuple[str, ...] = ()
   if given and 'mu_s' not in file.shapes:
-    warnings['statistics'] = (
-      'statistics without mu_s may be of pytorch-fid, whose resize is another'
+    warnings = (
+      'statistics without mu_s may be of pytorch-fid, whose resize is another',
     )
   return Reference(
     str(path),
@@ -287,43 +287,62 @@ def _compute(
       f'the reference {name} has {count} images; wanted {LEAST_IMAGES} or '
       'more, and thousands for a score that means something'
     )
-  keep = _neighbour_keys(wanted)
   folder = files.as_path(cache) if cache else store.cache_folder()
-  entries = {
-    network.name: folder / 'references' / _entry(network, identity)
-    for network in wanted.networks
-  }
-  gaussians: dict[str, frechet.Gaussian] = {}
-  features: dict[str, np.ndarray] = {}
-  missing = []
+  arrays: dict[str, np.ndarray] = {}
+  missing = {}
   for network in wanted.networks:
-    own = [k for k in wanted.moments if wanted.network_of(k) is network]
-    own_kept = [k for k in keep if wanted.network_of(k) is network]
-    stored = _read_entry(entries[network.name], own, own_kept)
+    path = folder / 'references' / _entry(network, identity)
+    stored = _read_entry(path)
     # One process may lack what another has: features take all of them.
     if processes.anywhere(stored is None):
-      missing.append(network)
-    elif stored is not None:
-      gaussians |= stored[0]
-      features |= stored[1]
-  if not missing:
-    return gaussians, features
-  # All kinds of a network's features at once: they cost nothing beside it, and
-  # other metrics find them in the cache.
-  names = [network.name for network in missing]
-  part = dataclasses.replace(
-    wanted,
-    networks=tuple(missing),
-    moments=tuple(
-      n.key(kind)
-      for n in missing
-      for kind in n.widths()
-      if kind != set_features.LOGITS
-    ),
-    kept=tuple(n.key(set_features.POOL) for n in missing),
+      missing[network] = path
+    else:
+      arrays |= stored or {}
+  if missing:
+    computed = _collect(name, batches, count, tuple(missing), wanted.mesh)
+    arrays |= computed
+    for network, path in missing.items():
+      if jax.process_index() == 0:
+        prefix = network.key('')
+        own = {k: a for k, a in computed.items() if k.startswith(prefix)}
+        _write_entry(path, own)
+  return (
+    {
+      key: frechet.Gaussian(
+        arrays[f'{key}/mean'], arrays[f'{key}/covariance'], count
+      )
+      for key in wanted.moments
+    },
+    {key: arrays[f'{key}/rows'] for key in _neighbour_keys(wanted)},
   )
+
+
+def _collect(
+  name: str,
+  batches: Iterable[Mapping[str, Any]],
+  count: int,
+  networks: tuple[set_features.SetNetwork, ...],
+  mesh: Mesh,
+) -> dict[str, np.ndarray]:
+  """Computes all that a reference of `count` images may be asked for.
+
+  Unwanted kinds of features cost nothing beside the network, and other metrics
+  find them in the cache.
+  """
   collected = set_features.SetFeatures(
-    part, most_kept=MOST_NEIGHBOURS, of=count
+    set_features.Wanted(
+      networks,
+      moments=tuple(
+        network.key(kind)
+        for network in networks
+        for kind in network.widths()
+        if kind != set_features.LOGITS
+      ),
+      kept=tuple(network.key(set_features.POOL) for network in networks),
+      mesh=mesh,
+    ),
+    most_kept=MOST_NEIGHBOURS,
+    of=count,
   )
   for batch in batches:
     collected.add(batch)
@@ -333,44 +352,27 @@ def _compute(
       f'{name}: {collected.count} images were read of {count}; look at the '
       'damaged ones'
     )
-  for network_name in names:
-    prefix = f'{network_name}/'
-    own = [k for k in part.moments if k.startswith(prefix)]
-    fits = {k: collected.gaussian(k) for k in own}
-    rows = {k: collected.features(k) for k in part.kept if k.startswith(prefix)}
-    if jax.process_index() == 0:
-      _write_entry(entries[network_name], fits, rows)
-    gaussians |= fits
-    features |= rows
-  return gaussians, features
+  arrays: dict[str, np.ndarray] = {}
+  for key in collected.wanted.moments:
+    fit = collected.gaussian(key)
+    arrays |= {f'{key}/mean': fit.mean, f'{key}/covariance': fit.covariance}
+  for key in collected.wanted.kept:
+    arrays[f'{key}/rows'] = collected.features(key)
+  return arrays
 
 
 def _entry(
   network: set_features.SetNetwork, identity: Mapping[str, Any]
 ) -> str:
   """Name of the file that caches a network's features of a set."""
-  text = json.dumps(
-    {'format': _FORMAT, **network.identity, 'images': dict(identity)},
-    sort_keys=True,
-  )
+  content = {'format': _FORMAT, 'images': identity, **network.identity}
+  text = json.dumps(content, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   return f'{network.name}-{digest}.npz'
 
 
-def _write_entry(
-  path: pathlib.Path | Any,
-  gaussians: Mapping[str, frechet.Gaussian],
-  features: Mapping[str, np.ndarray],
-) -> None:
+def _write_entry(path: files.Path, arrays: Mapping[str, Any]) -> None:
   """Caches features; a folder that cannot be written is a warning."""
-  arrays: dict[str, Any] = {}
-  for key, fit in gaussians.items():
-    arrays[f'{key}.mean'] = fit.mean
-    arrays[f'{key}.covariance'] = fit.covariance
-    arrays[f'{key}.count'] = np.asarray(fit.count)
-  arrays |= {f'{key}.rows': rows for key, rows in features.items()}
-  # Slashes are no part of a member's name.
-  arrays = {name.replace('/', '.'): array for name, array in arrays.items()}
   try:
     with files.writing(path) as file:
       np.savez(file, **arrays)
@@ -381,25 +383,13 @@ def _write_entry(
     )
 
 
-def _read_entry(
-  path: pathlib.Path | Any, moments: list[str], kept: list[str]
-) -> tuple[dict[str, frechet.Gaussian], dict[str, np.ndarray]] | None:
+def _read_entry(path: files.Path) -> dict[str, np.ndarray] | None:
   """Cached features; None if they are absent or damaged."""
   if not files.exists(path):
     return None
   try:
     file = npz_files.NpzFile(path)
-    gaussians = {}
-    for key in moments:
-      name = key.replace('/', '.')
-      mean = file.read(f'{name}.mean')
-      gaussians[key] = frechet.Gaussian(
-        mean,
-        file.read(f'{name}.covariance', (len(mean), len(mean))),
-        int(file.read(f'{name}.count', ())),
-      )
-    rows = {k: file.read(f'{k.replace("/", ".")}.rows') for k in kept}
+    return {name: file.read(name) for name in file.shapes}
   except errors.DataError as error:
     logging.warning('%s; computing it again', error)
     return None
-  return gaussians, rows

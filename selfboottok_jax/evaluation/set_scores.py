@@ -123,34 +123,18 @@ class SetMeasurement:
         f'{", ".join(self.metrics)} without a reference; wanted photographs or '
         'an .npz file to compare with'
       )
-    found: list[tuple[str, float, dict[str, Any]]] = []
-    pair: tuple[float, float] | None = None
-    for metric in self.metrics:
-      if metric == 'is':
-        found.append(self._inception_score())
-      elif metric in NEIGHBOURS:
-        assert reference is not None
-        pair = pair or self._precision_recall(reference)
-        protocol = self._protocol(self._neighbours, reference)
-        protocol['neighbours'] = precision_recall.NEIGHBOURS
-        protocol['reference_count'] = len(self._rows_of(reference))
-        value = pair[NEIGHBOURS.index(metric)]
-        found.append((metric, value, protocol))
-      elif metric == RATIO:
-        assert reference is not None
-        found.append(self._ratio(reference, validation))
-      else:
-        assert reference is not None
-        (key,) = self._keys(metric)
-        network = self.wanted.network_of(key)
-        found.append(
-          (
-            metric,
-            self._distance(key, reference),
-            self._protocol(network, reference, key),
-          )
-        )
-    return found
+    found: dict[str, tuple[float, dict[str, Any]]] = {}
+    if 'is' in self.metrics:
+      found['is'] = self._inception_score()
+    if reference is not None:
+      if set(self.metrics) & set(NEIGHBOURS):
+        found |= self._precision_recall(reference)
+      if RATIO in self.metrics:
+        found[RATIO] = self._ratio(reference, validation)
+      for metric in self.metrics:
+        if metric not in found:
+          found[metric] = self._distance(self._keys(metric)[0], reference)
+    return [(metric, *found[metric]) for metric in self.metrics]
 
   def _check(self) -> None:
     """Raises ConfigError for metrics that the networks cannot give."""
@@ -201,44 +185,52 @@ class SetMeasurement:
       return tuple(network.key(POOL) for network in self.networks)
     return (f'{metric.removeprefix(DISTANCE)}/{POOL}',)
 
-  def _distance(self, key: str, reference: references.Reference) -> float:
-    return frechet.frechet_distance(
-      self._features.gaussian(key), reference.gaussian(key)
-    )
+  def _distance(
+    self, key: str, reference: references.Reference
+  ) -> tuple[float, dict[str, Any]]:
+    made = self._features.gaussian(key)
+    value = frechet.frechet_distance(made, reference.gaussian(key))
+    network = self.wanted.network_of(key)
+    return value, self._protocol(network, reference, key)
 
-  def _inception_score(self) -> tuple[str, float, dict[str, Any]]:
+  def _inception_score(self) -> tuple[float, dict[str, Any]]:
     assert self._inception is not None
     logits = self._features.features(self._inception.key(LOGITS))
     logits = logits[inception_score.shuffle(len(logits))]
-    protocol = self._protocol(self._inception, None)
+    protocol = self._protocol(self._inception)
     if self.convention == 'torch_fidelity':
       value, deviation = inception_score.score_in_parts(logits)
       protocol |= {'splits': '10, shuffled', 'deviation': deviation}
     else:
       value = inception_score.score_in_parts_of(logits)
       protocol['splits'] = 'of 5000, shuffled'
-    return 'is', value, protocol
+    return value, protocol
 
-  def _rows_of(self, reference: references.Reference) -> np.ndarray:
+  def _precision_recall(
+    self, reference: references.Reference
+  ) -> dict[str, tuple[float, dict[str, Any]]]:
     key = self._neighbours.key(POOL)
     if key not in reference.features:
       raise errors.UserError(
         f'the reference {reference.name} was opened without the features '
         f'{key}; open it for precision and recall'
       )
-    return reference.features[key]
-
-  def _precision_recall(
-    self, reference: references.Reference
-  ) -> tuple[float, float]:
-    made = self._features.features(self._neighbours.key(POOL))
-    return precision_recall.precision_recall(self._rows_of(reference), made)
+    real, made = reference.features[key], self._features.features(key)
+    pair = precision_recall.precision_recall(real, made)
+    protocol = self._protocol(self._neighbours, reference) | {
+      'neighbours': precision_recall.NEIGHBOURS,
+      'reference_count': len(real),
+    }
+    return {
+      metric: (value, dict(protocol))
+      for metric, value in zip(NEIGHBOURS, pair, strict=True)
+    }
 
   def _ratio(
     self,
     reference: references.Reference,
     validation: references.Reference | None,
-  ) -> tuple[str, float, dict[str, Any]]:
+  ) -> tuple[float, dict[str, Any]]:
     """FDr: distances in units of those of real images, averaged."""
     if validation is None or validation.fingerprint == reference.fingerprint:
       raise errors.ConfigError(
@@ -248,7 +240,7 @@ class SetMeasurement:
         + ' given for them; wanted two sets: training images as the reference, '
         'other real images for validation'
       )
-    ratios, parts, warnings = [], [], []
+    ratios, parts = [], []
     for network in self.networks:
       key = network.key(POOL)
       real = frechet.frechet_distance(
@@ -260,8 +252,9 @@ class SetMeasurement:
           f'the images of {validation.name} are those of {reference.name}; '
           f'wanted others, else {RATIO} divides by 0'
         )
-      ratios.append(self._distance(key, reference) / real)
-      parts.append(self._protocol(network, reference, key))
+      distance, part = self._distance(key, reference)
+      ratios.append(distance / real)
+      parts.append(part)
     protocol = dict(parts[0])
     for name in ('network', 'weights'):
       protocol[name] = ', '.join(part[name] for part in parts)
@@ -278,12 +271,12 @@ class SetMeasurement:
       'ratios': ', '.join(f'{ratio:.6g}' for ratio in ratios),
     }
     _warn(protocol, warnings)
-    return RATIO, float(np.mean(ratios)), protocol
+    return float(np.mean(ratios)), protocol
 
   def _protocol(
     self,
     network: set_features.SetNetwork,
-    reference: references.Reference | None,
+    reference: references.Reference | None = None,
     key: str = '',
   ) -> dict[str, Any]:
     """How a score was measured; `key` is what a distance compares."""
@@ -311,7 +304,7 @@ class SetMeasurement:
               'at equal counts alone'
             )
         if network.is_official and self.convention != 'pytorch_fid':
-          warnings += reference.warnings.values()
+          warnings += reference.warnings
     _warn(protocol, warnings)
     return protocol
 

@@ -137,7 +137,7 @@ def test_pytorch_fid_file(tmp_path):
   np.savez(tmp_path / 'a.npz', **_statistics())
   found = _open(tmp_path / 'a.npz', _official(), tmp_path)
   assert found.gaussian('inception/pool').mean.shape == (12,)
-  assert 'pytorch-fid' in found.warnings['statistics']
+  assert 'pytorch-fid' in found.warnings[0]
 
 
 def test_images_serve_any_network(tmp_path):

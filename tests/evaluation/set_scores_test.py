@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from selfboottok_jax.evaluation import (
   set_scores,
 )
 from tests.evaluation import sets
+from tests.launch import commands
 
 OFFICIAL = ('fid', 'rfid', 'sfid', 'is', 'precision', 'recall')
 
@@ -85,6 +87,26 @@ def test_batches_and_devices_change_no_score(tmp_path, size, devices):
     return [value for _, value, _ in measurement.finish(reference)]
 
   np.testing.assert_allclose(scores(size, devices), scores(16, 8), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one(photos, tmp_path):
+  def scores(count, size):
+    out = tmp_path / f'{count}.json'
+    arguments = ['hog', photos, photos, size, 100, out]
+    if count == 1:
+      arguments = [str(argument) for argument in arguments]
+      alone = commands.spawn('tests.evaluation.measure', *arguments)
+      _, error = alone.communicate(timeout=600)
+      assert alone.returncode == 0, error
+    else:
+      commands.run_together('tests.evaluation.measure', *map(str, arguments))
+    return json.loads(out.read_text())
+
+  alone, together = scores(1, 3), scores(2, 6)
+  assert together['devices'] == 2
+  for name in ('fd_hog', 'precision', 'recall'):
+    np.testing.assert_allclose(together[name], alone[name], rtol=1e-5)
 
 
 def test_a_set_against_itself(tmp_path):

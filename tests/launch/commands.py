@@ -40,9 +40,13 @@ def environment() -> dict[str, str]:
 
 
 def spawn(module: str, *arguments: str, **variables: str) -> subprocess.Popen:
-  """`python -m launch.MODULE ARGUMENTS` as a shell starts it, output piped."""
+  """`python -m launch.MODULE ARGUMENTS` as a shell starts it, output piped.
+
+  A module with a dot in its name is not one of `launch`.
+  """
+  module = module if '.' in module else f'launch.{module}'
   return subprocess.Popen(
-    [sys.executable, '-m', f'launch.{module}', *arguments],
+    [sys.executable, '-m', module, *arguments],
     cwd=ROOT,
     env=environment() | variables,
     stdout=subprocess.PIPE,
