@@ -121,12 +121,19 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 def _factor(
   covariance: Float[np.ndarray, 'd d'],
 ) -> Float[np.ndarray, 'd r']:
-  """Factors a covariance as F F^T, without eigenvalues below round-off."""
+  """Factors a covariance as F F^T, without what is below round-off.
+
+  By a Cholesky decomposition with complete pivoting: that of a singular matrix
+  ends with its rank, and takes a tenth of the time of its eigenvectors.
+  """
   import scipy.linalg
 
-  values, vectors = scipy.linalg.eigh(covariance)
-  # The usual rank tolerance; it also drops negative eigenvalues, whose roots
-  # would be NaN.
-  noise = len(values) * np.finfo(values.dtype).eps * np.abs(values).max()
-  kept = values > noise
-  return vectors[:, kept] * np.sqrt(values[kept])
+  count = len(covariance)
+  # The usual rank tolerance.
+  noise = count * np.finfo(np.float64).eps * covariance.diagonal().max()
+  factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(
+    covariance, tol=noise, lower=1
+  )
+  rows = np.empty((count, rank))
+  rows[pivots - 1] = np.tril(factor)[:, :rank]
+  return rows

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from selfboottok_jax import errors, pixels, pretrained, trees
 from selfboottok_jax.evaluation import frechet
-from selfboottok_jax.pretrained import contract, inception, store
+from selfboottok_jax.pretrained import contract, inception, store, vision
 from selfboottok_jax.training import sharding
 
 # Protocols of Inception that have published numbers, with their resize.
@@ -64,6 +64,10 @@ class SetNetwork:
   def protocol(self) -> dict[str, str]:
     """Part of a score's protocol."""
     resize = getattr(self.network, 'resize', None)
+    if isinstance(self.network, vision.VisionTransformer):
+      patch = self.network.vit.patch_size
+      height, width = (side * patch for side in self.network.vit.grid)
+      resize = f'bicubic to {height}x{width}'
     return {
       'network': self.name,
       'weights': self.weights,
@@ -122,6 +126,12 @@ def load(spec: str, convention: str = 'adm', **options: Any) -> SetNetwork:
   name, _, source = spec.partition(':')
   if name == 'inception':
     options = {'resize': CONVENTIONS[convention], **options}
+  elif name in vision.TEACHERS:
+    # Patches as it was trained with, on a grid that it may have seen: not those
+    # of a tokenizer, to which teachers are brought.
+    family = vision.TEACHERS[name].family
+    native = {'patch_size': family.patch_size, 'grid': min(family.grid, 16)}
+    options = native | options
   with store.watch() as records:
     network = pretrained.load_network(spec, **options)
   digests = [d for r in records for d in (r.get('files') or {}).values()]

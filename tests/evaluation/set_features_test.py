@@ -138,6 +138,16 @@ def test_networks_without_a_class_token_give_the_mean_of_patches():
   np.testing.assert_array_equal(found['pool'], patches.mean(axis=1))
 
 
+def test_transformers_see_the_patches_of_their_training():
+  """DINOv2 at 224 pixels with patches of 14, as FD of it is published."""
+  network = set_features.load('dinov2_tiny:random')
+  assert network.network.vit.grid == (16, 16)
+  assert network.network.vit.patch_size == 14
+  assert network.protocol['resize'] == 'bicubic to 224x224'
+  small = set_features.load('dinov2_tiny:random', grid=4)
+  assert small.protocol['resize'] == 'bicubic to 56x56'
+
+
 def test_identity_changes_with_options_and_weights():
   def identity(spec, **options):
     return set_features.load(spec, **options).identity
