@@ -27,6 +27,8 @@ RESIDUAL_DTYPES = ('', 'float32')
 GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'exact': lambda x: nn.gelu(x, approximate=False),
   'tanh': lambda x: nn.gelu(x, approximate=True),
+  # CLIP's.
+  'quick': lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 

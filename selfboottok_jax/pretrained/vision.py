@@ -1,4 +1,4 @@
-"""Vision transformers as frozen teachers: DINOv2, DINO, I-JEPA and SigLIP2."""
+"""Vision transformers: DINOv2, DINO, I-JEPA, SigLIP2, MAE and CLIP."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,6 +14,10 @@ from selfboottok_jax.pretrained import contract, resample, vit
 
 # Mean and deviation of images in [0, 1], as each family was trained.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = (
+  (0.48145466, 0.4578275, 0.40821073),
+  (0.26862954, 0.26130258, 0.27577711),
+)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -67,6 +71,10 @@ SIGLIP2 = Family(
   HALF,
   'vision_model.',
 )
+# Of its encoder alone, on all patches.
+MAE = DINO
+CLIP = Family('clip', 14, 16, {'pre_norm': True, 'gelu': 'quick'}, OPENAI)
+CLIP_14 = dataclasses.replace(CLIP, grid=16, patch_size=14)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +102,14 @@ def _published(
 def _dinov2(repository: str, millions: float) -> contract.Published:
   use = 'alignment, FD, start of the encoder'
   return _published(f'facebook/{repository}', millions, use=use)
+
+
+def _mae(name: str, millions: float) -> contract.Published:
+  return _published(f'timm/{name}', millions, 'CC-BY-NC-4.0', 'FD')
+
+
+def _clip(name: str, millions: float) -> contract.Published:
+  return _published(f'timm/{name}', millions, use='FD')
 
 
 # (width, depth, heads)
@@ -124,10 +140,17 @@ TEACHERS: dict[str, Teacher] = {
   'siglip2_b': Teacher(
     SIGLIP2, *_B, _published('google/siglip2-base-patch16-256', 92.9)
   ),
+  'mae_b': Teacher(MAE, *_B, _mae('vit_base_patch16_224.mae', 85.8)),
+  'mae_l': Teacher(MAE, *_L, _mae('vit_large_patch16_224.mae', 303.3)),
+  'clip_b': Teacher(CLIP, *_B, _clip('vit_base_patch16_clip_224.openai', 85.8)),
+  'clip_l': Teacher(
+    CLIP_14, *_L, _clip('vit_large_patch14_clip_224.openai', 303.2)
+  ),
   # Nobody publishes these: they run every code path on a small machine.
   'dinov2_tiny': Teacher(DINOV2, *_TINY, None),
   'ijepa_tiny': Teacher(IJEPA, *_TINY, None),
   'siglip2_tiny': Teacher(SIGLIP2, *_TINY, None),
+  'clip_tiny': Teacher(CLIP, *_TINY, None),
 }
 
 

@@ -1,18 +1,20 @@
-"""One vision transformer for DINOv2, DINO, I-JEPA and SigLIP2, and its weights.
+"""One vision transformer for DINOv2, DINO, I-JEPA, SigLIP2, MAE and CLIP.
 
 The second half reads published state dicts. Names are those of the files:
 Hugging Face's Dinov2Model (with and without registers), IJepaModel and
 SiglipVisionModel, and timm's, in which the official DINO and DINOv2 releases
-are kept too.
+are kept too, and MAE and CLIP.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -51,7 +53,8 @@ class Vit(nn.Module):
     cls: True if a class token with a position of its own goes first.
     registers: tokens without a position, behind the class token.
     layer_scale: True if residual branches have gains.
-    gelu: 'exact' or 'tanh'.
+    gelu: a key of `layers.GELUS`.
+    pre_norm: True if tokens are normalised before the first block too.
     pool: True if an attention head with a learned probe makes the summary.
     taps: numbers of blocks after which all tokens are handed out.
     attention: implementation, see `layers.Attention`.
@@ -68,6 +71,7 @@ class Vit(nn.Module):
   registers: int = 0
   layer_scale: bool = False
   gelu: str = 'exact'
+  pre_norm: bool = False
   pool: bool = False
   taps: tuple[int, ...] = ()
   attention: str = 'auto'
@@ -90,6 +94,8 @@ class Vit(nn.Module):
       first.append(self._tokens('registers', self.registers))
     first = [jnp.broadcast_to(t, (len(x), *t.shape[1:])) for t in first]
     x = jnp.concatenate([*first, x], axis=1)
+    if self.pre_norm:
+      x = layers.layer_norm(self.dtype, name='norm_pre')(x)
     x, hidden = self._blocks(x)
     x = layers.layer_norm(self.dtype, name='norm')(x).astype(jnp.float32)
     summary = x[:, 0] if self.cls else None
@@ -149,6 +155,9 @@ class Vit(nn.Module):
     return (pooled + mlp(h))[:, 0].astype(jnp.float32)
 
 
+_EPSILON = layers.LAYER_NORM_EPSILON
+
+
 @dataclasses.dataclass(frozen=True)
 class ArrayNames:
   """Names of the arrays in a family of files, and what they hold.
@@ -163,6 +172,9 @@ class ArrayNames:
       alone.
     flat_positions: True if the position table has no batch axis.
     antialias: True if the table is resized with antialiasing.
+    epsilon: of the norms. Where it is not ours, all that blocks add up is
+      scaled on import: the norm of s x with an epsilon of s^2 e is that of x
+      with e.
   """
 
   family: str
@@ -172,6 +184,12 @@ class ArrayNames:
   unused: Sequence[str] = ()
   flat_positions: bool = False
   antialias: bool = False
+  epsilon: float = _EPSILON
+
+  @property
+  def stream_scale(self) -> float:
+    """Returns s, see `epsilon`."""
+    return math.sqrt(_EPSILON / self.epsilon)
 
 
 _HF_ATTENTION = {
@@ -264,6 +282,14 @@ NAMINGS = {
     antialias=True,
   ),
 }
+NAMINGS['clip'] = dataclasses.replace(
+  NAMINGS['timm'],
+  family='clip',
+  outside={**NAMINGS['timm'].outside, 'norm_pre': 'norm_pre'},
+  # The projection to the space of texts.
+  unused=('head.*',),
+  epsilon=1e-5,
+)
 
 
 def is_timm(arrays: weight_reader.Arrays) -> bool:
@@ -319,12 +345,22 @@ def _outside(
   """Parameters of everything but the blocks."""
   width, p = network.width, patch_size or network.patch_size
   outside = names.outside
-  embed = reader.conv(outside['patch_embed'], 3, width, p, p)
+  if network.pre_norm:
+    # A bias before a norm of all tokens: CLIP has none.
+    weight = reader.take(f'{outside["patch_embed"]}.weight', width, 3, p, p)
+    embed = {
+      'kernel': weight.transpose(2, 3, 1, 0),
+      'bias': np.zeros(width, np.float32),
+    }
+  else:
+    embed = reader.conv(outside['patch_embed'], 3, width, p, p)
   kernel = resample.resize_patch_kernel(embed['kernel'], network.patch_size)
   params: dict[str, Any] = {
     'patch_embed': {**embed, 'kernel': kernel.reshape(-1, width)},
     'norm': reader.norm(outside['norm'], width),
   }
+  if network.pre_norm:
+    params['norm_pre'] = reader.norm(outside['norm_pre'], width)
   count = grid[0] * grid[1] + network.cls
   batch = () if names.flat_positions else (1,)
   table = reader.take(outside['positions'], *batch, count, width)
@@ -341,6 +377,14 @@ def _outside(
     params['registers'] = reader.take(
       outside['registers'], 1, network.registers, width
     )
+  scale = names.stream_scale
+  if scale != 1:
+    tokens = ('patch_embed', 'positions', 'cls', 'registers')
+    params |= {
+      name: jax.tree.map(lambda x: np.float32(scale) * x, params[name])
+      for name in (*tokens, 'norm_pre')
+      if name in params
+    }
   if network.pool:
     params |= _pool(reader, network, outside['pool'])
   return params
@@ -387,11 +431,18 @@ def _block(
       key: np.concatenate([part[key] for part in parts], axis=-1)
       for key in ('kernel', 'bias')
     }
+
+  def back(part: str, inputs: int) -> dict[str, Any]:
+    """What a block adds to the tokens."""
+    layer = reader.linear(inside[part], inputs, width)
+    scale = np.float32(names.stream_scale)
+    return {name: scale * array for name, array in layer.items()}
+
   block = {
-    'attn': {'qkv': qkv, 'out': reader.linear(inside['out'], width, width)},
+    'attn': {'qkv': qkv, 'out': back('out', width)},
     'mlp': {
       'up': reader.linear(inside['up'], width, hidden),
-      'down': reader.linear(inside['down'], hidden, width),
+      'down': back('down', hidden),
     },
     'norm1': reader.norm(inside['norm1'], width),
     'norm2': reader.norm(inside['norm2'], width),

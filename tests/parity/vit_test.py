@@ -1,6 +1,7 @@
 """Vision transformers beside their public classes, on random weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class Family:
     build: the public model.
     options: of its call.
     prefix: of the names in published files, which hold more than this model.
+    scale: of ours between blocks, where the public class has another epsilon.
   """
 
   naming: str
@@ -51,6 +53,7 @@ class Family:
   build: Callable[[], Any]
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   prefix: str = ''
+  scale: float = 1.0
 
 
 def _dinov2(**sizes):
@@ -80,7 +83,7 @@ def _siglip():
   )
 
 
-def _timm():
+def _timm(**fields):
   return timm_vit.VisionTransformer(
     PATCH * GRID,
     PATCH,
@@ -89,6 +92,15 @@ def _timm():
     depth=DEPTH,
     num_heads=HEADS,
     dynamic_img_size=True,
+    **fields,
+  )
+
+
+def _clip():
+  return _timm(
+    pre_norm=True,
+    norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-5),
+    act_layer='quick_gelu',
   )
 
 
@@ -106,8 +118,14 @@ FAMILIES = {
     _ANY_SIZE,
     'vision_model.',
   ),
-  # DINO's releases are of timm's layout.
+  # DINO's releases are of timm's layout, and MAE's.
   'timm': Family('timm', {}, _timm),
+  'clip': Family(
+    'clip',
+    {'pre_norm': True, 'gelu': 'quick'},
+    _clip,
+    scale=0.1**0.5,
+  ),
 }
 
 
@@ -154,9 +172,9 @@ def _ours(family, arrays, pixels, native, sizes, **fields):
 TINY = PATCH, WIDTH, DEPTH, HEADS
 
 
-def _check(ours, theirs):
+def _check(ours, theirs, scale=1.0):
   for block, tokens in ours.hidden.items():
-    public.check(tokens, theirs.hidden[block], f'after block {block}')
+    public.check(tokens, scale * theirs.hidden[block], f'after block {block}')
   public.check(ours.patches, theirs.patches, 'patches')
   assert (ours.summary is None) == (theirs.summary is None)
   if ours.summary is not None:
@@ -172,7 +190,7 @@ def test_tiny(name, grid, tmp_path):
   pixels = public.images(2, grid[0] * PATCH, grid[1] * PATCH)
   theirs = _theirs(model, pixels, family.options, grid[0] * grid[1])
   arrays = _arrays(model, family, tmp_path)
-  _check(_ours(family, arrays, pixels, GRID, TINY), theirs)
+  _check(_ours(family, arrays, pixels, GRID, TINY), theirs, family.scale)
 
 
 def test_dinov2_b_of_another_grid(tmp_path):
