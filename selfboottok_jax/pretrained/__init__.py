@@ -6,6 +6,7 @@ or as 'name:random'.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from selfboottok_jax.pretrained import (
   autoencoders,
   builtin,
   contract,
+  convnext,
   dino,
   inception,
   lpips,
@@ -98,11 +100,13 @@ def _on_grid(patches: Patches) -> Options:
   return {'grid': grid, 'dtype': patches.dtype}
 
 
-def _on_stride(patches: Patches) -> Options:
-  # The size of images whose map at the network's stride has that grid.
-  rows, columns = patches.grid
-  size = mobilenet.STRIDE * rows, mobilenet.STRIDE * columns
-  return {'image_size': sizes.canonical(size)}
+def _on_stride(stride: int) -> Callable[[Patches], Options]:
+  def fit(patches: Patches) -> Options:
+    # The size of images whose map at the network's stride has that grid.
+    rows, columns = patches.grid
+    return {'image_size': sizes.canonical((stride * rows, stride * columns))}
+
+  return fit
 
 
 def _transformer(name: str) -> Recipe:
@@ -136,8 +140,18 @@ NETWORKS: dict[str, Recipe] = {
   ),
   'random': Recipe(builtin.init_random, _RANDOM, _with_size_and_dim),
   'mobilenet_v2': Recipe(
-    mobilenet.MobileNetV2, {'image_size': sizes.AnySize}, _on_stride
+    mobilenet.MobileNetV2,
+    {'image_size': sizes.AnySize},
+    _on_stride(mobilenet.STRIDE),
   ),
+  **{
+    name: Recipe(
+      functools.partial(convnext.ConvNext, name),
+      {'image_size': sizes.AnySize},
+      _on_stride(convnext.STRIDE),
+    )
+    for name in convnext.NETWORKS
+  },
   'inception': Recipe(inception.Inception, {'resize': str}),
   **{name: _transformer(name) for name in vision.TEACHERS},
   **{name: _autoencoder(name) for name in autoencoders.AUTOENCODERS},

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.pretrained import autoencoders, contract, dino, vision
+from selfboottok_jax.pretrained import (
+  autoencoders,
+  contract,
+  convnext,
+  dino,
+  vision,
+)
 
 SIZE = 64
 # Networks that are too large to run here: their shapes are looked at.
@@ -17,7 +23,7 @@ LARGE = {
   for table in (vision.TEACHERS, autoencoders.AUTOENCODERS)
   for name, variant in table.items()
   if variant.published
-} | {'inception'}
+} | {'inception', *convnext.NETWORKS}
 SMALL = [name for name in pretrained.NETWORKS if name not in LARGE]
 
 
