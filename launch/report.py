@@ -29,14 +29,14 @@ _PICTURES = FLAGS.string(
 )
 _OUT = FLAGS.string('out', '', 'Folder for report.html and report.md.')
 _TITLE = FLAGS.string('title', 'SelfBootTok runs', 'Title of the page.')
-_PER_CLASS = FLAGS.integer('per_class', 8, 'Samples of each class.')
+_PER_CLASS = FLAGS.integer('per_class', 8, 'Samples of each class, 0 for none.')
 _SEED = FLAGS.integer('seed', 1, 'Seed of the samples.')
 
 
 def main() -> None:
   """Writes the page."""
   cli.require(runs=_RUNS.value, out=_OUT.value)
-  for flag, least in ((_PER_CLASS, 1), (_SEED, 0)):
+  for flag, least in ((_PER_CLASS, 0), (_SEED, 0)):
     cli.check_least(flag, least)
   files.check_folder('out', _OUT.value)
   report.check_dependencies()

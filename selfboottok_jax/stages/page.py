@@ -45,7 +45,7 @@ def make_page(
     pictures: held-out pictures to reconstruct, in any form of photographs; ''
       takes those of the first run whose pictures are at hand.
     title: of the page.
-    per_class: samples of each class.
+    per_class: samples of each class; 0 for none.
     seed: of the samples.
     notes: sentences for the reader, before those on what is not at hand.
 
@@ -60,22 +60,12 @@ def make_page(
   found = {name: evaluate.read_scores(path) for name, path in workdirs.items()}
   told = list(notes)
   compared = _compare(workdirs, configs, pictures, told)
-  samples, decoders = [], {}
-  for name, config in configs.items():
-    if config['task'] != 'generator':
-      continue
-    decoder = tokenizer or config['tokenizer']
-    named = _name_of(decoder, workdirs)
-    if named:
-      decoders[name] = named
-    elif not tokenizer:
-      told.append(
-        f'No samples of {name}: neither --tokenizer nor a run among --runs '
-        'decodes for it.'
-      )
-      continue
-    made = _sample(name, workdirs, decoder, named, per_class, seed, told)
-    samples += [made] if made else []
+  samples = _sample(workdirs, configs, tokenizer, per_class, seed, told)
+  decoders = {
+    name: _name_of(tokenizer or config['tokenizer'], workdirs)
+    for name, config in configs.items()
+    if config['task'] == 'generator'
+  }
   return report.Report(
     title=title,
     created=report.timestamp(),
@@ -84,7 +74,7 @@ def make_page(
     runs=[
       read_run(name, workdirs[name], config) for name, config in configs.items()
     ],
-    decoders=decoders,
+    decoders={name: by for name, by in decoders.items() if by},
     stages=_stages(configs, workdirs, found),
     comparisons=compared,
     samples=samples,
@@ -136,6 +126,10 @@ def short_names(workdirs: Iterable[str]) -> dict[str, str]:
         break
     names.append('/'.join(own[-count:]))
   return dict(zip(names, distinct.values(), strict=True))
+
+
+def _sentence(error: Exception) -> str:
+  return f'{error}'.rstrip('.') + '.'
 
 
 def _canonical(workdir: str) -> str:
@@ -219,8 +213,8 @@ def _open(
     try:
       return _read(section['source'], section['path'], options, bad, size)
     except (errors.UserError, OSError) as error:
-      reasons[str(error)] = name
-  told = ' '.join(f'{name}: {reason}.' for reason, name in reasons.items())
+      reasons[_sentence(error)] = name
+  told = ' '.join(f'{name}: {reason}' for reason, name in reasons.items())
   return (
     'No reconstructions, as no held-out pictures are at hand; name some with '
     f'--pictures=PHOTOS. {told}'
@@ -245,23 +239,37 @@ def _read(
 
 
 def _sample(
-  name: str,
   workdirs: Mapping[str, str],
-  decoder: str,
-  decoder_name: str,
+  configs: Configs,
+  tokenizer: str,
   per_class: int,
   seed: int,
   told: list[str],
-) -> report.Samples | None:
-  """Samples a generator, if it has a checkpoint."""
-  if checkpointing.latest_step(workdirs[name]) is None:
-    told.append(f'{name} has no checkpoint yet, and no samples.')
-    return None
-  generator = inference.load_generator(workdirs[name], tokenizer=decoder)
-  return report.draw_samples(
-    name,
-    generator,
-    per_class,
-    seed=seed,
-    decoded_by=decoder_name or decoder,
-  )
+) -> list[report.Samples]:
+  """Samples each generator for which a tokenizer is at hand."""
+  samples = []
+  for name, config in configs.items():
+    if config['task'] != 'generator' or not per_class:
+      continue
+    decoder = tokenizer or config['tokenizer']
+    named = _name_of(decoder, workdirs)
+    if not (named or tokenizer):
+      told.append(
+        f'No samples of {name}: neither --tokenizer nor a run among --runs '
+        'decodes for it.'
+      )
+      continue
+    try:
+      generator = inference.load_generator(workdirs[name], tokenizer=decoder)
+    except errors.UserError as error:
+      # Nobody said that a run of the page decodes for this generator.
+      if tokenizer:
+        raise
+      told.append(f'No samples of {name}: {_sentence(error)}')
+      continue
+    samples.append(
+      report.draw_samples(
+        name, generator, per_class, seed=seed, decoded_by=named or decoder
+      )
+    )
+  return samples

@@ -45,7 +45,7 @@ def test_what_no_page_can_show(server, runs, tmp_path):
     ((f'--runs={tmp_path}/absent',), 'is no run'),
     ((f'--runs={generator}', '--tokenizer=lost'), 'tokenizer workdir=lost'),
     ((f'--runs={runs}/softvq', '--pictures=lost'), 'lost'),
-    ((f'--runs={generator}', '--per_class=0'), '--per_class=0'),
+    ((f'--runs={generator}', '--per_class=-1'), '--per_class=-1'),
   ):
     result = _report(server, tmp_path / 'page', *arguments)
     assert told in result.error

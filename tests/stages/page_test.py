@@ -86,6 +86,23 @@ def test_a_generator_alone_has_a_page_without_samples(runs):
   assert 'id="curves"' in report.render(made)
 
 
+def test_a_generator_is_not_sampled_with_a_tokenizer_of_other_codes(
+  runs, tmp_path
+):
+  other = _elsewhere(runs / 'softvq', tmp_path / 'other')
+  generator = _elsewhere(
+    runs / 'generator', tmp_path / 'generator', tokenizer=other
+  )
+  workdirs = {'gen': generator, 'other': other}
+  made = page.make_page(workdirs)
+  assert not made.samples
+  assert made.decoders == {'gen': 'other'}
+  assert [note for note in made.notes if note.startswith('No samples of gen: ')]
+  assert not page.make_page(workdirs, per_class=0).notes[1:]
+  with pytest.raises(errors.UserError, match='other'):
+    page.make_page(workdirs, tokenizer=other)
+
+
 def test_scores_have_the_pages_names_and_stages_are_compared(runs, tmp_path):
   base = str(tmp_path / 'tokenizer')
   workdirs = {
