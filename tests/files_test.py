@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -186,6 +187,23 @@ def test_objects_of_others_are_seen_at_once(store, bucket):
   files.remove_tree(folder / 'b')
   files.remove_tree(folder / 'absent')
   assert not (folder / 'b').exists()
+
+
+def test_a_file_must_be_writable(tmp_path, monkeypatch):
+  files.check_file('out', tmp_path / 'new' / 'x.json')
+  assert not list(tmp_path.iterdir())
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.ConfigError, match=f'--out={tmp_path} is a folder'):
+    files.check_file('out', tmp_path)
+  given = tmp_path / 'file' / 'x.json'
+  with pytest.raises(
+    errors.ConfigError, match=f'--out={given} cannot be .* no'
+  ):
+    files.check_file('out', given)
+  # Tests may run as root, who may write everywhere.
+  monkeypatch.setattr(os, 'access', lambda *_: False)
+  with pytest.raises(errors.ConfigError, match='is not writable'):
+    files.check_file('out', tmp_path / 'x.json')
 
 
 def test_a_bucket_must_be_writable(store, bucket):

@@ -82,10 +82,7 @@ def open_source(
     DataError: a path that is missing or empty, or holds no such images.
   """
   path = os.fspath(path)
-  if split not in picture_set.SPLITS:
-    raise errors.ConfigError(
-      f'unknown split {split!r}; wanted one of {", ".join(picture_set.SPLITS)}'
-    )
+  _check_split(split)
   if source == BUILT_IN:
     if path:
       raise errors.ConfigError(
@@ -180,10 +177,12 @@ def open_all(
     flag: the flag that gave the path, for errors.
 
   Raises:
-    DataError: a path that is missing or empty, holds no images, or holds some
-      that cannot be read.
+    ConfigError: an unknown split.
+    DataError: a path that is missing, holds no images, or holds some that
+      cannot be read.
   """
   path = os.fspath(path)
+  _check_split(split)
   if any(matches(path) for matches in _MATCHES.values()):
     return picture_set.PictureSource(open_pictures(path), split)
   path = os.fspath(files.as_path(path))
@@ -236,6 +235,13 @@ _MATCHES = {
   'parquet': parquet.matches,
 }
 SOURCES = ('auto', 'folder', 'tar', *_MATCHES)
+
+
+def _check_split(split: str) -> None:
+  if split not in picture_set.SPLITS:
+    raise errors.ConfigError(
+      f'unknown split {split!r}; wanted one of {", ".join(picture_set.SPLITS)}'
+    )
 
 
 def _is_remote(path: str) -> bool:

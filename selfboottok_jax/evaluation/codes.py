@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from selfboottok_jax.evaluation import paired, scores
+from selfboottok_jax.evaluation import paired, scores, transport_health
 from selfboottok_jax.models import tokenizer as tokenizer_lib
 
 USAGE, PERPLEXITY, LATENTS = 'usage', 'perplexity', 'latents'
-METRICS = (USAGE, PERPLEXITY, LATENTS)
+METRICS = (USAGE, PERPLEXITY, LATENTS, transport_health.METRIC)
 _MEAN = 'perplexity_mean_assignment'
 PROTOCOLS = {
   USAGE: "share of codes that are some token's nearest",
@@ -20,6 +20,7 @@ PROTOCOLS = {
   _MEAN: 'exp of the entropy of the mean soft assignment',
   'latent_mean': 'over images, tokens and channels, before quantisation',
   'latent_std': 'over images, tokens and channels, before quantisation',
+  **transport_health.PROTOCOLS,
 }
 
 
@@ -58,13 +59,26 @@ class CodeStatistics:
     """Starts with no image; `metrics` are of METRICS."""
     self._metrics, self.count = tuple(metrics), 0
     self._totals: dict[str, dict[str, np.ndarray]] = {}
+    self._health: dict[str, float] = {}
 
   def add(
-    self, counted: Mapping[str, Mapping[str, Any]], mask: Bool[Any, 'b']
+    self,
+    counted: Mapping[str, Mapping[str, Any]],
+    mask: Bool[Any, 'b'],
+    health: Mapping[str, Any] | None = None,
   ) -> None:
-    """Adds a batch; the mask is False for padding."""
+    """Adds a batch.
+
+    Args:
+      counted: what `count_codes` returned.
+      mask: False for padding.
+      health: numbers of each image, see `transport_health.Health`.
+    """
     mask = np.asarray(mask)
     self.count += int(mask.sum())
+    for name, values in (health or {}).items():
+      own = np.asarray(values, np.float64)[mask].sum()
+      self._health[name] = self._health.get(name, 0.0) + float(own)
     for group, values in counted.items():
       totals = self._totals.setdefault(group, {})
       for name, value in values.items():
@@ -75,7 +89,7 @@ class CodeStatistics:
 
   def finish(self) -> list[paired.Measured]:
     """Returns (metric, value, its part of the protocol)."""
-    values: dict[str, float] = {}
+    values = {n: total / self.count for n, total in self._health.items()}
     every: dict[str, list[np.ndarray]] = {
       USAGE: [],
       PERPLEXITY: [],
@@ -93,8 +107,11 @@ class CodeStatistics:
       square = totals['square'] / self.count
       values[f'latent_mean_{group}'] = float(mean)
       values[f'latent_std_{group}'] = float(np.sqrt(square - mean**2))
-    for name, parts in every.items():
-      values[name] = float(np.mean(np.concatenate(parts)))
+    if self._totals:
+      values |= {
+        name: float(np.mean(np.concatenate(parts)))
+        for name, parts in every.items()
+      }
     # Of all groups first.
     return [
       (name, values[name], {'description': how, 'count': self.count})
@@ -105,8 +122,8 @@ class CodeStatistics:
     ]
 
   def _is_wanted(self, family: str) -> bool:
-    wanted = LATENTS if family.startswith('latent') else family.split('_')[0]
-    return wanted in self._metrics
+    wanted = family.split('_')[0]
+    return (LATENTS if wanted == 'latent' else wanted) in self._metrics
 
 
 def _family(name: str) -> str:

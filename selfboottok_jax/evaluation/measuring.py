@@ -17,6 +17,7 @@ from selfboottok_jax.evaluation import (
   references,
   set_features,
   set_scores,
+  transport_health,
 )
 from selfboottok_jax.training import sharding
 
@@ -125,15 +126,29 @@ class Reconstructing:
   """A tokenizer's reconstructions on all devices of a mesh, as uint8."""
 
   def __init__(
-    self, tokenizer: inference.ImageTokenizer, mesh: Mesh, *, with_codes: bool
+    self,
+    tokenizer: inference.ImageTokenizer,
+    mesh: Mesh,
+    *,
+    with_codes: bool,
+    health: transport_health.Health | None = None,
   ):
-    """Places the parameters; `with_codes` counts the codes too."""
-    self._mesh, self._with_codes = mesh, with_codes
+    """Places the parameters.
+
+    Args:
+      tokenizer: what reconstructs.
+      mesh: devices that share a batch.
+      with_codes: whether to count codes too.
+      health: measures the transport too.
+    """
+    self._mesh, self._with_codes, self._health = mesh, with_codes, health
     self._model: Any = tokenizer.model
     everywhere = sharding.replicated(mesh)
-    self._params = jax.device_put(
-      jax.tree.map(np.asarray, tokenizer.params), everywhere
-    )
+    parts = {
+      'tokenizer': tokenizer.params,
+      'health': health.params if health else {},
+    }
+    self._params = jax.device_put(jax.tree.map(np.asarray, parts), everywhere)
     self._compute = jax.jit(
       self._reconstruct,
       out_shardings=(sharding.batch_sharding(mesh), everywhere),
@@ -149,8 +164,8 @@ class Reconstructing:
       batch: 'image' and 'mask', this process's share.
 
     Returns:
-      'image', 'original' and 'mask', split over the mesh; and 'mask' and
-      'codes' (`codes.count_codes`) of all processes together.
+      'image', 'original' and 'mask', split over the mesh; and what
+      `codes.CodeStatistics.add` takes, of all processes together.
     """
     placed = sharding.put_batch(
       {name: batch[name] for name in ('image', 'mask')}, self._mesh
@@ -172,11 +187,12 @@ class Reconstructing:
   def _reconstruct(
     self, params: PyTree, batch: dict[str, Array]
   ) -> tuple[Array, dict[str, Any]]:
-    output = self._model.apply(
-      {'params': params}, pixels.to_float(batch['image'])
-    )
+    images = pixels.to_float(batch['image'])
+    output = self._model.apply({'params': params['tokenizer']}, images)
     made = pixels.to_uint8(output.reconstruction, 'round')
-    counted = {}
+    found: dict[str, Any] = {'mask': batch['mask'], 'counted': {}, 'health': {}}
     if self._with_codes:
-      counted = codes.count_codes(output, batch['mask'])
-    return made, {'mask': batch['mask'], 'codes': counted}
+      found['counted'] = codes.count_codes(output, batch['mask'])
+    if self._health is not None:
+      found['health'] = self._health(params['health'], images, output)
+    return made, found

@@ -9,7 +9,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from selfboottok_jax import errors, pretrained
-from selfboottok_jax.evaluation import codes, scores, set_scores
+from selfboottok_jax.evaluation import (
+  codes,
+  scores,
+  set_scores,
+  transport_health,
+)
 
 LPIPS = tuple(n for n in pretrained.PERCEPTUALS if n.startswith('lpips_'))
 _DISTANCE, _FD = 'distance_', set_scores.DISTANCE
@@ -193,7 +198,7 @@ def defaults(
   if has_pairs:
     chosen += [*scores.SCORES, *_at_hand(LPIPS, sources)]
   if has_codes:
-    chosen += codes.METRICS
+    chosen += [m for m in codes.METRICS if m != transport_health.METRIC]
   official = _at_hand([_INCEPTION], sources)
   if official and has_pairs:
     chosen.append('rfid')

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -35,6 +36,8 @@ class ImageTokenizer:
       with every tokenizer of the same fingerprint, and stage 2 keeps it.
     step: number of updates made in training.
     config: configuration of the training.
+    heads: parameters that carried tokens to a teacher's width in training, by
+      the name of the loss term.
   """
 
   def __init__(
@@ -44,6 +47,7 @@ class ImageTokenizer:
     *,
     step: int = 0,
     config: dict[str, Any] | None = None,
+    heads: Mapping[str, PyTree] | None = None,
   ):
     """Wraps a module and its parameters."""
     self.model, self.params = model, jax.device_put(params)
@@ -53,6 +57,7 @@ class ImageTokenizer:
     self.image_encoder = image_encoder_of(model, self.params)
     self.fingerprint = fingerprint(model, params)
     self.step, self.config = step, config or {}
+    self.heads = dict(heads or {})
     # Parameters are an argument of the compiled functions. Closed over, they
     # would become constants of every program.
     self._encode = jax.jit(functools.partial(model.apply, method='encode'))
@@ -154,7 +159,15 @@ def tokenizer_of(run: checkpointing.Run) -> ImageTokenizer:
     **run.config['model'],
   )
   params = tokenizer_lib.served_params(run.params, run.ema)
-  return ImageTokenizer(model, params, step=run.step, config=run.config)
+  prefix = tokenizer_lib.PROJECTOR
+  heads = {
+    name.removeprefix(prefix): head
+    for name, head in run.ema['tokenizer'].items()
+    if name.startswith(prefix)
+  }
+  return ImageTokenizer(
+    model, params, step=run.step, config=run.config, heads=heads
+  )
 
 
 def fingerprint(model: tokenizer_lib.Tokenizer, params: PyTree) -> str:

@@ -29,8 +29,11 @@ from selfboottok_jax.evaluation import (
   references,
   sample_folder,
   scores,
+  transport_health,
 )
 from selfboottok_jax.evaluation import metrics as metrics_lib
+from selfboottok_jax.models import aligners
+from selfboottok_jax.stages import objective
 from selfboottok_jax.training import checkpointing, processes, sharding
 
 Given: TypeAlias = str | os.PathLike[str]
@@ -222,8 +225,11 @@ def score_tokenizer(
     image_size=size,
     convention=config.convention,
   )
+  health = None
+  if transport_health.METRIC in plan.codes:
+    health = _transport(name, tokenizer)
   reconstruct = measuring.Reconstructing(
-    tokenizer, mesh, with_codes=bool(plan.codes)
+    tokenizer, mesh, with_codes=bool(plan.codes), health=health
   )
   counted = codes.CodeStatistics(plan.codes)
   with contextlib.ExitStack() as stack:
@@ -238,7 +244,7 @@ def score_tokenizer(
       made, of_all = reconstruct(batch)
       measure.add(made)
       if plan.codes:
-        counted.add(of_all['codes'], of_all['mask'])
+        counted.add(**of_all)
       if save_reconstructions:
         images = reconstruct.gather(made)
         if keep is not None:
@@ -250,6 +256,31 @@ def score_tokenizer(
   }
   found = measure.finish() + (counted.finish() if plan.codes else [])
   return _as_scores(name, found, common)
+
+
+def _transport(
+  name: str, tokenizer: inference.ImageTokenizer
+) -> transport_health.Health:
+  """What measures the transport of a run that was trained with it."""
+  model, config = tokenizer.model, tokenizer.config
+  goal = objective.Objective(**config.get('loss', {}))
+  if 'transport' not in objective.active_terms(model, goal):
+    raise errors.ConfigError(
+      f'--metrics: {transport_health.METRIC} of {name}, which was trained '
+      'without a transport loss; leave it out'
+    )
+  network = pretrained.load_network(
+    config['networks']['transport'],
+    patches=pretrained.Patches(
+      model.image_size, model.patch_size, model.token_dim
+    ),
+  )
+  head, of_head = None, tokenizer.heads.get('transport', {})
+  if of_head:
+    head = aligners.Projector(network.dim, goal.projector_width, model.dtype)
+  return transport_health.Health(
+    network, head, of_head, goal.ot_epsilon, goal.ot_iterations
+  )
 
 
 def score_generator(

@@ -36,6 +36,31 @@ def test_folder_and_tar_agree(folder, tmp_path, top, split):
     assert one[i]['label'] == two[i]['label'] == i // 3
 
 
+def test_all_pictures_of_a_path(folder, tmp_path):
+  one = sources.open_all(folder)
+  assert list(one.names) == [
+    f'{c}/{i}.png' for c in ('bee', 'cat') for i in (*(0, 1, 2),)
+  ]
+  assert one.prefix == 'val/'
+  tar = trees.pack(folder, tmp_path / 'photos.tar', 'top')
+  assert sources.open_all(tar).fingerprint == one.fingerprint
+  # A folder without splits is one whole, whatever else is in it.
+  whole = sources.open_all(folder / 'val')
+  assert list(whole.names) == list(one.names)
+  (folder / 'val' / 'loose.png').write_bytes(
+    (folder / 'val' / 'cat' / '0.png').read_bytes()
+  )
+  assert len(sources.open_all(folder / 'val')) == 7
+  for path, told in (
+    (tmp_path / 'absent', '--flag=.*absent does not exist'),
+    (folder / 'CLASSES.tsv', 'neither a folder nor a .tar'),
+  ):
+    with pytest.raises(errors.DataError, match=told):
+      sources.open_all(path, flag='flag')
+  with pytest.raises(errors.ConfigError, match="unknown split 'test'"):
+    sources.open_all(folder, split='test')
+
+
 def test_describe_names_what_was_opened(folder):
   source = sources.open_source('auto', str(folder), 'train', 32)
   text = sources.describe(source)

@@ -89,7 +89,7 @@ def test_reconstructions_on_any_devices(devices, made):
   for batch in _batches(made):
     placed, of_all = reconstruct(batch)
     np.testing.assert_array_equal(placed['original'], batch['image'])
-    counted.add(of_all['codes'], of_all['mask'])
+    counted.add(**of_all)
     found.append(reconstruct.gather(placed))
   output = jax.jit(model.apply)(
     {'params': params}, pixels.to_float(jnp.asarray(made))

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import socket
 import subprocess
@@ -223,6 +224,30 @@ def _save(workdir, *states):
   with contextlib.closing(checkpointer):
     for state in states:
       checkpointer.save(state, META)
+
+
+def test_any_checkpoint_that_is_kept_is_read(tmp_path):
+  states = [_state(step, seed=step) for step in (1, 2, 5)]
+  # The means of the parameters lag behind them.
+  states = [
+    s.replace(ema=jax.tree.map(lambda leaf: leaf / 2, s.ema)) for s in states
+  ]
+  _save(str(tmp_path), *states)
+  assert checkpointing.kept_steps(str(tmp_path)) == [2, 5]
+  assert checkpointing.kept_steps(str(tmp_path / 'absent')) == []
+  read = functools.partial(checkpointing.read_run, str(tmp_path), what='flag')
+  assert read().step == 5
+  run = read(step=2)
+  assert run.step == run.meta['step'] == 2
+  tiny.assert_same(run.params, states[1].params)
+  tiny.assert_same(run.ema, states[1].ema)
+  raw = read(step=2, ema=False)
+  tiny.assert_same(raw.params, run.params)
+  tiny.assert_same(raw.ema, {'tokenizer': run.params['tokenizer']})
+  with pytest.raises(
+    errors.CheckpointError, match=r'flag=.* step 1; wanted one of 2, 5$'
+  ):
+    read(step=1)
 
 
 def test_a_run_in_an_object_store(store, bucket):
