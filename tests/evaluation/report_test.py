@@ -188,7 +188,8 @@ def test_markdown_shows_files_that_are_there(written):
     assert (path.parent / name).is_file(), name
   assert '<script' not in text
   lines = text.splitlines()
-  assert '| psnr ↑ [1] | 19.00 |' in lines
+  place = lines.index('| psnr ↑ [1] | 19.00 |')
+  assert lines[place - 1] == '| --- | ---: |'
   assert '- [1] count 1000' in lines
   for line, before in zip(lines[1:], lines, strict=False):
     # A heading or a table begins after an empty line.
