@@ -25,7 +25,8 @@ _CONTEXT = """\
 The paper calls its gFID of 1.56 the best of 1D tokenizers with 64 tokens.
 Beside it: MacTok reports 1.44 with 64 or 128 tokens, FlatDINO 1.80 with half as
 many, RAEv2 1.06 with 256. Real validation images score 1.68 against the same
-reference, so numbers below that say little about pictures.
+reference, so numbers below that say little about pictures; `fdr` of
+[launch.evaluate](../evaluation.md) measures such systems by several networks.
 """
 
 
