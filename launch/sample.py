@@ -104,6 +104,12 @@ def main() -> None:
   if _SEED.value >= 2**32:
     raise errors.ConfigError(f'--seed={_SEED.value}; wanted less than {2**32}')
   if _SCORE_AGAINST.value:
+    for flag in (_PNG, _NPZ):
+      if flag.present:
+        raise errors.ConfigError(
+          f'--{flag.name} with --score_against, which keeps no samples; leave '
+          'it out'
+        )
     score.check_out(_OUT.value)
   elif _METRICS.present:
     raise errors.ConfigError(

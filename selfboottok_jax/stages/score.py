@@ -154,6 +154,7 @@ def score_run(
     generator = inference.load_generator(
       workdir, tokenizer=tokenizer, step=step, ema=ema
     )
+    _check_same(generator, ema)
     found = score_generator(
       config,
       workdir,
@@ -170,12 +171,17 @@ def score_run(
       ema=ema,
     )
   else:
-    if tokenizer:
-      raise errors.ConfigError(
-        f'--tokenizer={tokenizer} with {workdir}, which is a tokenizer itself; '
-        'leave it out'
-      )
+    for flag, value in (
+      ('tokenizer', tokenizer or None),
+      ('num_samples', num_samples),
+    ):
+      if value is not None:
+        raise errors.ConfigError(
+          f'--{flag}={value} with {workdir}, which is a tokenizer itself; '
+          'leave it out'
+        )
     loaded = inference.load_tokenizer(workdir, step=step, ema=ema)
+    _check_same(loaded, ema)
     found = score_tokenizer(
       config,
       workdir,
@@ -186,6 +192,14 @@ def score_run(
     )
   write(found, out, workdir)
   return found
+
+
+def _check_same(
+  loaded: inference.Tokenizer | inference.ImageGenerator, ema: bool
+) -> None:
+  """Raises ConfigError unless all processes loaded the same parameters."""
+  if jax.process_count() > 1:
+    processes.check_same('parameters', str(evaluate.parameters(loaded, ema)))
 
 
 def score_tokenizer(
@@ -321,7 +335,9 @@ def score_generator(
   mesh = sharding.make_mesh(fsdp=1)
   size = sizes.canonical(generator.tokenizer.image_size)
   openers = _openers(config, request, size)
-  if not request.reference:
+  if request.reference:
+    _check_unused(config, '--reference', ('path', 'source', 'num_images'))
+  else:
     batches = _open_trained(config, generator.config['data'], mesh)
     openers['reference'] = functools.partial(
       references.of_batches, batches, image_size=size
@@ -395,6 +411,7 @@ def score_samples(
       they do not allow.
   """
   request = request or Request()
+  _check_unused(config, '--samples', ('path', 'source', 'num_images'))
   plan = request.plan(f'--samples={samples}', has_pairs=bool(pairs))
   with processes.all_or_none():
     check_out(out)
@@ -484,6 +501,15 @@ def write(
       with contextlib.suppress(errors.ConfigError):
         files.check_folder('workdir', workdir)
         evaluate.list_file(workdir, out)
+
+
+def _check_unused(config: Config, flag: str, keys: Sequence[str]) -> None:
+  """Raises ConfigError for keys of `data` that a flag takes the place of."""
+  given = [f'data.{key}={config.data[key]}' for key in keys if config.data[key]]
+  if given:
+    raise errors.ConfigError(
+      f'{", ".join(given)} with {flag}, which names the images; leave it out'
+    )
 
 
 def _openers(

@@ -153,6 +153,23 @@ def test_samples_of_anybody(server, photos, tmp_path):
       ('--workdir={runs}/tokenizer', '--tokenizer={runs}/softvq'),
       'a tokenizer itself',
     ),
+    (
+      ('--workdir={runs}/tokenizer', '--num_samples=9'),
+      'a tokenizer itself',
+    ),
+    (
+      ('--samples={photos}', '--config.data.num_images=9', '--metrics=is'),
+      'data.num_images=9 with --samples',
+    ),
+    (
+      (
+        '--workdir={runs}/generator',
+        '--tokenizer={runs}/scaled',
+        '--reference={photos}',
+        '--config.data.path={photos}',
+      ),
+      'data.path={photos} with --reference',
+    ),
     (('--workdir={runs}/generator',), '--tokenizer not given'),
     (
       (
