@@ -25,6 +25,12 @@ GLOBAL_ONLY = 'psnr_global_only'
 Measured: TypeAlias = float | UInt8[np.ndarray, 'h w 3']
 
 
+def shown_rows(count: int) -> slice:
+  """The images to show of a batch of so many: up to SHOWN, evenly spread."""
+  step = max(count // SHOWN, 1)
+  return slice(0, SHOWN * step, step)
+
+
 class Seen(NamedTuple):
   """A batch of images and what a tokenizer made of it.
 
@@ -32,8 +38,8 @@ class Seen(NamedTuple):
     original: the images, split over the devices.
     reconstruction: theirs, rounded to bytes, likewise.
     mask: False for padding; of all processes.
-    shown: up to SHOWN images of the batch for each of ROWS, on every device;
-      the last only where groups are left out.
+    shown: images of the batch (`shown_rows`) for each of ROWS, on every
+      device; the last only where groups are left out.
   """
 
   original: UInt8[Array, 'b h w 3']
@@ -277,5 +283,5 @@ def measure_reconstruction(
       for group in stand_ins
     },
     'reconstruction': reconstruction,
-    'shown': [images[:SHOWN] for images in shown],
+    'shown': [images[shown_rows(len(mask))] for images in shown],
   }

@@ -104,7 +104,7 @@ class Frechet:
 
 
 class Grid:
-  """A picture of the first images: originals above reconstructions.
+  """A picture of some images: originals above reconstructions.
 
   A third row has reconstructions of the global tokens alone, if there are
   others and `reconstruction.Reconstruction` leaves them out.
@@ -120,14 +120,15 @@ class Grid:
 
   def add(self, seen: reconstruction.Seen) -> None:
     """Takes images from the first batch that has any."""
-    if not self._rows and seen.mask.any():
+    mask = seen.mask[reconstruction.shown_rows(len(seen.mask))]
+    if not self._rows and mask.any():
       self._rows = {
         # Not the padding, which is black.
-        name: np.asarray(images)[seen.mask[: len(images)]]
+        name: np.asarray(images)[mask]
         for name, images in zip(reconstruction.ROWS, seen.shown, strict=False)
       }
 
   def finish(self) -> Iterator[tuple[str, UInt8[np.ndarray, 'h w 3']]]:
     """Yields the picture."""
-    if self._rows and len(self._rows['original']):
+    if self._rows:
       yield PICTURES, pictures.comparison(self._rows)

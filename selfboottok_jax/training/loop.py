@@ -331,7 +331,12 @@ def _evaluate(
       writer.write(step, values)
   if not values:
     return {}
-  shown = '  '.join(f'{k} {v:.4g}' for k, v in values.items())
+  # Not those of single codebooks.
+  shown = '  '.join(
+    f'{name} {value:.4g}'
+    for name, value in values.items()
+    if not name.rpartition('_')[2].isdigit()
+  )
   progress.note(f'step {step}  {shown}')
   return values
 

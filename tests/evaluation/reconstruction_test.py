@@ -147,6 +147,14 @@ def test_observers_see_each_batch_once(measured, recorder, batches):
   np.testing.assert_array_equal(recorder.seen[1].mask, batches[1]['mask'])
 
 
+@pytest.mark.parametrize(
+  ('count', 'expected'), [(4, range(4)), (8, range(8)), (20, range(0, 16, 2))]
+)
+def test_what_is_shown_is_spread_over_a_batch(count, expected):
+  rows = np.arange(count)[reconstruction.shown_rows(count)]
+  np.testing.assert_array_equal(rows, expected)
+
+
 def test_what_is_left_out_of_fewer_groups():
   assert not reconstruction.variants(['global'])
   assert reconstruction.variants(['global', 'local2d']) == {
