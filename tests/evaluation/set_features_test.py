@@ -140,12 +140,12 @@ def test_networks_without_a_class_token_give_the_mean_of_patches():
 
 def test_transformers_see_the_patches_of_their_training():
   """DINOv2 at 224 pixels with patches of 14, as FD of it is published."""
-  network = set_features.load('dinov2_tiny:random')
-  assert network.network.vit.grid == (16, 16)
-  assert network.network.vit.patch_size == 14
-  assert network.protocol['resize'] == 'bicubic to 224x224'
-  small = set_features.load('dinov2_tiny:random', grid=4)
-  assert small.protocol['resize'] == 'bicubic to 56x56'
+  for options, side in (({}, 224), ({'grid': 4}, 56)):
+    network = set_features.load('dinov2_tiny', abstract=True, **options).network
+    assert network.vit.patch_size == 14
+    bare = dataclasses.replace(network, params={})
+    protocol = set_features.SetNetwork(bare).protocol
+    assert protocol['resize'] == f'bicubic to {side}x{side}'
 
 
 def test_identity_changes_with_options_and_weights():
