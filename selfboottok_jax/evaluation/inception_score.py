@@ -13,10 +13,12 @@ from selfboottok_jax import errors
 
 # Sets that come sorted by class would score far too low in consecutive parts.
 SEED = 2020
+# Images in a part, by ADM; number of parts, by torch-fidelity.
+PART, PARTS = 5000, 10
 
 
 def score_in_parts_of(
-  logits: Float[np.ndarray, 'n c'], size: int = 5000
+  logits: Float[np.ndarray, 'n c'], size: int = PART
 ) -> float:
   """The mean over consecutive parts of `size` images, the last perhaps short.
 
@@ -30,7 +32,7 @@ def score_in_parts_of(
 
 
 def score_in_parts(
-  logits: Float[np.ndarray, 'n c'], count: int = 10
+  logits: Float[np.ndarray, 'n c'], count: int = PARTS
 ) -> tuple[float, float]:
   """Mean and population deviation over `count` parts of about equal size.
 

@@ -200,6 +200,11 @@ class SetFeatures:
         arrays with the rows of all processes.
     """
     images, mask = batch['image'], batch['mask']
+    if images.dtype != np.uint8:
+      raise errors.DataError(
+        f'images of type {images.dtype} to score; wanted uint8, as files have '
+        'them: see pixels.to_uint8'
+      )
     size = (int(images.shape[1]), int(images.shape[2]))
     if self.image_size not in (None, size):
       raise errors.DataError(

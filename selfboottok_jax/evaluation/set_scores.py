@@ -40,6 +40,9 @@ _LACKS = {
 }
 
 
+_AT_EQUAL_COUNTS = 'compare at equal counts alone'
+
+
 class SetMeasurement:
   """Measures a set of images that comes in batches."""
 
@@ -198,12 +201,20 @@ class SetMeasurement:
     logits = self._features.features(self._inception.key(LOGITS))
     logits = logits[inception_score.shuffle(len(logits))]
     protocol = self._protocol(self._inception)
+    part = inception_score.PART
     if self.convention == 'torch_fidelity':
       value, deviation = inception_score.score_in_parts(logits)
+      part = len(logits) // inception_score.PARTS
       protocol |= {'splits': '10, shuffled', 'deviation': deviation}
     else:
       value = inception_score.score_in_parts_of(logits)
       protocol['splits'] = 'of 5000, shuffled'
+    part = min(part, len(logits))
+    if part < inception_score.PART:
+      _warn(
+        protocol,
+        [f'parts of {part} images bias it downwards: {_AT_EQUAL_COUNTS}'],
+      )
     return value, protocol
 
   def _precision_recall(
@@ -256,8 +267,8 @@ class SetMeasurement:
       ratios.append(distance / real)
       parts.append(part)
     protocol = dict(parts[0])
-    for name in ('network', 'weights'):
-      protocol[name] = ', '.join(part[name] for part in parts)
+    for name in ('network', 'weights', 'resize'):
+      protocol[name] = ', '.join(part.get(name, '-') for part in parts)
     warnings = [part['warning'] for part in parts if 'warning' in part]
     if validation.count != self.count:
       warnings.append(
@@ -300,8 +311,8 @@ class SetMeasurement:
         ):
           if 0 < count <= width:
             warnings.append(
-              f'{count} {what} for {width} features bias it upwards: compare '
-              'at equal counts alone'
+              f'{count} {what} for {width} features bias it upwards: '
+              f'{_AT_EQUAL_COUNTS}'
             )
         if network.is_official and self.convention != 'pytorch_fid':
           warnings += reference.warnings
@@ -310,6 +321,7 @@ class SetMeasurement:
 
 
 def _warn(protocol: dict[str, Any], warnings: Sequence[str]) -> None:
-  """Puts warnings into a protocol, each once."""
-  if warnings:
-    protocol['warning'] = '; '.join(dict.fromkeys(warnings))
+  """Adds warnings to a protocol, each once."""
+  given = [protocol['warning']] if 'warning' in protocol else []
+  if given or warnings:
+    protocol['warning'] = '; '.join(dict.fromkeys([*given, *warnings]))

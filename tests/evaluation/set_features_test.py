@@ -87,6 +87,9 @@ def test_errors():
   collected.add(sets.batches(sets.images(8), 8)[0])
   with pytest.raises(errors.DataError, match='not finite'):
     collected.finish()
+  (batch,) = sets.batches(sets.images(8), 8)
+  with pytest.raises(errors.DataError, match='type float32 to score'):
+    _collect([batch | {'image': batch['image'].astype(np.float32)}])
   with pytest.raises(errors.DataError, match='no images'):
     _collect([]).features(KEY)
   with pytest.raises(errors.ConfigError, match='colours, colours'):

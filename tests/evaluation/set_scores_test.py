@@ -72,6 +72,7 @@ def test_every_score_of_inception(tmp_path):
   }
   assert found['precision'][1]['neighbours'] == 3
   assert found['is'][1]['splits'] == 'of 5000, shuffled'
+  assert found['is'][1]['warning'].startswith('parts of 70 images bias it')
 
 
 @pytest.mark.parametrize(('size', 'devices'), [(7, 8), (24, 1), (70, 8)])
