@@ -34,6 +34,7 @@ CHOICES = {
   'residual_dtype': layers.RESIDUAL_DTYPES,
   'assignment': tuple(quantizers_lib.ASSIGNMENTS),
   'bootstrap_from': ('continuous', 'quantized'),
+  'local_input': ('codes', 'quantized'),
   'cross_attend': ('locals', 'all'),
   'fusion': decoder.FUSIONS,
 }
@@ -98,6 +99,9 @@ class Tokenizer(nn.Module):
     bootstrap_from: the tensor that `encode` returns, that the aligners read and
       that a generator models. 'continuous' is z_G, quantised once at decoding;
       'quantized' is q_G, which is never quantised again.
+    local_input: what the aligners read: the 'codes' themselves, or 'quantized',
+      which is q_G whatever the codes are. Continuous codes would otherwise
+      reach the decoder around their codebook, by the local 1D tokens.
     group_dropout: probability that a training image loses its last one or two
       local groups, so that one model decodes every prefix of the groups.
     attention: implementation, see `layers.Attention`.
@@ -134,6 +138,7 @@ class Tokenizer(nn.Module):
   fusion: str = 'residual'
   cross_attend: str = 'locals'
   bootstrap_from: str = 'continuous'
+  local_input: str = 'codes'
   group_dropout: float = 0.0
   attention: str = 'auto'
   remat: str | bool = 'none'
@@ -262,6 +267,12 @@ class Tokenizer(nn.Module):
           f'{name}={value} does not divide by {divisor_name}={divisor}; '
           'change one of the two'
         )
+    if self.assignment == 'l2' and self.unit_rms:
+      raise errors.ConfigError(
+        'model.assignment=l2 with model.unit_rms=True: distances need the norm '
+        'of a token, which unit RMS takes away; set --config.model.unit_rms='
+        'False, or model.assignment=cosine'
+      )
     tokens, chunk = self.num_tokens // self.num_codebooks, self.quantizer_chunk
     chunk_fits = chunk == 0 or (chunk > 0 and tokens % chunk == 0)
     divisor = f'0, or a divisor of the {tokens} tokens of each codebook'
@@ -319,7 +330,8 @@ class Tokenizer(nn.Module):
       codes = quantized['global'].codes
     else:
       codes = tokens
-    groups = {'global': tokens, **self.bootstrap(codes)}
+    local = self._predict(codes, quantized['global'].codes)
+    groups = {'global': tokens, **local}
     for group in self.groups[1:]:
       quantized[group] = self._quantizer_of(group)(groups[group])
     return codes, groups, quantized
@@ -341,7 +353,10 @@ class Tokenizer(nn.Module):
     self, codes: Float[Array, 'b k e']
   ) -> dict[str, Float[Array, 'b k e']]:
     """Predicts the local groups from the global codes, Eq. (8) and (9)."""
-    return {group: getattr(self, group)(codes) for group in self.groups[1:]}
+    quantized = codes
+    if self.bootstrap_from == 'continuous' and self.local_input == 'quantized':
+      quantized = self.quantizer_global(codes).codes
+    return self._predict(codes, quantized)
 
   def decode(
     self, codes: Float[Array, 'b k e'], *, num_groups: int | None = None
@@ -367,7 +382,7 @@ class Tokenizer(nn.Module):
       quantized = {'global': codes}
     else:
       quantized = {'global': self.quantizer_global(codes).codes}
-    for group, tokens in self.bootstrap(codes).items():
+    for group, tokens in self._predict(codes, quantized['global']).items():
       quantized[group] = self._quantizer_of(group)(tokens).codes
     keep = None
     if num_groups is not None:
@@ -376,6 +391,13 @@ class Tokenizer(nn.Module):
       keep = jnp.broadcast_to(kept[None], (codes.shape[0], kept.size))
       keep = keep.astype(jnp.float32)
     return self._render(quantized, keep)
+
+  def _predict(
+    self, codes: Float[Array, 'b k e'], quantized: Float[Array, 'b k e']
+  ) -> dict[str, Float[Array, 'b k e']]:
+    """Predicts the local groups from codes, or from what they quantise to."""
+    read = quantized if self.local_input == 'quantized' else codes
+    return {group: getattr(self, group)(read) for group in self.groups[1:]}
 
   def _quantizer(self) -> quantizers_lib.SoftVQ:
     """Makes a quantiser with codebooks of its own."""

@@ -51,7 +51,11 @@ MAY_CHANGE = (
 
 
 # Keys that runs of earlier versions lack, and what they did.
-ADDED = {'train.accumulate': 1, 'model.residual_dtype': ''}
+ADDED = {
+  'train.accumulate': 1,
+  'model.residual_dtype': '',
+  'model.local_input': 'codes',
+}
 
 
 def read_config(

@@ -158,6 +158,30 @@ def test_encode_is_what_aligners_read_and_decode_takes(mode):
   np.testing.assert_allclose(images, out.reconstruction, atol=1e-4)
 
 
+@pytest.mark.parametrize('mode', tokenizer.CHOICES['bootstrap_from'])
+def test_local_groups_may_read_quantised_tokens_of_any_codes(mode):
+  fields = {'bootstrap_from': mode, 'local_input': 'quantized'}
+  images, params = tiny.images(B), _awake()
+  out = _call(params, images, **fields)
+  # What a generator models is as before.
+  np.testing.assert_allclose(
+    out.codes, _encode(params, images, bootstrap_from=mode), atol=1e-5
+  )
+  sizes = tiny.TOKENIZER
+  projector = aligners.Projector(sizes['token_dim'], sizes['local1d_width'])
+  read = jax.jit(projector.apply)(
+    {'params': params['local1d']}, out.quantized['global'].codes
+  )
+  np.testing.assert_allclose(read, out.tokens['local1d'], atol=1e-5)
+  model = tiny.make_tokenizer(**fields)
+  alone = jax.jit(lambda p, c: model.apply(p, c, method='bootstrap'))(
+    {'params': params}, out.codes
+  )
+  np.testing.assert_allclose(alone['local1d'], read, atol=1e-5)
+  decoded = _decode(params, out.codes, **fields)
+  np.testing.assert_allclose(decoded, out.reconstruction, atol=1e-4)
+
+
 def test_quantized_codes_would_change_if_quantised_again():
   params = _awake()
   codes = _encode(params, tiny.images(B), bootstrap_from='quantized')
@@ -345,6 +369,7 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
     ({'remat': 'all'}, "model.remat='all'; wanted one of none, dots, block"),
     ({'mlp_ratio': 0.0}, 'model.mlp_ratio=0.0; wanted a number above 0'),
     ({'tau': 0.0}, 'model.tau=0.0; wanted a number above 0'),
+    ({'assignment': 'l2'}, 'model.assignment=l2 with model.unit_rms=True'),
     ({'group_dropout': 2.0}, 'model.group_dropout=2.0; wanted a number from 0'),
   ],
 )
@@ -358,6 +383,7 @@ def test_numbers_that_do_not_fit_are_named(fields, named):
 
 def test_the_tiny_model_passes_the_check():
   tiny.make_tokenizer().check()
+  tiny.make_tokenizer(assignment='l2', unit_rms=False).check()
 
 
 PARAMS = {
