@@ -7,6 +7,14 @@ from selfboottok_jax.presets import tokenizer
 
 # How a model is computed, which is no part of what stage 1 has fixed.
 HOW = ('attention', 'remat', 'unroll', 'dtype', 'residual_dtype')
+# Width and depth of the aligners of Fig. 6, by the paper's labels.
+SIZES = {
+  '10m': (384, 6),
+  '100m': (768, 14),
+  '200m': (1024, 16),
+  '400m': (1024, 32),
+  '600m': (1280, 30),
+}
 
 
 def get_config(preset: str = 'quickstart') -> ml_collections.ConfigDict:
@@ -67,9 +75,7 @@ PRESETS = {
   'quickstart': quickstart,
   'photos64': photos64,
   'photos64_mobilenet': photos64,
-  'imagenet256_10m': _imagenet256(384, 6),
-  'imagenet256_100m': _imagenet256(768, 14),
-  'imagenet256_200m': _imagenet256(1024, 16),
-  'imagenet256_400m': _imagenet256(1024, 32),
-  'imagenet256_600m': _imagenet256(1280, 30),
+  **{
+    f'imagenet256_{name}': _imagenet256(*size) for name, size in SIZES.items()
+  },
 }

@@ -99,18 +99,25 @@ def describe(
   )
 
 
-def abstract_task(config: ml_collections.ConfigDict) -> AbstractTask:
-  """The task of a configuration; assumes and lists what is not given."""
+def abstract_task(
+  config: ml_collections.ConfigDict, stage1: dict[str, Any] | None = None
+) -> AbstractTask:
+  """The task of a configuration; assumes and lists what is not given.
+
+  Args:
+    config: of the training.
+    stage1: the configuration of its tokenizer, in place of that of a run.
+  """
   assumed: list[str] = []
   num_classes = _count_classes(config, assumed)
   task: stages.Task
   if config.task == 'tokenizer':
     task = tokenizer_stage.make_tokenizer_task(config, abstract=True)
   elif config.task == 'scaling':
-    stage1 = _stage1(config, assumed)
+    stage1 = stage1 or _stage1(config, assumed)
     task = tokenizer_stage.make_scaling_task(config, stage1, abstract=True)
   else:
-    task = _generator_task(config, assumed, num_classes)
+    task = _generator_task(config, assumed, num_classes, stage1)
   return AbstractTask(task, assumed)
 
 
@@ -166,10 +173,13 @@ def _count_classes(
 
 
 def _generator_task(
-  config: ml_collections.ConfigDict, assumed: list[str], num_classes: int
+  config: ml_collections.ConfigDict,
+  assumed: list[str],
+  num_classes: int,
+  stage1: dict[str, Any] | None,
 ) -> generator.GeneratorTask:
   spec = config.tokenizer or config.assumed.tokenizer
-  if autoencoders.is_autoencoder(spec):
+  if stage1 is None and autoencoders.is_autoencoder(spec):
     if not config.tokenizer:
       assumed.append(f'the autoencoder {spec} (tokenizer is empty)')
     network = pretrained.load_latents(
@@ -178,7 +188,7 @@ def _generator_task(
     tokenizer = autoencoders.encoder_of(network)
     patch_size = autoencoders.PATCH_SIZE
   else:
-    stage1 = _stage1(config, assumed)
+    stage1 = stage1 or _stage1(config, assumed)
     model = tokenizer_lib.Tokenizer(
       image_size=sizes.canonical(stage1['data']['image_size']),
       **stage1['model'],
