@@ -12,16 +12,15 @@ def runs(pid: int) -> bool:
   return _stat(pid)[:1] not in ([], ['Z'])
 
 
+def children(pid: int) -> list[int]:
+  """Processes that a process has started, and that are still there."""
+  there = [int(f.name) for f in PROC.iterdir() if f.name.isdigit()]
+  return sorted(p for p in there if _stat(p)[1:2] == [str(pid)])
+
+
 def workers(pid: int) -> list[int]:
   """Data workers of a process: its children that multiprocessing spawned."""
-  children = []
-  for folder in PROC.iterdir():
-    if not folder.name.isdigit():
-      continue
-    child = int(folder.name)
-    if _stat(child)[1:2] == [str(pid)] and b'spawn_main' in _command(child):
-      children.append(child)
-  return sorted(children)
+  return [p for p in children(pid) if b'spawn_main' in _command(p)]
 
 
 def resident(pid: int) -> int:
