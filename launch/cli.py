@@ -25,7 +25,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -175,10 +175,14 @@ class ConfigFlag:
     return self._flag.value
 
   @property
+  def overrides(self) -> dict[str, Any]:
+    """The keys that were given as --config.KEY=VALUE, and their values."""
+    return dict(config_flags.get_override_values(self._flag))
+
+  @property
   def name(self) -> str:
     """FILE:PRESET and the keys that were overridden, as text."""
-    overrides = config_flags.get_override_values(self._flag)
-    changed = [f'config.{key}={value}' for key, value in overrides.items()]
+    changed = [f'config.{k}={v}' for k, v in self.overrides.items()]
     return ' '.join([config_flags.get_config_filename(self._flag), *changed])
 
 
