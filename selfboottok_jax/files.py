@@ -14,6 +14,7 @@ import pathlib
 import posixpath
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any, TypeAlias
@@ -325,12 +326,21 @@ def check_file(name: str, path: Given) -> None:
       f'--{name}={path} is a folder; wanted a file, as {given / "NAME"}'
       f'{given.suffix}'
     )
+  reason = ''
   try:
     check_folder(name, given.parent)
+    if isinstance(given, pathlib.Path):
+      parents = given.absolute().parents
+      # What a system may refuse even to those who have the right to write.
+      tempfile.TemporaryFile(dir=next(p for p in parents if p.is_dir())).close()
   except errors.ConfigError as error:
+    reason = str(error).partition(' cannot be written: ')[2].partition('; ')[0]
+  except OSError as error:
+    reason = error.strerror or str(error)
+  if reason:
     raise errors.ConfigError(
-      str(error).replace(f'--{name}={given.parent}', f'--{name}={path}')
-    ) from error
+      f'--{name}={path} cannot be written: {reason}; choose another place'
+    )
 
 
 def _check_remote(name: str, folder: epath.Path) -> None:
