@@ -75,7 +75,9 @@ def test_originals_are_the_reference_of_what_has_no_other(tmp_path, made):
   np.testing.assert_allclose(again['fd_hog'], 0, atol=1e-9)
 
 
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize(
+  'devices', [8, pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_reconstructions_on_any_devices(devices, made):
   model = tiny.make_tokenizer()
   params = tiny.awake(

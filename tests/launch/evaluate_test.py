@@ -79,44 +79,69 @@ def test_a_folder_of_reconstructions_scores_as_its_run(
   assert pictures.contents(runs / 'scaled') == before
 
 
-def test_scores_a_generator_and_leaves_its_tokenizer_alone(
-  server, runs, photos, tmp_path
-):
-  before = pictures.contents(runs / 'scaled')
-  arguments = [
+def _of_generator(runs):
+  return [
     f'--workdir={runs / "generator"}',
     f'--tokenizer={runs / "scaled"}',
     '--num_samples=6',
   ]
+
+
+def test_scores_a_generator_and_leaves_its_tokenizer_alone(
+  server, runs, photos, tmp_path
+):
+  before = pictures.contents(runs / 'scaled')
   _run(
     server,
-    *arguments,
+    *_of_generator(runs),
     f'--reference={photos}',
-    '--config.guidance_scales=(1.0, 1.5)',
+    '--config.guidance_scales=(1.5, 2.0)',
     f'--out={tmp_path / "gen.json"}',
   )
   records = json.loads((tmp_path / 'gen.json').read_text())
   assert [(r['metric'], r['protocol'].get('guidance')) for r in records] == [
-    ('fd_hog', 1.0),
     ('fd_hog', 1.5),
+    ('fd_hog', 2.0),
     ('fd_hog_gaussian_codes', None),
   ]
+  for record in records:
+    assert record['protocol']['labels'] == 'random'
+    assert record['protocol']['count'] == 6
   assert pictures.contents(runs / 'scaled') == before
-  # The same samples, made and scored by another command.
+
+
+@pytest.mark.slow
+def test_samples_are_scored_without_being_kept(server, runs, photos, tmp_path):
   result = server.run(
     'sample',
-    *arguments,
+    *_of_generator(runs),
+    '--npz',
+    '--nopng',
+    f'--out={tmp_path / "kept"}',
+  )
+  assert result.code == 0, result.err
+  out = tmp_path / 'kept.json'
+  _run(
+    server,
+    f'--samples={tmp_path / "kept"}',
+    f'--reference={photos}',
+    f'--out={out}',
+  )
+  # Scored as they are made, in other batches.
+  result = server.run(
+    'sample',
+    *_of_generator(runs),
     f'--score_against={photos}',
-    '--labels=random',
-    '--guidance_scale=1,1.5',
+    '--metrics=fd_hog',
     '--batch_size=4',
     f'--out={tmp_path / "sampled.json"}',
   )
   assert result.code == 0, result.err
-  sampled = json.loads((tmp_path / 'sampled.json').read_text())
-  for one, other in zip(records, sampled, strict=True):
-    np.testing.assert_allclose(one['value'], other['value'], rtol=1e-5)
-  assert not list(tmp_path.glob('*/'))
+  sampled = _read(tmp_path / 'sampled.json')
+  np.testing.assert_allclose(sampled['fd_hog'], _read(out)['fd_hog'], rtol=1e-5)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    *('kept', 'kept.json', 'sampled.json'),
+  ]
 
 
 def test_samples_of_anybody(server, photos, tmp_path):
