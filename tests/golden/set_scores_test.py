@@ -108,7 +108,6 @@ class StandIn(set_features.SetNetwork):
     }
 
 
-@pytest.mark.slow
 def test_adm_end_to_end(tmp_path):
   left_out = {
     'out.*.radii': 'float16',
