@@ -205,14 +205,13 @@ def page(made: Account) -> str:
   """Describes an account as a section of Markdown."""
   count = len(made.sizes)
   lines = []
-  for name, (before, after) in made.lines().items():
+  for name, both in made.lines().items():
     claim = CLAIMS.get(name)
     lines.append(
       [
         _LABELS[name],
-        _short(before),
-        _short(after),
-        f'{1 - after / before:.1%}',
+        *(_short(value, billions=name == 'parameters') for value in both),
+        f'{1 - both[1] / both[0]:.1%}',
         f'{claim[0]} to {claim[1]}: {claim[2]:.1%}' if claim else 'not given',
       ]
     )
@@ -259,9 +258,11 @@ def page(made: Account) -> str:
   )
 
 
-def _short(value: float | int) -> str:
-  """A number with a prefix of the decimal system, as 1.23 G."""
+def _short(value: float | int, *, billions: bool = False) -> str:
+  """A number with a decimal prefix, as 1.23 G, or 1.23 B where things count."""
   size, name = next((p for p in _PREFIXES if value >= p[0]), (1.0, ''))
+  if billions and name == 'G':
+    name = 'B'
   return f'{tables.number(float(value / size))} {name}'.rstrip()
 
 

@@ -1,9 +1,13 @@
+import pathlib
+
 import pytest
 
 from selfboottok_jax.presets import ablations
 from selfboottok_jax.stages import ablation, ablation_cost
 from selfboottok_jax.training import logging as logging_lib
 from tests import tiny
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'results' / 'scaling.md'
 
 
 def _account() -> ablation_cost.Account:
@@ -81,3 +85,26 @@ def test_cost_of_a_row_is_that_of_its_runs(runs):
     logging_lib.seconds(folder / logging_lib.METRICS) for folder in folders
   )
   assert found['parameters'][0] == ablation.count_parameters(plan.scored.model)
+
+
+@pytest.mark.parametrize('base', ['photos64', 'imagenet256'])
+def test_the_page_has_the_parameters_of_the_presets(base):
+  text = PAGE.read_text()
+  section = text.partition(f'## {base}\n')[2].partition('\n## ')[0]
+  settings = ablation.Settings(base)
+  for size in ('10m', '600m'):
+    plan = ablation.plan(ablations.find(f'figure6/{size}'), settings)
+    model = plan.scored.model
+    forward = ablation_cost.forward_flops(model)
+    assert (
+      f'| {size} | {ablation.count_parameters(model):,} | '
+      f'{ablation_cost._short(forward)} |'
+    ) in section
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_page_is_what_the_code_counts():
+  """Traces twelve trainings; the other section is made the same way."""
+  made = ablation_cost.account(ablation.Settings('photos64'))
+  assert ablation_cost.page(made).strip() in PAGE.read_text()
