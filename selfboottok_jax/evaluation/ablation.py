@@ -103,6 +103,15 @@ class Grid:
   head: Sequence[str]
   body: Sequence[tuple[str, Sequence[Cell]]]
 
+  @property
+  def names(self) -> list[str]:
+    """The heads with what they are of, where no heading stands above them."""
+    of = [of for of, count in self.groups for _ in range(count)]
+    return [
+      f'{name} of {of}' if of in (SAMPLES, RECONSTRUCTIONS) else name
+      for name, of in zip(self.head, of, strict=True)
+    ]
+
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
@@ -258,10 +267,11 @@ def _text(metric: str, found: Sequence[float | int]) -> str:
   mean, spread = mean_and_spread(found)
   if metric == 'parameters':
     return f'{round(mean):,}'
-  if spread is None:
-    return tables.number(float(mean))
+  # Costs do not depend on the seed.
+  if spread is None or (metric in COSTS and spread <= 1e-9 * mean):
+    return tables.number(mean)
   # Two digits of the spread, and the mean to the same place.
-  digits = 4 if spread == 0 else max(0, 1 - math.floor(math.log10(spread)))
+  digits = max(0, 1 - math.floor(math.log10(spread))) if spread else 4
   digits = min(digits, 6)
   return f'{mean:,.{digits}f} ± {spread:,.{digits}f}'
 
@@ -293,13 +303,8 @@ def _markdown(
   for table in filled:
     parts.append(f'## {table.title}')
     for grid in table.grids:
-      of = [of for of, count in grid.groups for _ in range(count)]
-      head = [
-        f'{name} of {of}' if of in (SAMPLES, RECONSTRUCTIONS) else name
-        for name, of in zip(grid.head, of, strict=True)
-      ]
       rows = [[label, *map(cell, cells)] for label, cells in grid.body]
-      parts.append(markdown.table(['', *head], rows))
+      parts.append(markdown.table(['', *grid.names], rows))
     notes = [
       *(f'**{label}** failed: {why}' for label, why in table.failed),
       *table.notes,

@@ -59,6 +59,9 @@ def test_a_table_has_the_papers_numbers_and_says_what_was_not_run():
   assert filled.grids[0].groups == [
     *(('', 1), ('samples', 2), ('reconstructions', 2)),
   ]
+  assert filled.grids[0].names[1:4] == [
+    *('fid ↓ of samples', 'fd_hog ↓ of samples', 'rfid ↓ of reconstructions'),
+  ]
   parameters = ablation.COSTS['parameters']
   assert _grid(filled, 1)['Full'][parameters] == ('1,234,567', '')
   assert filled.failed == [('SoftVQ', 'no disk')]
@@ -90,6 +93,12 @@ def test_the_inflated_ssim_stands_where_the_paper_has_one():
 def test_digits_follow_the_spread(values, text):
   made = [_value('full', i, 'psnr', value) for i, value in enumerate(values)]
   assert _grid(ablation.fill(TABLE, made, {}))['Full']['psnr ↑'] == (text, '')
+
+
+def test_costs_that_no_seed_changes_have_no_spread():
+  made = [_value('full', i, 'train_pflops', 5.6e-4, 'cost') for i in range(2)]
+  head = ablation.COSTS['train_pflops']
+  assert _grid(ablation.fill(TABLE, made, {}), 1)['Full'][head][0] == '5.60e-04'
 
 
 def test_files_are_written_and_read_back(tmp_path):
