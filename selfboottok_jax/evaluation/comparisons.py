@@ -104,9 +104,9 @@ def compare(
     )
     psnr = float(np.mean(scores.psnr(originals, made)))
     rows.append(Row(label, made, psnr))
-  steps = ', '.join(f'{k} {t.step:,}' for k, t in tokenizers.items())
+  steps = ', '.join(f'{k} at {t.step:,}' for k, t in tokenizers.items())
   return Comparison(
     rows,
     f'{len(originals)} pictures of {source}, centre crops; PSNR of these '
-    f'pictures, data range 1, per image then mean; EMA weights of step {steps}',
+    f'pictures, data range 1, per image then mean; EMA weights; steps: {steps}',
   )

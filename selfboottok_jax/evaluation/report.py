@@ -24,6 +24,7 @@ from jaxtyping import UInt8
 
 from selfboottok_jax import errors, files, inference, trees
 from selfboottok_jax.evaluation import (
+  ablation,
   beside_paper,
   cost,
   evaluate,
@@ -101,6 +102,7 @@ class Report:
     comparisons: reconstructions of the same images by several runs.
     samples: generated images.
     scores: measured numbers.
+    ablations: tables of launch.ablate, by the name of its folder.
     costs: the cost card of each run.
     notes: sentences for the reader.
     has_paper: whether to show the paper's tables beside the runs.
@@ -118,6 +120,7 @@ class Report:
   comparisons: Sequence[comparisons_lib.Comparison] = ()
   samples: Sequence[Samples] = ()
   scores: Sequence[scores_lib.Score] = ()
+  ablations: Sequence[tuple[str, Sequence[ablation.Filled]]] = ()
   costs: Mapping[str, cost.Card] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
   has_paper: bool = False

@@ -9,12 +9,14 @@ from jaxtyping import UInt8
 
 from selfboottok_jax import data, errors, files, inference, sizes
 from selfboottok_jax.evaluation import (
+  ablation,
   comparisons,
   cost,
   evaluate,
   report,
 )
 from selfboottok_jax.evaluation import scores as scores_lib
+from selfboottok_jax.presets import ablations as presets
 from selfboottok_jax.training import checkpointing
 from selfboottok_jax.training import logging as logging_lib
 
@@ -39,7 +41,8 @@ def make_page(
   What is not at hand, photographs or a tokenizer, leaves a note on the page.
 
   Args:
-    workdirs: of the runs, by the name that the page has for each.
+    workdirs: of the runs, by the name that the page has for each; folders of
+      launch.ablate are shown as their tables.
     tokenizer: workdir of the tokenizer that decodes for generators; '' takes
       the one that a generator was trained on, if it is among the runs.
     pictures: held-out pictures to reconstruct, in any form of photographs; ''
@@ -53,6 +56,7 @@ def make_page(
     UserError: a folder that is no run, `pictures` that cannot be read, or a
       `tokenizer` that does not decode for a generator.
   """
+  ablations, workdirs = _ablations(workdirs)
   configs = {
     name: checkpointing.read_config(workdir, '--runs')
     for name, workdir in workdirs.items()
@@ -83,6 +87,7 @@ def make_page(
       for name, of_run in found.items()
       for s in of_run
     ],
+    ablations=ablations,
     # Imported runs have no card.
     costs={
       name: cost.read(workdir)
@@ -92,6 +97,33 @@ def make_page(
     notes=told,
     has_paper=True,
   )
+
+
+def _ablations(
+  workdirs: Mapping[str, str],
+) -> tuple[list[tuple[str, list[ablation.Filled]]], dict[str, str]]:
+  """Reads the tables of folders that launch.ablate filled.
+
+  Returns:
+    The tables by folder, and the other folders.
+  """
+  shown, others = [], {}
+  for name, workdir in workdirs.items():
+    values = ablation.read(workdir)
+    if not values:
+      others[name] = workdir
+      continue
+    tables = [
+      ablation.Table(
+        table,
+        title,
+        {row.name: row.title for row in presets.ROWS if row.table == table},
+      )
+      for table, title in presets.TABLES.items()
+      if any(value.table == table for value in values)
+    ]
+    shown.append((name, [ablation.fill(t, values, {}) for t in tables]))
+  return shown, others
 
 
 def read_run(name: str, workdir: str, config: Mapping[str, Any]) -> report.Run:

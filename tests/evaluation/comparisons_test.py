@@ -52,7 +52,7 @@ def test_all_tokenizers_see_the_same_pictures():
   assert made.rows[0].psnr is None
   # 51 is a fifth of the range: 20 log10(5).
   np.testing.assert_allclose(made.rows[2].psnr, 20 * np.log10(5), rtol=1e-6)
-  for told in ('2 pictures of a set', 'near 1,000', 'far 1,000'):
+  for told in ('2 pictures of a set', 'near at 1,000', 'far at 1,000'):
     assert told in made.protocol
   assert made.differences(made.rows[0]) is None
   assert (

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from selfboottok_jax import errors
-from selfboottok_jax.evaluation import evaluate, report, scores
+from selfboottok_jax.evaluation import ablation, evaluate, report, scores
 from selfboottok_jax.stages import page
+from tests.evaluation import page as page_lib
 
 
 @pytest.mark.parametrize(
@@ -130,3 +131,23 @@ def test_a_training_that_has_just_begun_has_a_page(runs, tmp_path):
   made = page.make_page({'tok': str(tmp_path / 'tok')})
   assert made.notes == ['tok has no checkpoint yet, and no reconstructions.']
   assert made.runs[0].steps == 0
+
+
+def test_an_ablation_is_shown_as_its_tables(tmp_path):
+  value = ablation.Value(
+    *('table3', 'softvq', 'SoftVQ', 0, 'rfid', 'reconstructions', 3.25),
+    {'count': 10},
+  )
+  ablation.write(tmp_path, 'title', [], [], [value], {})
+  made = page.make_page({'abl': str(tmp_path)})
+  assert not made.runs
+  ((name, (filled,)),) = made.ablations
+  assert name == 'abl'
+  assert len(filled.grids[0].body) == 5
+  read = page_lib.Page(report.render(made))
+  rows = [[' '.join(cell.split()) for cell in row] for row in read.rows]
+  (row,) = (row for row in rows if '3.25paper 0.88' in row)
+  assert row[0].startswith('SoftVQ')
+  assert 'rfid ↓ of reconstructions' in rows[0]
+  text = report.write_report(made, tmp_path / 'out').with_suffix('.md')
+  assert ' 3.25 (paper: 0.88) |' in text.read_text()
