@@ -61,9 +61,11 @@ class SetNetwork:
     return trees.weights_hash(self.network.params)
 
   @property
-  def protocol(self) -> dict[str, str]:
+  def protocol(self) -> dict[str, Any]:
     """Part of a score's protocol."""
     resize = getattr(self.network, 'resize', None)
+    # Networks without weights have one.
+    patch_size = getattr(self.network, 'patch_size', None)
     if isinstance(self.network, vision.VisionTransformer):
       patch = self.network.vit.patch_size
       height, width = (side * patch for side in self.network.vit.grid)
@@ -72,10 +74,11 @@ class SetNetwork:
       'network': self.name,
       'weights': self.weights,
       **({'resize': resize} if resize else {}),
+      **({'patch_size': patch_size} if patch_size else {}),
     }
 
   @property
-  def identity(self) -> dict[str, str]:
+  def identity(self) -> dict[str, Any]:
     """All that its features depend on besides the images, as texts."""
     fields = {
       field.name: repr(getattr(self.network, field.name))

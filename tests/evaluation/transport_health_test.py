@@ -22,7 +22,9 @@ def _output(tokens):
   return tokenizer.TokenizerOutput(nothing, tokens, {'local2d': tokens}, {})
 
 
-@pytest.mark.parametrize('width', [DIM, 4])
+@pytest.mark.parametrize(
+  'width', [4, pytest.param(DIM, marks=pytest.mark.slow)]
+)
 def test_each_image_has_its_own_plan(network, width):
   images = tiny.images(3)
   tokens = jnp.asarray(
