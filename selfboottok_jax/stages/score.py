@@ -225,6 +225,9 @@ def score_tokenizer(
     has_codes=True,
     trained=tokenizer.config,
   )
+  health = None
+  if transport_health.METRIC in plan.codes:
+    health = _transport(name, tokenizer)
   mesh = sharding.make_mesh(fsdp=1)
   size = sizes.canonical(tokenizer.image_size)
   batches = _open_trained(config, tokenizer.config['data'], mesh)
@@ -233,15 +236,8 @@ def score_tokenizer(
     references.of_batches, batches, image_size=size
   )
   measure = measuring.Measuring(
-    plan,
-    mesh,
-    openers,
-    image_size=size,
-    convention=config.convention,
+    plan, mesh, openers, image_size=size, convention=config.convention
   )
-  health = None
-  if transport_health.METRIC in plan.codes:
-    health = _transport(name, tokenizer)
   reconstruct = measuring.Reconstructing(
     tokenizer, mesh, with_codes=bool(plan.codes), health=health
   )
@@ -343,11 +339,7 @@ def score_generator(
       references.of_batches, batches, image_size=size
     )
   measure = measuring.Measuring(
-    plan,
-    mesh,
-    openers,
-    image_size=size,
-    convention=config.convention,
+    plan, mesh, openers, image_size=size, convention=config.convention
   )
   decoder = generator.tokenizer
   common = {
@@ -429,9 +421,11 @@ def score_samples(
   if pairs:
     originals = image_sets.open_images(pairs, flag='pairs', split=split)
     of_originals = image_sets.pair(made, originals)
-    # In the order of the originals, as a tokenizer's run has it.
-    rows = np.argsort(of_originals, kind='stable')
-    of_originals = of_originals[rows]
+    if isinstance(made.source, data.PictureSource):
+      # In the order of the originals, as a tokenizer's run has it. An .npz file
+      # is read as it is.
+      rows = np.argsort(of_originals, kind='stable')
+      of_originals = of_originals[rows]
     common |= {
       'reference': originals.path,
       'reference_fingerprint': originals.fingerprint[:12],

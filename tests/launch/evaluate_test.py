@@ -62,6 +62,20 @@ def test_a_folder_of_reconstructions_scores_as_its_run(
     )
     found[place] = _read(out)
   assert found['made'] == found['made.npz']
+  # Another order, which the names tell.
+  with np.load(tmp_path / 'made.npz') as arrays:
+    images, names = arrays['arr_0'][::-1], arrays['names'][::-1]
+  np.savez(tmp_path / 'turned.npz', arr_0=images, names=names)
+  _run(
+    server,
+    f'--samples={tmp_path / "turned.npz"}',
+    f'--pairs={photos}',
+    metrics,
+    f'--out={tmp_path / "turned.json"}',
+  )
+  turned = _read(tmp_path / 'turned.json')
+  for metric, value in found['made'].items():
+    np.testing.assert_allclose(turned[metric], value, rtol=1e-5)
   for place in found:
     out = tmp_path / f'{place}.json'
     _run(
