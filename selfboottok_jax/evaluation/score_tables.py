@@ -78,8 +78,12 @@ def arrange(found: Sequence[scores.Score]) -> ScoreTables:
   titles = (*_ORDER, *FOLDED)
   # Footnotes are counted in the order of the page.
   found = sorted(found, key=lambda score: titles.index(_kind(score.metric)))
-  hows = [_told(s.protocol, lambda key: key not in _OF_RUN) for s in found]
-  states = [_told(s.protocol, lambda key: key in _OF_RUN) for s in found]
+  hows = [_told(s.protocol, set(s.protocol).difference(_OF_RUN)) for s in found]
+  # In one order of keys, so that equal states have one mark.
+  states = [
+    _told({k: s.protocol.get(k) for k in _OF_RUN}, set(s.protocol))
+    for s in found
+  ]
   numbers = _marks(hows, lambda index: str(index + 1))
   letters = _marks(states, _letter)
   by_kind: dict[str, list[_Marked]] = {}
@@ -98,8 +102,8 @@ def arrow(metric: str) -> str:
   return directions[scores.higher_is_better(metric)]
 
 
-def _told(protocol: Mapping[str, Any], wanted: Callable[[str], bool]) -> str:
-  return scores.in_words({k: v for k, v in protocol.items() if wanted(k)})
+def _told(protocol: Mapping[str, Any], wanted: set[str]) -> str:
+  return scores.in_words({k: v for k, v in protocol.items() if k in wanted})
 
 
 def _marks(texts: Iterable[str], mark: Callable[[int], str]) -> dict[str, str]:

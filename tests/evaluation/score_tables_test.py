@@ -90,6 +90,16 @@ def test_warnings_and_directions_are_told():
   assert '3 of 2,048 needed' in made.footnotes[0][1]
 
 
+def test_equal_states_are_one_in_any_order():
+  made = score_tables.arrange(
+    [
+      _score('a', 'psnr', 1.0, step=1, backend='cpu'),
+      _score('a', 'fd_hog', 1.0, backend='cpu', step=1),
+    ]
+  )
+  assert made.footnotes == [('a', 'step 1; backend cpu')]
+
+
 def test_many_states_have_letters():
   found = [_score(f'r{i}', 'psnr', 1.0, step=i) for i in range(28)]
   marks = [mark for _, mark in score_tables.arrange(found).groups[0].runs]
