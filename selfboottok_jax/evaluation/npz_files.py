@@ -109,8 +109,8 @@ class NpzFile:
       for first in range(0, self.shapes[name][0], batch_size):
         count = min(batch_size, self.shapes[name][0] - first)
         content = file.read(count * height * width * 3)
-        images = np.frombuffer(content, np.uint8)
-        images = images.reshape(count, height, width, 3)
+        pixels = np.frombuffer(content, np.uint8)
+        images = pixels.reshape(count, height, width, 3)
         padding = ((0, batch_size - count), (0, 0), (0, 0), (0, 0))
         mine = slice(process_index * share, (process_index + 1) * share)
         yield {
