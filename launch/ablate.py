@@ -260,7 +260,14 @@ class _Ablation:
       made.append(
         self._score(plan, seed, tables_lib.SAMPLES, name, needs, plan.generator)
       )
-    return [job for job in made if job is not None]
+    found = [job for job in made if job is not None]
+    if not found:
+      raise errors.ConfigError(
+        f'--metrics={",".join(_METRICS.value)} has nothing for '
+        f'{plan.row.path}, which trains no generator; add one of '
+        'reconstructions, as psnr'
+      )
+    return found
 
   def _score(
     self,

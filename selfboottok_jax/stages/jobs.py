@@ -87,8 +87,8 @@ def run(
     places: variables of the environment for each job that runs at a time, as
       `share_devices` makes them.
     say: called with a line when a job starts and ends.
-    on_end: called with a job that is done and '', or with the reason of its
-      failure.
+    on_end: called with a job that ran and '', or with the reason for which it
+      failed or could not start.
     kept: an open file, see `locked`, that jobs keep open too.
 
   Returns:
@@ -129,7 +129,7 @@ def run(
             continue
           elif job.is_done():
             waiting.remove(job)
-            end(job, '')
+            done.add(job.name)
           elif free:
             waiting.remove(job)
             place = free.pop(0)

@@ -49,6 +49,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
     (('--rows=table3', '--jobs=-1', workdir), '--jobs=-1'),
     (('--rows=table3', '--budget=0', workdir), '--budget'),
     (('--rows=table3', '--metrics=psnrr', workdir), 'psnrr'),
+    (
+      ('--rows=figure5/g', '--metrics=fid', workdir),
+      'has nothing for figure5/g',
+    ),
     (('--rows=data/more', workdir), '--more_data=PATH'),
     (('--rows=table3', '--config.train.seed=1', workdir), 'use --seeds'),
     (
@@ -66,12 +70,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
 
 @pytest.mark.slow
 def test_rows_share_trainings_and_fill_a_table(tmp_path):
-  arguments = ablations.flags(
+  arguments = [
     '--rows=figure6/10m,fusion/residual',
+    *ablations.flags('tokenizer', 'scaling', 'generator'),
     f'--workdir={tmp_path}',
-    # In its last phase from the start: one program in place of two.
-    '--config.evaluate.labels=balanced',
-  )
+  ]
   with commands.spawn('ablate', *arguments) as process:
     out, err = process.communicate()
   assert process.returncode == 0, (out, err)
@@ -89,12 +92,10 @@ def test_rows_share_trainings_and_fill_a_table(tmp_path):
     samples = [v for v in metrics.values() if v.of == ablation.SAMPLES]
     assert samples
     assert all(v.protocol['seed'] == 0 for v in samples)
-  # Stage 2's aligner is stage 1's in size.
-  counts = {v.value for v in values if v.metric == 'parameters'}
-  assert len(counts) == 1
-  # The generator costs the same; stage 2 comes on top.
-  costs = {v.table: v.value for v in values if v.metric == 'train_pflops'}
-  assert costs['figure6'] > costs['fusion']
+  # Stage 1 and the generator cost the same; stage 2 comes on top.
+  for metric in ('parameters', 'train_pflops'):
+    costs = {v.table: v.value for v in values if v.metric == metric}
+    assert costs['figure6'] > costs['fusion']
   page = (tmp_path / 'ablation.html').read_text()
   assert 'share some: 3 are run' not in page
   assert 'paper 1.56' in page
@@ -110,13 +111,6 @@ def test_rows_share_trainings_and_fill_a_table(tmp_path):
   assert 'holds rows of budget=1.0' in err
 
 
-def _wait_for(process, text) -> None:
-  for line in process.stdout:
-    if text in line:
-      return
-  raise AssertionError(f'ended without {text!r}: {process.stderr.read()}')
-
-
 def _checkpoints(run) -> dict[str, tuple[int, bytes]]:
   return {
     str(path.relative_to(run)): (path.stat().st_mtime_ns, path.read_bytes())
@@ -125,24 +119,27 @@ def _checkpoints(run) -> dict[str, tuple[int, bytes]]:
   }
 
 
+# Nothing is fetched, so that the row with DINOv2 fails.
+OFFLINE = {'HF_HUB_OFFLINE': '1'}
+
+
 @pytest.mark.faults
 def test_killed_ablations_go_on_where_they_were(tmp_path):
   """kill -9 twice, with a row that fails beside one that does not."""
-  arguments = ablations.flags(
+  arguments = [
     *('--rows=figure5/g,figure5/g_l1,table2/dinov2', '--metrics=psnr'),
+    *ablations.flags('tokenizer'),
     '--config.tokenizer.train.steps=20',
     '--config.tokenizer.checkpoint.every=4',
     f'--workdir={tmp_path / "killed"}',
-  )
+  ]
   first, second = (
     tmp_path / 'killed' / 'runs' / f'{name}_tokenizer_seed0'
     for name in ('figure5_g', 'table3_g_l1')
   )
-  for begun, saved in (('', first), ('figure5_g_tokenizer', second)):
-    del begun
-    with commands.spawn('ablate', *arguments) as process:
-      deadline = time.monotonic() + 600
-      while time.monotonic() < deadline:
+  for saved in (first, second):
+    with commands.spawn('ablate', *arguments, **OFFLINE) as process:
+      while process.poll() is None:
         if (checkpointing.latest_step(str(saved)) or 0) >= 4:
           break
         time.sleep(0.02)
@@ -152,7 +149,7 @@ def test_killed_ablations_go_on_where_they_were(tmp_path):
     assert len(children) == 1
     assert processes.ended(children)
   finished = _checkpoints(first)
-  with commands.spawn('ablate', *arguments) as process:
+  with commands.spawn('ablate', *arguments, **OFFLINE) as process:
     out, err = process.communicate()
   # Row table2/dinov2 has no weights here.
   assert process.returncode == 1, (out, err)

@@ -82,21 +82,14 @@ def test_what_is_done_is_skipped_and_failures_go_no_further(command, tmp_path):
     'lost': 'needs bad, which failed',
     'more': 'needs lost, which failed',
   }
-  assert dict(ended) == {'done': '', 'good': '', **failed}
+  assert dict(ended) == {'good': '', **failed}
   assert 'error: this is why' in (tmp_path / 'logs' / 'bad.log').read_text()
 
 
 def test_jobs_run_side_by_side_each_in_a_place(command, tmp_path):
-  # Each waits for a file that the third, which needs one of them, is not.
   places = [{'PLACE': 'first'}, {'PLACE': 'second'}]
-  seen = []
-
-  def end_both(job, reason):
-    seen.append(job.name)
-
   made = [command('a', seconds=60), command('b', seconds=60)]
-  watcher = command('end', done=True)
-  # A job that is done ends at once; the two have to have started by themselves.
+  # They end when both have started. One after the other would be in one place.
   with subprocess.Popen(
     [
       *(sys.executable, '-c'),
@@ -108,15 +101,9 @@ def test_jobs_run_side_by_side_each_in_a_place(command, tmp_path):
       str(tmp_path),
     ]
   ):
-    failed = jobs.run(
-      [*made, watcher],
-      tmp_path / 'logs',
-      places,
-      say=lambda _: None,
-      on_end=end_both,
-    )
+    failed, ended = _run(tmp_path, made, places)
   assert not failed
-  assert sorted(seen) == ['a', 'b', 'end']
+  assert sorted(ended) == [('a', ''), ('b', '')]
   assert (tmp_path / 'a').read_text() == 'first'
   assert (tmp_path / 'b').read_text() == 'second'
 
