@@ -151,6 +151,7 @@ def score_run(
       )
     count = config.num_samples if num_samples is None else num_samples
     errors.require(count >= 2, 'num_samples', count, '2 or more')
+    scales = _check_scales(config)
     generator = inference.load_generator(
       workdir, tokenizer=tokenizer, step=step, ema=ema
     )
@@ -159,7 +160,10 @@ def score_run(
       config,
       workdir,
       generator,
-      _guided(config, generator.sampling),
+      [
+        dataclasses.replace(generator.sampling, guidance_scale=scale)
+        for scale in scales or (generator.sampling.guidance_scale,)
+      ],
       sample_folder.make_labels(
         [config.labels],
         count,
@@ -605,10 +609,8 @@ def _names(batches: data.EvalBatches) -> list[str]:
   return [names[i] if names is not None else f'{i:06d}' for i in order]
 
 
-def _guided(
-  config: Config, sampling: inference.Sampling
-) -> list[inference.Sampling]:
-  """Settings of sampling for each scale of guidance of the configuration."""
+def _check_scales(config: Config) -> tuple[float, ...]:
+  """The scales of guidance of the configuration, which are finite numbers."""
   scales = tuple(config.guidance_scales)
   for scale in scales:
     if not isinstance(scale, int | float) or not math.isfinite(scale):
@@ -616,10 +618,7 @@ def _guided(
         f'guidance_scales={scales}; wanted numbers, as '
         '--config.guidance_scales="(1.0, 1.5)"'
       )
-  return [
-    dataclasses.replace(sampling, guidance_scale=scale)
-    for scale in scales or (sampling.guidance_scale,)
-  ]
+  return scales
 
 
 def _open_trained(

@@ -54,9 +54,9 @@ def _assert_close(one, other, tolerance):
   assert one.keys() == other.keys()
   assert {name for _, name in one} >= {
     'loss',
-    'velocity',
-    'cls',
-    'alignment',
+    'loss/velocity',
+    'loss/cls',
+    'loss/alignment',
     'val/velocity_loss',
     'val/cls_loss',
   }

@@ -168,7 +168,8 @@ def test_reg_is_the_weighted_sum_of_its_terms(tokenizer_params):
   task = generators.make_task(
     tokenizer_params, cls=0.3, align=0.7, velocity_cosine=0.2
   )
-  value, terms = _loss(task)(0)
+  value, logged = _loss(task)(0)
+  terms = {name.removeprefix('loss/'): term for name, term in logged.items()}
   assert set(terms) == {'velocity', 'cosine', 'cls', 'alignment'}
   weights = {'velocity': 1, 'cosine': 0.2, 'cls': 0.3, 'alignment': 0.7}
   np.testing.assert_allclose(
@@ -194,7 +195,7 @@ def test_reg_is_the_weighted_sum_of_its_terms(tokenizer_params):
 def test_five_modes_of_alignment(tokenizer_params, mode, terms):
   task = generators.make_task(tokenizer_params, align_mode=mode)
   value, found = _loss(task)(0)
-  assert set(found) == terms
+  assert set(found) == {f'loss/{term}' for term in terms}
   assert np.isfinite(value)
   params = jax.eval_shape(task.init, jax.random.key(0))[0]['generator']
   assert ('projector' in params) == (mode != 'off')

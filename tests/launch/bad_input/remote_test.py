@@ -160,8 +160,8 @@ def test_the_home_folder(refused, home):
       ("~/runs/generator is a run of task 'generator'",),
     ),
     'report: runs': (
-      ('report', '--runs=~/runs/softvq,~/runs/generator', '--out={new}'),
-      ('--tokenizer not given; ~/runs/generator is a generator',),
+      ('report', '--runs=~/runs/softvq,~/runs', '--out={new}'),
+      ('--runs=~/runs is no run',),
     ),
     'report: out': (
       ('report', '--runs={runs}/softvq', '--out=~/file/page'),
