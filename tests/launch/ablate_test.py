@@ -69,6 +69,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rows_share_trainings_and_fill_a_table(tmp_path):
   arguments = [
     '--rows=figure6/10m,fusion/residual',
