@@ -18,8 +18,14 @@ def _metrics(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'task',
-  # A scaled tokenizer has a critic and a base too.
-  [pytest.param('tokenizer', marks=pytest.mark.long), 'scaling', 'generator'],
+  [
+    # Tokenizers have a critic, and a scaled one has a base too.
+    *(
+      pytest.param(task, marks=pytest.mark.long)
+      for task in ('tokenizer', 'scaling')
+    ),
+    'generator',
+  ],
 )
 def test_two_processes_train_as_one(task, server, runs, tmp_path):
   arguments = [f'--config=tests/launch/tiny.py:{task}']
