@@ -282,11 +282,17 @@ class _Ablation:
     metrics = _metrics_of(of)
     if _METRICS.value and not metrics:
       return None
-    how = _as_flags(_evaluate_changes(self._settings))
+    changes = _evaluate_changes(self._settings)
+    has_reference = of == tables_lib.SAMPLES and bool(_REFERENCE.value)
+    if has_reference:
+      # It takes the place of these images.
+      for key in ('data.path', 'data.source', 'data.num_images'):
+        changes.pop(key, None)
+    how = _as_flags(changes)
     if metrics:
       how.append(f'--metrics={",".join(metrics)}')
-    if of == tables_lib.SAMPLES:
-      how += [f'--reference={_REFERENCE.value}'] * bool(_REFERENCE.value)
+    if has_reference:
+      how.append(f'--reference={_REFERENCE.value}')
     run = self._run(training, seed)
     # Other metrics of the same run are another file.
     key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]

@@ -38,6 +38,25 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(server, tmp_path):
   assert not workdir.exists()
 
 
+def test_a_reference_takes_the_place_of_the_images(server, photos, tmp_path):
+  result = server.run(
+    'ablate',
+    *('--rows=fusion/residual', '--dry_run', '--reference=real.npz'),
+    *(f'--config.data.path={photos}', '--config.evaluate.data.num_images=9'),
+    f'--workdir={tmp_path / "ablation"}',
+  )
+  assert result.code == 0, result.err
+  samples, reconstructions = sorted(
+    (x for x in result.out.splitlines() if '-m launch.evaluate' in x),
+    key=lambda line: '--tokenizer=' not in line,
+  )
+  assert '--reference=real.npz' in samples
+  assert '--config.data.' not in samples
+  assert f'--config.data.path={photos}' in reconstructions
+  assert '--config.data.num_images=9' in reconstructions
+  assert '--reference' not in reconstructions
+
+
 def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
   workdir = f'--workdir={tmp_path / "ablation"}'
   for arguments, told in (
