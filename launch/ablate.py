@@ -377,6 +377,13 @@ def _evaluate_changes(settings: ablation.Settings) -> dict[str, Any]:
     for k, v in changes.items()
     if k.startswith(prefix)
   }
+  scales = own.get('guidance_scales', ())
+  if len(scales) > 1:
+    # They would be taken for values of several seeds.
+    raise errors.ConfigError(
+      f'--config.evaluate.guidance_scales={scales}; wanted one scale for a '
+      'table, and a folder for each'
+    )
   return images | own
 
 

@@ -81,6 +81,13 @@ def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
     (('--rows=table3', '--config.model.token_dims=1', workdir), 'is no key'),
     (('--rows=figure5', '--config.tokenizer.loss.kl=-1', workdir), 'loss.kl'),
     (('--rows=figure5', '--config.data.path=lost', workdir), 'lost'),
+    (
+      (
+        *('--rows=fusion', '--base=quickstart', '--dry_run', workdir),
+        '--config.evaluate.guidance_scales=(1.0,2.0)',
+      ),
+      'wanted one scale',
+    ),
     (('--rows=figure5', workdir), 'path of the photographs is empty'),
   ):
     assert told in server.run('ablate', *arguments).error
