@@ -305,9 +305,13 @@ class SetMeasurement:
       protocol |= reference.protocol
       if key:
         width = self.wanted.width(key)
+        # A file may have statistics of other images than those beside them.
+        reference_count = reference.gaussian(key).count
+        if reference_count:
+          protocol['reference_count'] = reference_count
         for what, count in (
           ('images', self.count),
-          ('reference images', reference.count),
+          ('reference images', reference_count),
         ):
           if 0 < count <= width:
             warnings.append(

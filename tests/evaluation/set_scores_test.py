@@ -175,6 +175,15 @@ def test_biased_counts_carry_a_warning(tmp_path):
   )
 
 
+def test_features_are_counted_where_a_file_has_statistics_too(tmp_path):
+  """Statistics of unknown images beside images hide no count of these."""
+  measurement = _measure([sets.Colours()], ('fd_colours',), sets.images(40))
+  few = _reference(measurement, sets.images(12, seed=1), tmp_path)
+  ((_, _, protocol),) = measurement.finish(dataclasses.replace(few, count=0))
+  assert protocol['reference_count'] == 12
+  assert protocol['warning'].startswith('12 reference images for 12 features')
+
+
 def test_warnings_of_statistics_and_random_weights(tmp_path):
   rows = sets.pool(sets.images(40, seed=3))
   np.savez(
