@@ -399,7 +399,7 @@ def _config_file(name: str) -> str:
 
 
 def _python_path() -> str:
-  """Where the commands find what this one has found."""
+  """PYTHONPATH for the commands, so that they import this same checkout."""
   given = os.environ.get('PYTHONPATH')
   return os.pathsep.join([str(_ROOT), *([given] if given else [])])
 
@@ -409,7 +409,7 @@ def _is_trained(run: pathlib.Path, training: ablation.Training) -> bool:
 
 
 def _settings_of(settings: ablation.Settings) -> dict[str, Any]:
-  """What may not change while runs of an ablation are there."""
+  """The settings that are fixed for a folder once it holds runs."""
   changes = {
     key: value
     for key, value in settings.changes.items()

@@ -303,7 +303,7 @@ class PictureSource:
 
   @property
   def prefix(self) -> str:
-    """What stands before the names in the data set, as 'val/'."""
+    """The folder of the split, as 'val/'; names leave it out."""
     return self._split.prefix
 
   # grain prints its sources, and a path is all that a reader wants to see.

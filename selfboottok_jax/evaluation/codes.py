@@ -112,7 +112,7 @@ class CodeStatistics:
         name: float(np.mean(np.concatenate(parts)))
         for name, parts in every.items()
       }
-    # Of all groups first.
+    # Scores of all groups together stand first.
     return [
       (name, values[name], {'description': how, 'count': self.count})
       for family, how in PROTOCOLS.items()

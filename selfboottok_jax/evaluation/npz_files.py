@@ -20,6 +20,8 @@ from selfboottok_jax import errors, files
 IMAGES = 'arr_0'
 # The first is what a type checker calls the second.
 _Member: TypeAlias = IO[bytes] | zipfile.ZipExtFile
+# The errors of reading a damaged archive; zipfile raises NotImplementedError
+# for a damaged field that would name another compression.
 _DAMAGE = (
   *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError),
   *(NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error),

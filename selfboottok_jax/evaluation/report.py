@@ -366,7 +366,7 @@ def _curves(
 def _deviations(
   configs: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[published.Deviation, str]]:
-  """What the paper leaves open, and the value that each run has for it."""
+  """Lists the choices that the paper leaves open, with each run's value."""
   flat = {name: trees.flatten(config) for name, config in configs.items()}
   found = []
   for deviation in published.deviations():

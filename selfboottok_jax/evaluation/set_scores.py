@@ -290,7 +290,10 @@ class SetMeasurement:
     reference: references.Reference | None = None,
     key: str = '',
   ) -> dict[str, Any]:
-    """How a score was measured; `key` is what a distance compares."""
+    """Collects how a score was measured, for its protocol.
+
+    `key` names the features that a Frechet distance compares, '' for others.
+    """
     protocol: dict[str, Any] = {
       'backend': jax.default_backend(),
       **network.protocol,

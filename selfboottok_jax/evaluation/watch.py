@@ -1,7 +1,7 @@
-"""What a training is watched by besides PSNR, on the same reconstructions.
+"""Observers of the reconstructions that a training makes at an evaluation.
 
-Perceptual distances, the Frechet distance of features, and a picture. All
-processes compute, and all get the same numbers.
+They measure perceptual distances and the Frechet distance of features beside
+PSNR, and draw a picture. All processes compute, and all get the same numbers.
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data = ml_collections.ConfigDict()
   config.data.source = ''
   config.data.path = ''
-  # Of all sets of images that have splits.
+  # The split that is read of every set of images that has splits.
   config.data.split = 'val'
   config.data.num_images = 0  # 0 is all
   config.data.batch_size = 64
@@ -21,7 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Resize of Inception and parts of the inception score: adm, pytorch_fid or
   # torch_fidelity.
   config.convention = 'adm'
-  # Of a generator: samples, and 'random' or 'balanced' classes of them.
+  # How many samples a generator makes, and whether their classes are 'random'
+  # or 'balanced'.
   config.num_samples = 1_000
   config.labels = 'random'
   # Scales of guidance, each with scores; () is that of the training.

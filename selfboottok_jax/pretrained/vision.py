@@ -71,7 +71,7 @@ SIGLIP2 = Family(
   HALF,
   'vision_model.',
 )
-# Of its encoder alone, on all patches.
+# MAE's encoder alone: it sees all patches, none is masked.
 MAE = DINO
 CLIP = Family('clip', 14, 16, {'pre_norm': True, 'gelu': 'quick'}, OPENAI)
 CLIP_14 = dataclasses.replace(CLIP, grid=16, patch_size=14)

@@ -33,7 +33,7 @@ def _undocumented(record):
   """Names that docs/watching.md does not explain."""
   text = (commands.ROOT / 'docs' / 'watching.md').read_text()
   tags = '|'.join(
-    # A placeholder stands for a word.
+    # A part in capitals, as GROUP, stands for any name.
     re.sub(r'(?<![a-z])[A-Z]+', r'[a-z0-9_]+', tag)
     for tag in re.findall(r'`([a-z][\w/]*)`', text)
   )
