@@ -87,14 +87,13 @@ def _show(
   configs: Mapping[str, Mapping[str, Any]],
   found: Sequence[scores.Score],
 ) -> Shown:
-  large = [r for r in configs if published.is_like(configs[r], table.scale)]
   entries, is_run = [], False
   for row in table.rows:
     runs = [
-      run
-      for run, config in configs.items()
-      if row.here and published.is_like(config, row.here)
+      run for run, config in configs.items() if published.is_row(config, row)
     ]
+    scale = {**table.scale, **row.scale}
+    large = [run for run in runs if published.is_like(configs[run], scale)]
     is_run |= bool(runs)
     own = [score for score in found if score.run in runs]
     lines = [
@@ -141,10 +140,22 @@ def _is_of_kind(score: scores.Score, metric: str) -> bool:
   )
 
 
+def _is_of_statistics(score: scores.Score) -> bool:
+  """True for samples compared with a file of statistics, as ADM's is.
+
+  Such a file does not say of how many images it is; photographs do.
+  """
+  protocol = score.protocol
+  reference = str(protocol.get('reference', ''))
+  return reference.endswith('.npz') and 'reference_count' not in protocol
+
+
 def _is_same(score: scores.Score, metric: str) -> bool:
   """True for a score of the paper's protocol, as far as protocols tell."""
   return (
     score.metric == _SAME[metric]
     and score.protocol.get('count', 0) >= _COUNT
     and 'warning' not in score.protocol
+    and score.protocol.get('convention', 'adm') == 'adm'
+    and (metric not in _GUIDED or _is_of_statistics(score))
   )

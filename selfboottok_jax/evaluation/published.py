@@ -38,8 +38,9 @@ class Row:
     source: what the repository or paper of the row's own authors says.
     licence: of that repository; '?' if it was not seen.
     origin: where `source` comes from, and what is to be known about it.
-    here: what a configuration needs to be this row, see `is_like`; empty if
+    here: what a configuration needs to be this row, see `is_row`; empty if
       this package has no such run.
+    scale: what it needs besides to be as large as the row.
   """
 
   name: str
@@ -50,6 +51,7 @@ class Row:
   licence: str = ''
   origin: str = ''
   here: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  scale: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,18 @@ def table(name: str) -> Table:
   )
 
 
+def is_row(config: Mapping[str, Any], row: Row) -> bool:
+  """Returns True for a configuration that has the design of a row.
+
+  It meets `row.here` and, in everything that this does not name, the method's
+  own choices. `design.toml` lists them.
+  """
+  flat = trees.flatten(config)
+  others = {k: v for k, v in _read('design').items() if k not in row.here}
+  chosen = {k: v for k, v in others.items() if k in flat}
+  return bool(row.here) and is_like(config, {**chosen, **row.here})
+
+
 def deviations() -> list[Deviation]:
   """Reads what the paper leaves open, as docs/deviations.md tells it."""
   return [Deviation(**row) for row in _read('deviations')['rows']]
@@ -139,7 +153,7 @@ def is_like(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
   """Compares a nested configuration with conditions on its flattened keys.
 
   A condition is the value itself, '> 0' for a positive number, or text that the
-  value begins with. An absent key meets none.
+  value begins with, '' for any. An absent key meets none.
   """
   flat = trees.flatten(config)
 

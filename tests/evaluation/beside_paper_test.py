@@ -50,14 +50,17 @@ def test_other_protocols_stand_beside_not_run():
 def test_small_runs_are_never_in_the_papers_place():
   config = _config('photos64')
   config['model'] |= {'local1d_width': 0, 'local2d_depth': 0}
+  config['model']['bootstrap_from'] = 'quantized'
   found = [_score('small', 'rfid', 2.0, count=50_000)]
   told = _here('table3', 'softvq', 'rFID', {'small': config}, found)
   assert told == 'not run; rfid 2.00 (small)'
 
 
 def test_samples_with_and_without_guidance_are_told_apart():
-  configs = {'gen': _config('imagenet256'), 'tok': _config('imagenet256')}
-  made = {'sampler': 'sde', 'count': 50_000}
+  config = _config('imagenet256')
+  config['model'] |= {'local2d_width': 1280, 'local2d_depth': 30}
+  configs = {'gen': config, 'tok': config}
+  made = {'sampler': 'sde', 'count': 50_000, 'reference': 'VIRTUAL.npz'}
   found = [
     _score('gen', 'fid', 3.0, guidance=1.0, **made),
     _score('gen', 'fid', 2.0, guidance=2.3, **made),
@@ -70,6 +73,24 @@ def test_samples_with_and_without_guidance_are_told_apart():
     ('rFID', '0.7000 (tok)'),
   ):
     assert _here('table1', 'selfboottok', metric, configs, found) == told
+
+
+def test_numbers_of_smaller_aligners_and_other_references_are_not_the_papers():
+  small = _config('imagenet256')
+  large = {**small, 'model': {**small['model']}}
+  large['model'] |= {'local2d_width': 1280, 'local2d_depth': 30}
+  made = {'sampler': 'sde', 'count': 50_000, 'guidance': 2.3}
+  statistics = {'reference': 'VIRTUAL.npz'}
+  photographs = {'reference': 'val/', 'reference_count': 50_000}
+  for config, protocol in (
+    (small, statistics),
+    (large, photographs),
+    (large, statistics | {'convention': 'pytorch_fid'}),
+  ):
+    found = [_score('run', 'fid', 2.0, **made, **protocol)]
+    for table, row in (('table1', 'selfboottok'), ('table3', 'full')):
+      told = _here(table, row, 'gFID with guidance', {'run': config}, found)
+      assert told == 'not run; fid 2.00 (run)'
 
 
 def test_every_printed_number_is_a_line():
