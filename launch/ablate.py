@@ -432,7 +432,13 @@ def _check_settings(workdir: pathlib.Path, settings: ablation.Settings) -> None:
   path = workdir / SETTINGS
   if not path.exists():
     return
-  stored, given = json.loads(path.read_text()), _settings_of(settings)
+  given = _settings_of(settings)
+  try:
+    stored = dict(json.loads(path.read_text()))
+  except (ValueError, TypeError) as error:
+    raise errors.UserError(
+      f'{path} is damaged; choose another --workdir, or put the file back'
+    ) from error
   for name, value in given.items():
     if stored.get(name) != value:
       raise errors.ConfigError(

@@ -223,13 +223,6 @@ def as_text(found: Sequence[scores.Score]) -> str:
   )
 
 
-def write_scores(
-  workdir: str | os.PathLike[str], found: Sequence[scores.Score]
-) -> None:
-  """Writes the scores of a run into its workdir, as scores.json."""
-  write_file(files.as_path(workdir) / SCORES, found)
-
-
 def add_scores(
   workdir: str | os.PathLike[str], found: Sequence[scores.Score]
 ) -> None:
@@ -242,10 +235,10 @@ def list_file(
   workdir: str | os.PathLike[str], out: str | os.PathLike[str]
 ) -> None:
   """Notes in a workdir that a file elsewhere has scores of its run."""
-  path = files.as_path(workdir) / SCORE_FILES
+  workdir = files.as_path(workdir)
   own = os.fspath(files.absolute(out))
-  listed = [entry for entry in _read_json(path) or () if entry != own]
-  files.write_json(path, [*listed, own])
+  listed = [entry for entry in _read_listed(workdir) if entry != own]
+  files.write_json(workdir / SCORE_FILES, [*listed, own])
 
 
 def write_file(path: files.Path, found: Sequence[scores.Score]) -> None:
@@ -264,9 +257,18 @@ def read_scores(workdir: str | os.PathLike[str]) -> list[scores.Score]:
     UserError: a file is damaged.
   """
   workdir = files.as_path(workdir)
-  listed = _read_json(workdir / SCORE_FILES) or []
+  listed = _read_listed(workdir)
   paths = [workdir / SCORES, *(files.as_path(path) for path in listed)]
   return _latest([score for path in paths for score in read_file(path)])
+
+
+def _read_listed(workdir: files.Path) -> list[str]:
+  """Reads the paths in score_files.json; UserError if it is damaged."""
+  path = workdir / SCORE_FILES
+  listed = _read_json(path) or []
+  if isinstance(listed, list) and all(isinstance(x, str) for x in listed):
+    return listed
+  raise _damaged(path)
 
 
 def _latest(found: Sequence[scores.Score]) -> list[scores.Score]:
@@ -287,7 +289,7 @@ def read_file(path: files.Path) -> list[scores.Score]:
   """
   records = _read_json(path)
   with contextlib.suppress(ValueError, TypeError, KeyError):
-    return [
+    found = [
       scores.Score(
         record['run'],
         record['metric'],
@@ -298,6 +300,13 @@ def read_file(path: files.Path) -> list[scores.Score]:
       )
       for record in records or ()
     ]
+    if all(
+      isinstance(s.run, str)
+      and isinstance(s.metric, str)
+      and isinstance(s.value, int | float)
+      for s in found
+    ):
+      return found
   raise _damaged(path)
 
 

@@ -86,7 +86,14 @@ class Measuring:
     self._paired = None
     if self._plan.paired or self._distances:
       self._paired = paired.PairedScores(
-        self._plan.paired, self._distances, self._mesh
+        self._plan.paired,
+        self._distances,
+        self._mesh,
+        random=[
+          name
+          for name, spec in self._plan.distances.items()
+          if pretrained.RANDOM in spec.split(':')
+        ],
       )
     self._sets = [
       (self._set_measurement(names), against)

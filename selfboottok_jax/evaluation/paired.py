@@ -4,7 +4,7 @@ Each image has a score of its own; the result is their mean, summed in float64
 on the host, so it depends on neither batches, devices nor processes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PyTree, UInt8
 
-from selfboottok_jax import pixels, trees
+from selfboottok_jax import errors, pixels, trees
 from selfboottok_jax.evaluation import scores
 from selfboottok_jax.pretrained import contract
 from selfboottok_jax.training import sharding
@@ -35,6 +35,7 @@ class PairedScores:
     metrics: Sequence[str],
     distances: Mapping[str, contract.PerceptualDistance],
     mesh: Mesh,
+    random: Collection[str] = (),
   ):
     """Starts with no image.
 
@@ -42,7 +43,9 @@ class PairedScores:
       metrics: names in `scores.SCORES`.
       distances: perceptual distances, by the name of the metric.
       mesh: devices to compute on.
+      random: the distances whose weights were drawn at random.
     """
+    self._random = frozenset(random)
     self._metrics, self._distances = tuple(metrics), dict(distances)
     self._mesh = mesh
     everywhere = sharding.replicated(mesh)
@@ -70,8 +73,14 @@ class PairedScores:
     self._running = running
 
   def finish(self) -> list[Measured]:
-    """Returns (metric, mean over all images, its part of the protocol)."""
+    """Returns (metric, mean over all images, its part of the protocol).
+
+    Raises:
+      DataError: there were no images.
+    """
     self._absorb()
+    if not self.count:
+      raise errors.DataError('no images to score; give one or more')
     return [
       (name, self._totals[name] / self.count, self._protocol(name))
       for name in (*self._metrics, *self._distances)
@@ -114,4 +123,5 @@ class PairedScores:
       'network': distance.name,
       'weights': trees.weights_hash(distance.params),
       'count': self.count,
+      **({'warning': 'random weights'} if name in self._random else {}),
     }

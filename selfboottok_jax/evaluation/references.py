@@ -171,6 +171,9 @@ def of_npz(
   and those for nearest neighbours, are those of the images.
   """
   file = npz_files.NpzFile(path)
+  # Statistics beside images of another size are of another size too.
+  if image_size is not None and npz_files.IMAGES in file.shapes:
+    _check_size(file, image_size)
   fingerprint = store.sha256(file.path)
   given = {
     key: _read_statistics(file, key, wanted)
@@ -187,7 +190,7 @@ def of_npz(
   features: dict[str, np.ndarray] = {}
   count = 0
   if missing.moments or missing.kept:
-    _check_images(file, missing, image_size)
+    _check_images(file, missing)
     count = file.shapes[npz_files.IMAGES][0]
     batches = file.batches(
       batch_size,
@@ -243,7 +246,9 @@ def _read_statistics(
   # Files may hold float32, and sums that were not exactly symmetric.
   slack = 1e-5 * np.abs(covariance).max()
   skewed = np.abs(covariance - covariance.T).max() > slack
-  if skewed or covariance.diagonal().min() < -slack:
+  # Weyl: no eigenvalue moves by more than the norm of the rounding.
+  lowest = np.linalg.eigvalsh(covariance)[0]
+  if skewed or lowest < -1e-5 * np.linalg.norm(covariance):
     raise errors.DataError(
       f'{file.path}: {covariance_name} is no covariance: it is not symmetric, '
       'or has a negative variance; compute the statistics again'
@@ -254,7 +259,6 @@ def _read_statistics(
 def _check_images(
   file: npz_files.NpzFile,
   missing: set_features.Wanted,
-  image_size: sizes.Size | None,
 ) -> None:
   """Raises DataError unless the file has images for the missing features."""
   keys = ', '.join(dict.fromkeys((*missing.moments, *missing.kept)))
@@ -264,8 +268,12 @@ def _check_images(
       f'only {", ".join(file.shapes) or "nothing"}; give a file with images, '
       'photographs, or other metrics (statistics are of Inception alone)'
     )
+
+
+def _check_size(file: npz_files.NpzFile, image_size: sizes.Size) -> None:
+  """Raises DataError for images of another size than those to compare."""
   found = file.image_size()
-  if image_size is not None and found != sizes.pair(image_size):
+  if found != sizes.pair(image_size):
     height, width = sizes.pair(image_size)
     raise errors.DataError(
       f'{file.path} has images of {found[0]}x{found[1]}, those to compare with '

@@ -142,7 +142,7 @@ def load(spec: str, convention: str = 'adm', **options: Any) -> SetNetwork:
     network,
     is_official=name == 'inception'
     and any(digest.startswith(inception.DIGEST) for digest in digests),
-    is_random=source == pretrained.RANDOM,
+    is_random=pretrained.RANDOM in (name, source),
   )
 
 

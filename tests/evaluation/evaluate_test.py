@@ -135,7 +135,7 @@ def test_scores_are_kept_in_a_workdir(tmp_path, store, bucket):
   made = [scores.Score('run', 'psnr', 20.0, {'description': 'of a test'})]
   for workdir in (tmp_path, f'{bucket}/run'):
     assert evaluate.read_scores(workdir) == []
-    evaluate.write_scores(workdir, made)
+    evaluate.add_scores(workdir, made)
     assert evaluate.read_scores(workdir) == made
   store.put(f'{bucket}/run/{evaluate.SCORES}', b'[{')
   with pytest.raises(errors.UserError, match='scores.json is damaged'):
@@ -158,7 +158,7 @@ def test_scores_of_earlier_versions_are_read(tmp_path):
 
 def test_scores_elsewhere_are_found_and_the_latest_counts(tmp_path):
   old, new = ({'step': step} for step in (1, 2))
-  evaluate.write_scores(tmp_path, [scores.Score('run', 'psnr', 20.0, old)])
+  evaluate.add_scores(tmp_path, [scores.Score('run', 'psnr', 20.0, old)])
   elsewhere = tmp_path / 'elsewhere.json'
   made = [
     scores.Score('run', 'psnr', 21.0, old),
@@ -168,3 +168,20 @@ def test_scores_elsewhere_are_found_and_the_latest_counts(tmp_path):
   listed = [str(elsewhere), str(tmp_path / 'lost.json')]
   (tmp_path / evaluate.SCORE_FILES).write_text(json.dumps(listed))
   assert evaluate.read_scores(tmp_path) == made
+
+
+@pytest.mark.parametrize('listed', ['5', '[5]', '{"a": 1}'])
+def test_a_damaged_list_of_files_is_named(tmp_path, listed):
+  (tmp_path / evaluate.SCORE_FILES).write_text(listed)
+  with pytest.raises(errors.UserError, match=r'score_files.json is damaged'):
+    evaluate.read_scores(tmp_path)
+
+
+@pytest.mark.parametrize('value', ['null', '"x"'])
+def test_a_score_without_a_number_is_damage(tmp_path, value):
+  record = (
+    f'{{"run": "r", "metric": "psnr", "value": {value}, "protocol": "p"}}'
+  )
+  (tmp_path / evaluate.SCORES).write_text(f'[{record}]')
+  with pytest.raises(errors.UserError, match=r'scores.json is damaged'):
+    evaluate.read_scores(tmp_path)

@@ -109,3 +109,25 @@ def test_reconstructions_on_any_devices(devices, made):
       for i in range(model.num_codebooks)
     ]
     np.testing.assert_allclose(usage[f'usage_{group}'], np.mean(shares))
+
+
+def test_random_weights_are_told(tmp_path, made):
+  plan = metrics.parse(['psnr', 'distance_random', 'fd_random', 'fd_hog'])
+  measurement = measuring.Measuring(
+    plan,
+    sharding.make_mesh(fsdp=1),
+    {'originals': _opener(tmp_path / 'real.npz', made)},
+    image_size=SIZE,
+  )
+  for batch in _batches(made, made):
+    measurement.add(batch)
+  warned = {
+    metric: 'random weights' in protocol.get('warning', '')
+    for metric, _, protocol in measurement.finish()
+  }
+  assert warned == {
+    'psnr': False,
+    'distance_random': True,
+    'fd_random': True,
+    'fd_hog': False,
+  }

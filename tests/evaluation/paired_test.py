@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfboottok_jax import pixels, pretrained, trees
+from selfboottok_jax import errors, pixels, pretrained, trees
 from selfboottok_jax.evaluation import paired, scores
 from selfboottok_jax.training import sharding
 
@@ -66,3 +66,9 @@ def test_batches_and_devices_change_no_score(images, batch_size, devices):
   found = _measure(images, batch_size, devices)
   for (name, value, _), (_, other, _) in zip(expected, found, strict=True):
     np.testing.assert_allclose(other, value, rtol=1e-6, err_msg=name)
+
+
+def test_no_images_have_no_score():
+  measure = paired.PairedScores(('psnr',), {}, sharding.make_mesh(fsdp=1))
+  with pytest.raises(errors.DataError, match='no images to score'):
+    measure.finish()

@@ -152,6 +152,8 @@ def test_images_serve_any_network(tmp_path):
 
 NAN = {'mu': np.full(12, np.nan), 'sigma': np.eye(12)}
 SKEWED = np.eye(12) + np.eye(12, k=1)
+# Every variance is positive, but not that of all differences: eigenvalue -4.
+INDEFINITE = 5 * np.ones((12, 12)) - 4 * np.eye(12)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,7 @@ SKEWED = np.eye(12) + np.eye(12, k=1)
     (_statistics() | {'sigma': np.ones(12)}, _official, 'sigma has the shape'),
     (_statistics() | {'sigma': SKEWED}, _official, 'not symmetric'),
     (_statistics() | {'sigma': -np.eye(12)}, _official, 'negative variance'),
+    (_statistics() | {'sigma': INDEFINITE}, _official, 'negative variance'),
     (NAN, _official, 'mu .* not finite'),
     ({'mu': np.zeros(12, int), 'sigma': np.eye(12)}, _official, 'mu .int64'),
     ({'mu': np.zeros(12)}, _official, 'has no array sigma, only mu'),
@@ -169,6 +172,11 @@ SKEWED = np.eye(12) + np.eye(12, k=1)
     ({'x': np.zeros(3)}, _official, 'no images .* only x'),
     ({'arr_0': sets.images(3)}, _wanted, 'has 3 images; wanted 4 or more'),
     ({'arr_0': sets.images(9, size=4)}, _wanted, 'images of 4x4, .* are 8x8'),
+    (
+      _statistics(arr_0=sets.images(9, size=4)),
+      _official,
+      'images of 4x4, .* are 8x8',
+    ),
     ({'arr_0': np.zeros((9, 8, 8, 3))}, _wanted, 'arr_0 is float64'),
   ],
 )

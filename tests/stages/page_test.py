@@ -112,7 +112,7 @@ def test_scores_have_the_pages_names_and_stages_are_compared(runs, tmp_path):
   }
   for name, psnr in (('tokenizer', 20.0), ('scaled', 19.0)):
     score = scores.Score('at that time', 'psnr', psnr, {'count': 3})
-    evaluate.write_scores(workdirs[name], [score])
+    evaluate.add_scores(workdirs[name], [score])
   made = page.make_page(workdirs)
   assert {(s.run, s.value) for s in made.scores} == {
     ('tokenizer', 20.0), ('scaled', 19.0),
