@@ -46,6 +46,9 @@ _METRICS = FLAGS.strings(
 _REFERENCE = FLAGS.string(
   'reference', '', 'What samples are compared with; those held out.'
 )
+_VALIDATION = FLAGS.string(
+  'validation', '', 'Real images that --reference has not, for fdr.'
+)
 _JOBS = FLAGS.integer(
   'jobs', 0, 'Commands at a time; 0 is one for each accelerator.'
 )
@@ -53,8 +56,6 @@ _LIST = FLAGS.switch('list', False, 'Print all rows, and do nothing else.')
 _DRY_RUN = FLAGS.switch(
   'dry_run', False, 'Check the rows and print the commands; run nothing.'
 )
-
-
 _COST = FLAGS.switch(
   'cost', False, 'Print what a generator for all sizes saves, and stop.'
 )
@@ -62,13 +63,14 @@ _COST = FLAGS.switch(
 # Commands and configurations stand side by side.
 _ROOT = pathlib.Path(cli.__file__).parents[1]
 SETTINGS = 'settings.json'
-# Metrics that compare samples with a reference; fd_NETWORK and fdr are of
+FDR = 'fdr'
+# Metrics that compare samples with a reference; fd_NETWORK is of
 # reconstructions too.
 SAMPLES_ALONE = (
-  *('fid', 'sfid', 'is', 'precision', 'recall', 'prec_recall'),
+  *('fid', 'sfid', 'is', 'precision', 'recall', 'prec_recall', FDR),
   metrics_lib.BASELINE,
 )
-EITHER = ('fd_', 'fdr')
+EITHER = 'fd_'
 
 
 def main() -> None:
@@ -89,6 +91,7 @@ def main() -> None:
     cli.require(workdir=_WORKDIR.value)
   if _METRICS.present:
     metrics_lib.parse(_METRICS.value)
+  _check_references()
   rows = ablations.choose(_ROWS.value)
   seeds = _read_seeds()
   cli.check_least(_JOBS, 0)
@@ -282,7 +285,7 @@ class _Ablation:
     metrics = _metrics_of(of)
     if _METRICS.value and not metrics:
       return None
-    changes = _evaluate_changes(self._settings)
+    changes = _evaluate_changes(self._settings, plan)
     has_reference = of == tables_lib.SAMPLES and bool(_REFERENCE.value)
     if has_reference:
       # It takes the place of these images.
@@ -293,6 +296,7 @@ class _Ablation:
       how.append(f'--metrics={",".join(metrics)}')
     if has_reference:
       how.append(f'--reference={_REFERENCE.value}')
+      how += [f'--validation={_VALIDATION.value}'] * bool(_VALIDATION.value)
     run = self._run(training, seed)
     # Other metrics of the same run are another file.
     key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
@@ -367,10 +371,38 @@ def _metrics_of(of: str) -> list[str]:
   ]
 
 
-def _evaluate_changes(settings: ablation.Settings) -> dict[str, Any]:
-  """Keys of launch.evaluate: the images of all rows, and the user's own."""
-  changes = settings.changes
-  images = {k: changes[k] for k in ('data.path', 'data.source') if k in changes}
+def _check_references() -> None:
+  """Raises ConfigError for references that a metric lacks, or none reads."""
+  wants_ratio = FDR in _METRICS.value
+  if wants_ratio and not (_REFERENCE.value and _VALIDATION.value):
+    raise errors.ConfigError(
+      f'--metrics={",".join(_METRICS.value)} without --reference and '
+      f'--validation; {FDR} divides by the distance of real images from others'
+    )
+  if _VALIDATION.value and not wants_ratio:
+    raise errors.ConfigError(
+      f'--validation={_VALIDATION.value} is for {FDR} alone; leave it out, or '
+      f'add {FDR} to --metrics'
+    )
+
+
+def _evaluate_changes(
+  settings: ablation.Settings, plan: ablation.Plan
+) -> dict[str, Any]:
+  """Keys of launch.evaluate: the images of stage 1, and the user's own.
+
+  Stage 2 and the generator may be trained on others, and rows are scored on the
+  same.
+  """
+  changes, given = settings.changes, plan.tokenizer.config.data
+  if plan.row.more_data and not given.path:
+    raise errors.ConfigError(
+      f'{plan.row.path} with stage 1 on built-in scenes, and its stage 2 is '
+      'of photographs; give --config.data.path, so that both can be scored'
+    )
+  images = {}
+  if given.path:
+    images = {'data.path': given.path, 'data.source': given.source}
   prefix = 'evaluate.'
   own = {
     k.removeprefix(prefix): v

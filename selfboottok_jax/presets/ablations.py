@@ -81,7 +81,7 @@ class Row:
 
 
 _ROWS, SOFTVQ = tokenizer.VARIANTS, tokenizer.VARIANTS['softvq']
-# The generator of SoftVQ's authors: SiT without REG.
+# SiT without REG, as SoftVQ's authors train it; sampled as all rows are.
 PLAIN_SIT = {'networks.teacher': '', 'loss.cls': 0.0, 'loss.align_mode': 'off'}
 ROWS = (
   Row(

@@ -57,7 +57,25 @@ def test_a_reference_takes_the_place_of_the_images(server, photos, tmp_path):
   assert '--reference' not in reconstructions
 
 
-def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
+def test_rows_on_other_images_are_scored_on_those_of_stage_1(
+  server, photos, tmp_path
+):
+  result = server.run(
+    'ablate',
+    *('--rows=data', '--dry_run', f'--more_data={photos / "train"}'),
+    f'--config.tokenizer.data.path={photos}',
+    f'--config.scaling.data.path={photos / "val"}',
+    f'--workdir={tmp_path / "ablation"}',
+  )
+  assert result.code == 0, result.err
+  scored = [x for x in result.out.splitlines() if '-m launch.evaluate' in x]
+  assert len(scored) == 2
+  assert all(f'--config.data.path={photos} ' in line for line in scored)
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is(
+  server, photos, tmp_path
+):
   workdir = f'--workdir={tmp_path / "ablation"}'
   for arguments, told in (
     ((workdir,), '--rows'),
@@ -73,6 +91,15 @@ def test_what_cannot_be_run_is_refused_before_anything_is(server, tmp_path):
       'has nothing for figure5/g',
     ),
     (('--rows=data/more', workdir), '--more_data=PATH'),
+    (
+      (
+        *('--rows=data/more', '--base=quickstart', workdir),
+        f'--more_data={photos}',
+      ),
+      'stage 1 on built-in scenes',
+    ),
+    (('--rows=fusion', '--metrics=fdr,fd_hog', workdir), '--validation'),
+    (('--rows=fusion', '--validation=x', workdir), 'is for fdr alone'),
     (('--rows=table3', '--config.train.seed=1', workdir), 'use --seeds'),
     (
       ('--rows=table3/g_l1', '--config.model.local2d_depth=1', workdir),
