@@ -169,9 +169,10 @@ def _grid(
     for of, metric in columns:
       found = [v.value for v in of_row if (v.of, v.metric) == (of, metric)]
       printed = _printed(table.name, name, of, metric)
-      cells.append(
-        Cell(_text(metric, found), '' if printed is None else f'{printed:g}')
-      )
+      text = _text(metric, found)
+      if metric not in COSTS and 0 < len(found) < len(seeds):
+        text += f' ({len(found)} of {len(seeds)} seeds)'
+      cells.append(Cell(text, published.text(printed)))
     body.append((label, cells))
   groups = collections.Counter(of for of, _ in columns)
   heads = ['seeds', *(_heading(metric) for _, metric in columns)]

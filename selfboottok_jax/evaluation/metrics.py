@@ -168,6 +168,11 @@ def parse(
       baseline = True
     else:
       _check_name(name, text)
+  if set_scores.RATIO in sets and len(networks) < 2:
+    raise errors.ConfigError(
+      f'--metrics: {set_scores.RATIO} averages over two networks or more; add '
+      'fd_NETWORK for each, as fdr,fd_dinov2_b,fd_siglip2_b'
+    )
   if sets and not networks:
     networks[_INCEPTION] = _INCEPTION
   for specs in (distances, networks):

@@ -15,7 +15,7 @@ from selfboottok_jax.evaluation import scores, tables
 
 # Heading and metrics of each group: the first that fits a name has it.
 _KINDS = (
-  ('Codebooks', r'usage|codes_used|perplexity|latent|token'),
+  ('Codebooks', r'usage|codes_used|perplexity|latent|transport'),
   ('Reconstructions', r'psnr|ssim|lpips|distance|rfid'),
   ('Sets of pictures', r''),
 )

@@ -48,9 +48,9 @@ def test_a_table_has_the_papers_numbers_and_says_what_was_not_run():
   cells = _grid(filled)
   # Half the difference times the square root of 2.
   assert cells['Full']['psnr ↑'] == ('20.50 ± 0.71', '')
-  assert cells['Full']['rfid ↓'] == ('3.00', '0.66')
+  assert cells['Full']['rfid ↓'] == ('3.00 (1 of 2 seeds)', '0.66')
   assert cells['Full']['fid ↓'] == ('not run', '1.56')
-  assert cells['Full']['fd_hog ↓'] == ('9.00', '')
+  assert cells['Full']['fd_hog ↓'] == ('9.00 (1 of 2 seeds)', '')
   assert cells['Full']['seeds'] == ('0, 1', '')
   assert cells['SoftVQ']['rfid ↓'] == ('not run', '0.88')
   assert cells['SoftVQ']['seeds'] == ('not run', '')
@@ -116,7 +116,7 @@ def test_files_are_written_and_read_back(tmp_path):
     *('table', 'row', 'title', 'seed', 'metric', 'of', 'value', 'protocol'),
   }
   text = (tmp_path / 'ablation.md').read_text()
-  assert '| Full | 0, 1 | not run (paper: 1.56) | 9.00 |' in text
+  assert '| Full | 0, 1 | not run (paper: 1.56) | 9.00 (1 of 2 seeds) |' in text
   assert r'**SoftVQ** failed: a \| b' in text
   page = (tmp_path / 'ablation.html').read_text()
   assert 'Ablations &lt;here&gt;' in page

@@ -46,6 +46,8 @@ def test_metrics_are_sorted_by_what_they_need():
     (['pnsr:FILE'], 'is no metric'),
     (['fid:A', 'is:B'], 'two sources of inception'),
     (['gaussian_codes'], 'alone'),
+    (['fdr'], 'two networks or more'),
+    (['fdr', 'fd_hog'], 'two networks or more'),
   ],
 )
 def test_other_names(given, told):
@@ -64,16 +66,16 @@ def test_other_names(given, told):
     ('fid', {'has_pairs': True}, 'the metric rfid'),
     ('recall', {}, 'wanted --reference'),
     ('fd_hog', {}, 'wanted --reference'),
-    ('fdr', {'has_reference': True}, '--validation'),
+    ('fdr,fd_hog,fd_random', {'has_reference': True}, '--validation'),
   ],
 )
 def test_what_a_metric_needs(metric, there, told):
   with pytest.raises(errors.ConfigError, match=told):
-    metrics.parse([metric, 'is']).check('--samples=x', **there)
+    metrics.parse([*metric.split(','), 'is']).check('--samples=x', **there)
   everything = dict.fromkeys(
     ('has_pairs', 'has_codes', 'has_reference', 'has_validation'), True
   )
-  metrics.parse([metric]).check('--samples=x', **everything)
+  metrics.parse(metric.split(',')).check('--samples=x', **everything)
 
 
 def test_the_inception_score_needs_nothing():

@@ -72,6 +72,7 @@ def test_what_heads_do_not_share_stands_with_the_numbers():
     ('codes_used_global', 'Codebooks'),
     ('perplexity_local1d', 'Codebooks'),
     ('usage', 'Codebooks'),
+    ('transport_token_spread', 'Codebooks'),
   ],
 )
 def test_metrics_are_grouped(metric, title):

@@ -98,7 +98,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is(
       ),
       'stage 1 on built-in scenes',
     ),
-    (('--rows=fusion', '--metrics=fdr,fd_hog', workdir), '--validation'),
+    (('--rows=fusion', '--metrics=fdr,fd_hog,fd_dct', workdir), '--validation'),
     (('--rows=fusion', '--validation=x', workdir), 'is for fdr alone'),
     (('--rows=table3', '--config.train.seed=1', workdir), 'use --seeds'),
     (
