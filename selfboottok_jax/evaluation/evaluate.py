@@ -70,8 +70,7 @@ def image_features(
   def features(
     params: PyTree, images: Num[Array, 'b h w 3']
   ) -> Float[Array, 'b d']:
-    seen = network(params, pixels.to_float(images))
-    return jnp.mean(seen.patches, axis=1) if seen.cls is None else seen.cls
+    return network(params, pixels.to_float(images)).pooled
 
   return functools.partial(features, network.params)
 

@@ -109,9 +109,8 @@ class SetNetwork:
         SPATIAL: measured.spatial,
         LOGITS: measured.logits_unbiased,
       }
-    seen = self.network(params, images)
-    pool = seen.patches.mean(axis=1) if seen.cls is None else seen.cls
-    return {POOL: pool.astype(jnp.float32)}
+    pooled = self.network(params, images).pooled
+    return {POOL: pooled.astype(jnp.float32)}
 
 
 def load(spec: str, convention: str = 'adm', **options: Any) -> SetNetwork:

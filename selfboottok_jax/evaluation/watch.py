@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
@@ -73,10 +72,7 @@ class Frechet:
     def features(
       params: PyTree, images: UInt8[Array, 'b h w 3']
     ) -> Float[Array, 'b d']:
-      seen = network(params, pixels.to_float(images))
-      if seen.cls is None:
-        return jnp.mean(seen.patches, axis=1)
-      return seen.cls
+      return network(params, pixels.to_float(images)).pooled
 
     self._features = jax.jit(features, out_shardings=everywhere)
     self._real: frechet.Gaussian | None = None

@@ -51,6 +51,11 @@ class Features:
   patches: Any
   cls: Any = None
 
+  @property
+  def pooled(self) -> Float[Array, 'b e']:
+    """One vector per image: `cls` or, without one, the mean of the patches."""
+    return self.patches.mean(axis=1) if self.cls is None else self.cls
+
 
 @runtime_checkable
 class FeatureNetwork(Protocol):
