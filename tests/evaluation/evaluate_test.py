@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import selfboottok_jax as sbt
 from selfboottok_jax import errors, inference, pretrained, trees
 from selfboottok_jax.evaluation import evaluate, scores
 from selfboottok_jax.models import sit
@@ -161,7 +162,8 @@ def test_scores_elsewhere_are_found_and_the_latest_counts(tmp_path):
   evaluate.add_scores(tmp_path, [scores.Score('run', 'psnr', 20.0, old)])
   elsewhere = tmp_path / 'elsewhere.json'
   made = [
-    scores.Score('run', 'psnr', 21.0, old),
+    # Of another version of the code: measured again, not another protocol.
+    scores.Score('run', 'psnr', 21.0, old | {'version': '2'}),
     scores.Score('run', 'psnr', 22.0, new),
   ]
   evaluate.write_file(elsewhere, made)
@@ -185,3 +187,16 @@ def test_a_score_without_a_number_is_damage(tmp_path, value):
   (tmp_path / evaluate.SCORES).write_text(f'[{record}]')
   with pytest.raises(errors.UserError, match=r'scores.json is damaged'):
     evaluate.read_scores(tmp_path)
+
+
+def test_the_digest_of_the_code_changes_with_a_line_and_a_name(tmp_path):
+  def digest(name, text):
+    package = tmp_path / name / text
+    package.mkdir(parents=True)
+    (package / f'{name}.py').write_text(text)
+    return evaluate.code_digest(package)
+
+  found = [digest('a', 'x = 1'), digest('a', 'x = 2'), digest('b', 'x = 1')]
+  assert len(set(found)) == 3
+  version = evaluate.here()['version']
+  assert version == f'{sbt.__version__}+{evaluate.code_digest()}'
